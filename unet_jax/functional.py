@@ -1,0 +1,99 @@
+"""The net as two pure functions over flat dicts, for `jax.jit`, `jax.grad`, other people's loops.
+
+Keys are the slides' names (`down_1.conv.conv.0.weight`), arrays are in JAX's layout
+(`unet_spec.layout`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax import Array
+
+from unet_jax.layers import Numerics
+from unet_jax.model import UNet
+from unet_spec import UNetConfig
+from unet_spec.parameters import parameters
+
+Arrays = Mapping[str, Array]
+_NAMES = {"kernel": "weight", "scale": "weight"}
+
+
+class Functional(NamedTuple):
+    """A net without state.
+
+    Attributes:
+        init: `init(key) -> (params, stats)`: trained arrays, and batch norm's statistics ({}
+            for a net without it).
+        apply: `apply(params, x, stats={}) -> logits` in inference;
+            `apply(params, x, stats, train=True, keep=masks or key=key) -> (logits, stats)` in
+            training: batch statistics are used and returned updated, dropout drops.
+    """
+
+    init: Callable[..., tuple[dict[str, Array], dict[str, Array]]]
+    apply: Callable[..., Any]
+
+
+def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functional:
+    """The net of `config` as `(init, apply)`.
+
+    >>> init, apply = functional(UNetConfig(widths=(4, 6)))
+    >>> params, _ = init(jax.random.key(0))
+    >>> apply(params, jax.numpy.ones((1, 8, 12, 1))).shape
+    (1, 8, 12, 2)
+    """
+    net = nnx.eval_shape(lambda: UNet(config, numerics=numerics, rngs=nnx.Rngs(0)))
+    trained = {p.name for p in parameters(config) if p.trained}
+
+    def init(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        arrays = to_arrays(UNet(config, numerics=numerics, rngs=nnx.Rngs(key)))
+        return (
+            {name: array for name, array in arrays.items() if name in trained},
+            {name: array for name, array in arrays.items() if name not in trained},
+        )
+
+    def apply(
+        params: Arrays,
+        x: Array,
+        stats: Arrays = {},
+        *,
+        train: bool = False,
+        keep: Sequence[Array | None] = (None, None),
+        key: Array | None = None,
+    ) -> Any:
+        model = with_arrays(net, {**params, **stats})
+        if not train:
+            model.eval()
+            return model(x)
+        model.train()
+        logits = model(x, keep, None if key is None else nnx.Rngs(dropout=key))
+        return logits, {n: a for n, a in to_arrays(model).items() if n not in trained}
+
+    return Functional(init, apply)
+
+
+def to_arrays(model: UNet) -> dict[str, Array]:
+    """Every array of a model by its name."""
+    state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return {_name(path): variable[...] for path, variable in state}
+
+
+def with_arrays(model: UNet, arrays: Arrays) -> UNet:
+    """A copy of `model` that holds these arrays.
+
+    Raises:
+        KeyError: an array is missing.
+    """
+    graph, state, rest = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat), ...)
+    filled = [
+        (path, variable.replace(arrays[_name(path)]))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(filled), rest)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The slides' name of an NNX path: `nnx.Sequential` keeps its modules under `layers`."""
+    *modules, last = (str(part) for part in path)
+    return ".".join([*(m for m in modules if m != "layers"), _NAMES.get(last, last)])

@@ -1,0 +1,250 @@
+"""The parts where Flax or XLA differ from torch, each with its reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from unet_spec import UNetConfig
+
+EPS = 1e-5  # torch's, for every norm; Flax's is 1e-6 for group and instance norm
+MOMENTUM = 0.1  # torch's: the weight of the new batch; Flax counts the weight of the old
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """In what a net computes.
+
+    Attributes:
+        dtype: of activations and arithmetic; bfloat16 for speed on TPU and GPU.
+        param_dtype: in which parameters are kept.
+        precision: of products, as in `jax.lax.Precision`; `highest` for real float32 on
+            accelerators, whose default is TF32 or one bfloat16 pass.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+
+
+def conv(
+    in_channels: int, out_channels: int, size: int, numerics: Numerics, rngs: nnx.Rngs, **kwargs
+) -> nnx.Conv:
+    """A convolution with He's normal initialisation, std sqrt(2 / N), biases 0."""
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (size, size),
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
+        dtype=numerics.dtype,
+        param_dtype=numerics.param_dtype,
+        precision=numerics.precision,
+        rngs=rngs,
+        **kwargs,
+    )
+
+
+def conv_block(
+    in_channels: int, out_channels: int, config: UNetConfig, numerics: Numerics, rngs: nnx.Rngs
+) -> list[Callable[[Array], Array]]:
+    """3x3 convolution, normalisation and activation, in the order of the config."""
+    pad = 1 if config.padding == "same" else 0
+    convolution = conv(
+        in_channels, out_channels, 3, numerics, rngs, padding=pad, use_bias=config.bias
+    )
+    act = partial(activation, slope=config.negative_slope * (config.activation == "leaky_relu"))
+    if config.norm == "none":
+        return [convolution, act]
+    norm = normalisation(out_channels, config, numerics, rngs)
+    return [convolution, norm, act] if config.norm_place == "before" else [convolution, act, norm]
+
+
+def activation(x: Array, *, slope: float) -> Array:
+    """ReLU, or leaky ReLU for a slope other than 0.
+
+    `jax.nn.leaky_relu` takes the branch of x >= 0 at 0; torch that of x > 0, which decides the
+    gradient of a value that is exactly 0.
+    """
+    return nnx.relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
+
+
+def normalisation(
+    channels: int, config: UNetConfig, numerics: Numerics, rngs: nnx.Rngs
+) -> nnx.Module:
+    """The norm of the config, affine, with torch's eps and momentum."""
+    if config.norm == "batch":
+        return BatchNorm(channels, numerics)
+    # Flax's default, E[x^2] - E[x]^2, loses digits where the mean is large
+    options: dict[str, Any] = dict(
+        epsilon=EPS,
+        use_fast_variance=False,
+        dtype=numerics.dtype,
+        param_dtype=numerics.param_dtype,
+        rngs=rngs,
+    )
+    if config.norm == "group":
+        return nnx.GroupNorm(channels, config.groups, **options)
+    return nnx.InstanceNorm(channels, **options)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm as torch does it.
+
+    `nnx.BatchNorm` keeps the biased variance, where torch keeps the unbiased one (n / (n - 1)
+    larger), counts momentum from the other end, and has no `num_batches_tracked`.
+    """
+
+    def __init__(self, channels: int, numerics: Numerics):
+        self.weight = nnx.Param(jnp.ones(channels, numerics.param_dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, numerics.param_dtype))
+        self.running_mean = nnx.BatchStat(jnp.zeros(channels, numerics.param_dtype))
+        self.running_var = nnx.BatchStat(jnp.ones(channels, numerics.param_dtype))
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.dtype = numerics.dtype
+        self.use_running_average = False
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        # statistics never in less than float32
+        values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.use_running_average:
+            mean, var = self.running_mean[...], self.running_var[...]
+        else:
+            mean = values.mean((0, 1, 2))
+            var = jnp.square(values - mean).mean((0, 1, 2))
+            self._track(mean, var, count=x.shape[0] * x.shape[1] * x.shape[2])
+        scale = lax.rsqrt(var + EPS) * self.weight[...]
+        return ((values - mean) * scale + self.bias[...]).astype(self.dtype)
+
+    def _track(self, mean: Array, var: Array, *, count: int) -> None:
+        if count < 2:
+            raise ValueError("batch norm needs more than one value per channel in training")
+        for running, batch in (
+            (self.running_mean, mean),
+            (self.running_var, var * (count / (count - 1))),
+        ):
+            running[...] = ((1 - MOMENTUM) * running[...] + MOMENTUM * batch).astype(running.dtype)
+        self.num_batches_tracked[...] += 1
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """2x2 max-pool, stride 2; an odd last row or column is dropped, as in torch.
+
+    The gradient of a tie goes to the first maximum of the window in reading order, as in torch;
+    `jnp.max` splits it. `nnx.max_pool`'s backward, select-and-scatter, is slow on CPU, and XLA
+    refuses it in deterministic mode.
+    """
+    b, h, w, c = x.shape
+    windows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    top = _first_max(windows[:, :, 0, :, 0], windows[:, :, 0, :, 1])
+    bottom = _first_max(windows[:, :, 1, :, 0], windows[:, :, 1, :, 1])
+    return _first_max(top, bottom)
+
+
+def _first_max(first: Array, second: Array) -> Array:
+    # NaN wins wherever it stands, as in torch
+    return jnp.where((second > first) | (second != second), second, first)
+
+
+class UpConv(nnx.Module):
+    """2x2 transposed convolution with stride 2: one matrix product and a pixel shuffle.
+
+    y[b, 2h+i, 2w+j, o] = sum_c x[b, h, w, c] kernel[i, j, c, o] + bias[o]
+
+    The windows do not overlap, so nothing is to be summed between them. `nnx.ConvTranspose`
+    convolves a dilated input, which XLA runs slowly, gathers whole activations where rows are
+    sharded, and needs a mirrored kernel.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, numerics: Numerics, rngs: nnx.Rngs):
+        # std sqrt(2 / (4 * out_channels)), as in the authors' release of the paper
+        init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+        shape = (2, 2, in_channels, out_channels)
+        self.kernel = nnx.Param(init(rngs.params(), shape, numerics.param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_channels, numerics.param_dtype))
+        self.numerics = numerics
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w k"]:
+        b, h, w, _ = x.shape
+        dtype = self.numerics.dtype
+        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        y = jnp.einsum(
+            "bhwc,ijco->bhiwjo", x.astype(dtype), kernel, precision=self.numerics.precision
+        )
+        return y.reshape(b, 2 * h, 2 * w, -1) + bias
+
+
+def up_sampling(
+    in_channels: int, out_channels: int, config: UNetConfig, numerics: Numerics, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Twice the height and width, `out_channels` channels."""
+    if config.up == "transposed":
+        return UpConv(in_channels, out_channels, numerics, rngs)
+    return nnx.Sequential(
+        partial(interpolated, mode=config.up),
+        conv(in_channels, out_channels, 1, numerics, rngs),
+    )
+
+
+def interpolated(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*h 2*w c"]:
+    """Twice the height and width: `nearest`, `bilinear`, or `bilinear_aligned`, which is
+    torch's `align_corners=True` and does not exist in `jax.image.resize`."""
+    b, h, w, c = x.shape
+    if mode == "nearest":
+        repeated = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+        return repeated.reshape(b, 2 * h, 2 * w, c)
+    if mode == "bilinear":
+        return jax.image.resize(
+            x, (b, 2 * h, 2 * w, c), "bilinear", precision=lax.Precision.HIGHEST
+        )
+    rows, columns = (jnp.asarray(aligned_weights(size), x.dtype) for size in (h, w))
+    x = jnp.einsum("ih,bhwc->biwc", rows, x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("jw,bhwc->bhjc", columns, x, precision=lax.Precision.HIGHEST)
+
+
+def aligned_weights(size: int) -> np.ndarray:
+    """(2 * size, size) weights of bilinear interpolation whose corners fall on corners."""
+    at = np.arange(2 * size) * (size - 1) / (2 * size - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
+
+
+class Dropout(nnx.Module):
+    """Dropout whose mask can be given, so that two frameworks can drop the same values."""
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self.deterministic = False
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        keep: Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """`keep`, of the shape of `x`, is 1 where a value stays; drawn from `rngs` without it."""
+        if self.deterministic or self.rate == 0:
+            return x
+        if keep is None:
+            if rngs is None:
+                raise ValueError("dropout in training needs masks (keep) or rngs")
+            keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, x.shape)
+        return x * keep.astype(x.dtype) / (1 - self.rate)
+
+
+def fitted(
+    x: Float[Array, "b h w c"], skip: Float[Array, "b H W k"], config: UNetConfig
+) -> tuple[Array, Array]:
+    """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
+    `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
+    if config.fit in ("zeros", "edge"):
+        missing = [(0, 0), *((0, skip.shape[i] - x.shape[i]) for i in (1, 2)), (0, 0)]
+        return jnp.pad(x, missing, mode="constant" if config.fit == "zeros" else "edge"), skip
+    top = (skip.shape[1] - x.shape[1]) // 2
+    left = (skip.shape[2] - x.shape[2]) // 2
+    return x, skip[:, top : top + x.shape[1], left : left + x.shape[2]]

@@ -1,0 +1,127 @@
+"""U-Net in Flax NNX. `unet_torch.model` is its twin, line for line."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from unet_jax.layers import Dropout, Numerics, conv, conv_block, fitted, max_pool, up_sampling
+from unet_spec import Preprocessing, UNetConfig, geometry
+
+
+class DoubleConv(nnx.Module):
+    """Two 3x3 convolutions, each with its activation."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, config: UNetConfig, dropout: float = 0.0, *,
+        numerics: Numerics, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.conv = nnx.Sequential(
+            *conv_block(in_channels, out_channels, config, numerics, rngs),
+            *conv_block(out_channels, out_channels, config, numerics, rngs),
+        )
+        self.drop = Dropout(dropout)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], keep: Array | None = None, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h2 w2 k"]:
+        return self.drop(self.conv(x), keep, rngs)
+
+
+class Down(nnx.Module):
+    """A level of the contracting path: the map for the skip, and its half for the next level."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, config: UNetConfig, dropout: float = 0.0, *,
+        numerics: Numerics, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.conv = DoubleConv(
+            in_channels, out_channels, config, dropout, numerics=numerics, rngs=rngs
+        )
+        self.pool = max_pool
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], keep: Array | None = None, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b h2 w2 k"], Float[Array, "b h3 w3 k"]]:
+        skip = self.conv(x, keep, rngs)
+        return skip, self.pool(skip)
+
+
+class Up(nnx.Module):
+    """A level of the expanding path: up-sampling, concatenation with the skip, convolutions."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, config: UNetConfig, *,
+        numerics: Numerics, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.config = config
+        self.up = up_sampling(in_channels, out_channels, config, numerics, rngs)
+        self.conv = DoubleConv(
+            2 * out_channels, out_channels, config, numerics=numerics, rngs=rngs
+        )
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 k"]
+    ) -> Float[Array, "b h3 w3 k"]:
+        x, skip = fitted(self.up(x), skip, self.config)
+        pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
+        return self.conv(jnp.concatenate(pair, axis=-1))
+
+
+class UNet(nnx.Module):
+    """The U-Net of a config: (b, h, w, in_channels) -> (b, h', w', classes) logits.
+
+    Paths of parameters are the slides' names. A new net is in training mode.
+    """
+
+    preprocessing: Preprocessing = Preprocessing()
+    class_names: tuple[str, ...] = ()
+
+    def __init__(
+        self, config: UNetConfig = UNetConfig(), *,
+        numerics: Numerics = Numerics(), rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.config = config
+        for level, (in_channels, out_channels) in enumerate(config.downs, start=1):
+            dropout = config.dropout if level == config.depth else 0.0
+            down = Down(
+                in_channels, out_channels, config, dropout, numerics=numerics, rngs=rngs
+            )
+            setattr(self, f"down_{level}", down)
+        self.neck = DoubleConv(
+            config.widths[-2], config.widths[-1], config, config.dropout,
+            numerics=numerics, rngs=rngs,
+        )  # fmt: skip
+        for level, (in_channels, out_channels) in enumerate(config.ups, start=1):
+            up = Up(in_channels, out_channels, config, numerics=numerics, rngs=rngs)
+            setattr(self, f"up_{level}", up)
+        self.out = conv(config.widths[0], config.classes, 1, numerics, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        keep: Sequence[Array | None] = (None, None),
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h2 w2 k"]:
+        """Logits of a batch.
+
+        Args:
+            x: the input; height and width legal for the config (`unet_spec.geometry`).
+            keep: masks for the dropout of the last level and of the neck, each of the shape
+                that it falls on, 1 where a value stays.
+            rngs: draws those masks (`nnx.Rngs(dropout=key)`) where they are not given.
+
+        Raises:
+            InputError: an illegal size, with the nearest legal ones.
+        """
+        geometry.check(self.config, x.shape[1], x.shape[2])
+        skips = []
+        for level in range(1, self.config.depth + 1):
+            drop = keep[0] if level == self.config.depth else None
+            skip, x = getattr(self, f"down_{level}")(x, drop, rngs)
+            skips.append(skip)
+        x = self.neck(x, keep[1], rngs)
+        for level in range(1, self.config.depth + 1):
+            x = getattr(self, f"up_{level}")(x, skips.pop())
+        return self.out(x)

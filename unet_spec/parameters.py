@@ -1,0 +1,111 @@
+"""The table of names and shapes, in torch's layout and order.
+
+Neither twin reads it: it is the third witness, which both must equal.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from unet_spec.config import UNetConfig
+from unet_spec.errors import InputError
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Parameter(NamedTuple):
+    """One tensor of a `state_dict`.
+
+    `kind` decides its layout in JAX and whether it is trained: `conv`, `up_conv` and `vector`
+    are; `statistic` and `count` belong to batch norm.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Literal["conv", "up_conv", "vector", "statistic", "count"]
+
+    @property
+    def trained(self) -> bool:
+        return self.kind not in ("statistic", "count")
+
+
+def parameters(config: UNetConfig) -> tuple[Parameter, ...]:
+    """Every tensor of the net, in the order of torch's `state_dict`."""
+    return tuple(_parameters(config))
+
+
+def parameter_count(config: UNetConfig) -> int:
+    """Number of trained values: 31,030,658 for the slides' net."""
+    return sum(int(np.prod(p.shape)) for p in parameters(config) if p.trained)
+
+
+def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
+    """Refuse tensors that are not exactly those of the net.
+
+    Args:
+        source: what the sentence calls them, usually the file's path.
+
+    Raises:
+        InputError: naming every missing, unexpected and mis-shaped tensor, in one sentence.
+    """
+    table = {p.name: p.shape for p in parameters(config)}
+    missing = [name for name in table if name not in tensors]
+    unexpected = sorted(tensors.keys() - table.keys())
+    misshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
+        for name, shape in table.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+    if any(kinds.values()):
+        found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        raise InputError(
+            f"{source}: the tensors do not fit the net of its config ({found}); nothing was "
+            "loaded: give the weights of this net, or the config of these weights"
+        )
+
+
+def _parameters(config: UNetConfig) -> Iterator[Parameter]:
+    for level, (in_, out) in enumerate(config.downs, start=1):
+        yield from _double_conv(f"down_{level}.conv", in_, out, config)
+    yield from _double_conv("neck", *config.widths[-2:], config)
+    for level, (in_, out) in enumerate(config.ups, start=1):
+        yield from _up_sampling(f"up_{level}.up", in_, out, config)
+        yield from _double_conv(f"up_{level}.conv", 2 * out, out, config)
+    yield Parameter("out.weight", (config.classes, config.widths[0], 1, 1), "conv")
+    yield Parameter("out.bias", (config.classes,), "vector")
+
+
+def _double_conv(name: str, in_: int, out: int, config: UNetConfig) -> Iterator[Parameter]:
+    block = 2 if config.norm == "none" else 3
+    norm_at = 1 if config.norm_place == "before" else 2
+    for start, channels in ((0, in_), (block, out)):
+        yield Parameter(f"{name}.conv.{start}.weight", (out, channels, 3, 3), "conv")
+        if config.bias:
+            yield Parameter(f"{name}.conv.{start}.bias", (out,), "vector")
+        if config.norm != "none":
+            yield from _norm(f"{name}.conv.{start + norm_at}", out, config)
+
+
+def _norm(name: str, channels: int, config: UNetConfig) -> Iterator[Parameter]:
+    yield Parameter(f"{name}.weight", (channels,), "vector")
+    yield Parameter(f"{name}.bias", (channels,), "vector")
+    if config.norm == "batch":
+        yield Parameter(f"{name}.running_mean", (channels,), "statistic")
+        yield Parameter(f"{name}.running_var", (channels,), "statistic")
+        yield Parameter(f"{name}.num_batches_tracked", (), "count")
+
+
+def _up_sampling(name: str, in_: int, out: int, config: UNetConfig) -> Iterator[Parameter]:
+    if config.up == "transposed":
+        yield Parameter(f"{name}.weight", (in_, out, 2, 2), "up_conv")
+        yield Parameter(f"{name}.bias", (out,), "vector")
+    else:
+        yield Parameter(f"{name}.1.weight", (out, in_, 1, 1), "conv")
+        yield Parameter(f"{name}.1.bias", (out,), "vector")
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,71 @@
+"""How an image becomes the net's input; it travels in the weight file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from unet_spec.errors import InputError
+from unet_spec.fields import check_types
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the net's input."""
+
+    normalize: Literal["image", "range", "none"] = "image"
+    """`image`: mean 0 and standard deviation 1 over the whole image; `range`: an integer image
+    divided by the largest value of its type, a float image as it is; `none`: as it is."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+def prepare(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -> np.ndarray:
+    """The net's input: float32 (h, w, channels).
+
+    Args:
+        image: (h, w) or (h, w, c) with c = 1, 3 or 4 (the fourth, alpha, is dropped); for
+            other channel counts, exactly those of the net. Integers, bools or floats.
+        channels: of the net. 1 turns colour into luma (BT.601), 3 repeats gray.
+
+    Raises:
+        InputError: another shape, or channels that do not fit.
+    """
+    values = _with_channels(image, channels)
+    if not np.isfinite(values).all():
+        raise InputError("the image holds NaN or infinite values; mend it before it is used")
+    if preprocessing.normalize == "range" and np.issubdtype(image.dtype, np.integer):
+        return values / np.float32(np.iinfo(image.dtype).max)
+    if preprocessing.normalize == "image":
+        deviation = values.std(dtype=np.float64)
+        centred = values - np.float32(values.mean(dtype=np.float64))
+        return centred / np.float32(deviation) if deviation > 0 else centred
+    return values
+
+
+def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or 0 in image.shape:
+        raise InputError(f"an image is (h, w) or (h, w, c), got the shape {image.shape}")
+    values = image.astype(np.float32)
+    if values.shape[-1] == channels:
+        return values
+    if values.shape[-1] == 4:
+        values = values[..., :3]
+    if values.shape[-1] == 2:
+        values = values[..., :1]
+    found = values.shape[-1]
+    if found == channels:
+        return values
+    if (found, channels) == (3, 1):
+        return (values @ _LUMA)[..., None]
+    if (found, channels) == (1, 3):
+        return np.repeat(values, 3, axis=-1)
+    raise InputError(
+        f"the image has {image.shape[-1]} channels and the net takes {channels}; "
+        "only gray, RGB and RGBA are turned into one another"
+    )

@@ -1,0 +1,126 @@
+"""NAME.safetensors: the one file that both frameworks read.
+
+The tensors are torch's: its layout, the slides' names. The header's metadata has one entry,
+`unet`, a JSON object with `version`, `config`, `preprocessing` and `class_names`. One entry
+only, because safetensors writes several in no fixed order, and equal weights are equal bytes.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from unet_spec.config import UNetConfig
+from unet_spec.errors import InputError
+from unet_spec.fields import from_json
+from unet_spec.files import written
+from unet_spec.parameters import Tensors, check_tensors
+from unet_spec.preprocessing import Preprocessing
+
+VERSION = 1
+DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a weight file says; `tensors` are contiguous numpy arrays in torch's layout."""
+
+    config: UNetConfig
+    tensors: Tensors
+    preprocessing: Preprocessing = Preprocessing()
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_tensors(self.config, self.tensors, source="weights")
+        if self.class_names and len(self.class_names) != self.config.classes:
+            raise InputError(
+                f"class_names needs one name for each of {self.config.classes} classes, "
+                f"got {self.class_names}"
+            )
+
+
+def write(path: Path | str, weights: WeightFile, *, dtype: str = "float32") -> None:
+    """Write the file whole or not at all; an existing file is replaced.
+
+    Args:
+        dtype: of the floating-point tensors: float16, float32 or float64.
+    """
+    metadata = {
+        "version": VERSION,
+        "config": dataclasses.asdict(weights.config),
+        "preprocessing": dataclasses.asdict(weights.preprocessing),
+        "class_names": weights.class_names,
+    }
+    with written(Path(path)) as stream:
+        stream.write(
+            safetensors.serialize(
+                {name: _entry(tensor, dtype) for name, tensor in weights.tensors.items()},
+                {"unet": json.dumps(metadata, sort_keys=True)},
+            )
+        )
+
+
+def read(path: Path | str) -> WeightFile:
+    """The file's content, checked: exactly the tensors of its config, each of its shape.
+
+    Raises:
+        InputError: not a weight file, damaged, of a newer version, or not what its config says.
+    """
+    path = Path(path)
+    metadata, tensors = read_safetensors(path)
+    if "unet" not in metadata:
+        raise InputError(
+            f"{path}: a safetensors file without this project's metadata; name its axes: "
+            f"unet convert {path} NEW.safetensors --config.padding ... (see unet convert --help)"
+        )
+    try:
+        card = json.loads(metadata["unet"])
+        if card["version"] > VERSION:
+            raise InputError(f"{path}: format version {card['version']}, known up to {VERSION}")
+        config = from_json(UNetConfig, json.dumps(card["config"]))
+        preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
+        class_names = tuple(card["class_names"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its metadata is damaged ({error!r})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    check_tensors(config, tensors, source=str(path))
+    return WeightFile(config, tensors, preprocessing, class_names)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Metadata and tensors of any safetensors file, as owned arrays."""
+    refuse_pointer(path)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return file.metadata() or {}, {n: np.array(file.get_tensor(n)) for n in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); fetch or write it again"
+        ) from error
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a missing or empty file, a folder, and a Git-LFS pointer."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    with path.open("rb") as stream:
+        head = stream.read(40)
+    if not head:
+        raise InputError(f"{path}: the file is empty; fetch or write it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a Git-LFS pointer, not the weights; run: git lfs pull")
+
+
+def _entry(tensor: np.ndarray, dtype: str) -> dict[str, Any]:
+    target = "int64" if np.issubdtype(tensor.dtype, np.integer) else dtype
+    if target not in DTYPES:
+        raise InputError(f"dtype is one of float16, float32, float64, got {dtype}")
+    # safetensors takes the buffer as it lies: a transposed view would be scrambled, silently
+    owned = np.ascontiguousarray(tensor, dtype=target)
+    assert owned.flags.c_contiguous
+    return {"dtype": DTYPES[target], "shape": tensor.shape, "data": owned.tobytes()}

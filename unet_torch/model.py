@@ -1,0 +1,109 @@
+"""U-Net in PyTorch, the reference. `unet_jax.model` is its twin, line for line."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unet_spec import Preprocessing, UNetConfig, geometry
+from unet_torch.layers import Dropout, conv_block, fitted, initialise, up_sampling
+
+
+class DoubleConv(nn.Module):
+    """Two 3x3 convolutions, each with its activation."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, config: UNetConfig, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.conv = nn.Sequential(
+            *conv_block(in_channels, out_channels, config),
+            *conv_block(out_channels, out_channels, config),
+        )
+        self.drop = Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], keep: Tensor | None = None
+    ) -> Float[Tensor, "b k h2 w2"]:
+        return self.drop(self.conv(x), keep)
+
+
+class Down(nn.Module):
+    """A level of the contracting path: the map for the skip, and its half for the next level."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, config: UNetConfig, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.conv = DoubleConv(in_channels, out_channels, config, dropout)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], keep: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b k h2 w2"], Float[Tensor, "b k h3 w3"]]:
+        skip = self.conv(x, keep)
+        return skip, self.pool(skip)
+
+
+class Up(nn.Module):
+    """A level of the expanding path: up-sampling, concatenation with the skip, convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.up = up_sampling(in_channels, out_channels, config)
+        self.conv = DoubleConv(2 * out_channels, out_channels, config)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k h2 w2"]
+    ) -> Float[Tensor, "b k h3 w3"]:
+        x, skip = fitted(self.up(x), skip, self.config)
+        pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
+        return self.conv(torch.cat(pair, dim=1))
+
+
+class UNet(nn.Module):
+    """The U-Net of a config: (b, in_channels, h, w) -> (b, classes, h', w') logits.
+
+    `state_dict` has the slides' names. A new net is in training mode.
+    """
+
+    preprocessing: Preprocessing = Preprocessing()
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, config: UNetConfig = UNetConfig()):
+        super().__init__()
+        self.config = config
+        for level, (in_channels, out_channels) in enumerate(config.downs, start=1):
+            dropout = config.dropout if level == config.depth else 0.0
+            setattr(self, f"down_{level}", Down(in_channels, out_channels, config, dropout))
+        self.neck = DoubleConv(config.widths[-2], config.widths[-1], config, config.dropout)
+        for level, (in_channels, out_channels) in enumerate(config.ups, start=1):
+            setattr(self, f"up_{level}", Up(in_channels, out_channels, config))
+        self.out = nn.Conv2d(config.widths[0], config.classes, 1)
+        initialise(self)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], keep: Sequence[Tensor | None] = (None, None)
+    ) -> Float[Tensor, "b k h2 w2"]:
+        """Logits of a batch.
+
+        Args:
+            x: the input; height and width legal for the config (`unet_spec.geometry`).
+            keep: masks for the dropout of the last level and of the neck, each of the shape
+                that it falls on, 1 where a value stays. Drawn at random without them.
+
+        Raises:
+            InputError: an illegal size, with the nearest legal ones.
+        """
+        geometry.check(self.config, x.shape[2], x.shape[3])
+        skips = []
+        for level in range(1, self.config.depth + 1):
+            drop = keep[0] if level == self.config.depth else None
+            skip, x = getattr(self, f"down_{level}")(x, drop)
+            skips.append(skip)
+        x = self.neck(x, keep[1])
+        for level in range(1, self.config.depth + 1):
+            x = getattr(self, f"up_{level}")(x, skips.pop())
+        return self.out(x)

@@ -1,0 +1,33 @@
+import numpy as np
+import torch
+
+from unet_spec import prediction
+from unet_torch.model import UNet
+
+
+def predict(model: UNet, image: np.ndarray) -> np.ndarray:
+    """The class of every pixel of one image of any size: (h, w) integers.
+
+    Args:
+        model: its `preprocessing` turns the image into the input; it runs in inference mode
+            and is left in the mode that it was in.
+        image: (h, w) or (h, w, c), any integer or float type.
+
+    Raises:
+        InputError: an image that does not fit the net.
+    """
+    like = model.out.weight
+
+    @torch.no_grad()
+    def forward(x: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(x).permute(0, 3, 1, 2).to(like)
+        return model(batch).permute(0, 2, 3, 1).float().cpu().numpy()
+
+    was_training = model.training
+    model.eval()
+    try:
+        return prediction.predict(
+            forward, image, config=model.config, preprocessing=model.preprocessing
+        )
+    finally:
+        model.train(was_training)

@@ -1,0 +1,40 @@
+"""Weight files for the reference."""
+
+from pathlib import Path
+
+import torch
+
+from unet_spec import weight_file
+from unet_spec.weight_file import WeightFile
+from unet_torch.model import UNet
+
+
+def load(path: Path | str) -> UNet:
+    """The net of a weight file, in inference mode; `model.train()` switches to training.
+
+    Raises:
+        InputError: the file is damaged or does not fit its config; nothing is loaded partly.
+    """
+    return from_weights(weight_file.read(path))
+
+
+def save(model: UNet, path: Path | str) -> None:
+    """Write a net's weights, config, preprocessing and class names, as `unet_jax.save` does."""
+    weight_file.write(path, to_weights(model))
+
+
+def from_weights(weights: WeightFile) -> UNet:
+    """The net of a weight file's content, in inference mode; float32 unless all of the
+    content is of another floating-point type."""
+    with torch.device("meta"):
+        model = UNet(weights.config)
+    state = {name: torch.from_numpy(array.copy()) for name, array in weights.tensors.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    model.preprocessing, model.class_names = weights.preprocessing, weights.class_names
+    return model.eval()
+
+
+def to_weights(model: UNet) -> WeightFile:
+    """A net as the content of a weight file."""
+    tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in model.state_dict().items()}
+    return WeightFile(model.config, tensors, model.preprocessing, model.class_names)
