@@ -76,7 +76,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
 def to_arrays(model: UNet) -> dict[str, Array]:
     """Every array of a model by its name."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
-    return {_name(path): variable[...] for path, variable in state}
+    return {_name(path): variable.get_value() for path, variable in state}
 
 
 def with_arrays(model: UNet, arrays: Arrays) -> UNet:
@@ -87,8 +87,7 @@ def with_arrays(model: UNet, arrays: Arrays) -> UNet:
     """
     graph, state, rest = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat), ...)
     filled = [
-        (path, variable.replace(arrays[_name(path)]))
-        for path, variable in nnx.to_flat_state(state)
+        (path, variable.replace(arrays[_name(path)])) for path, variable in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(filled), rest)
 

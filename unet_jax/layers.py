@@ -81,17 +81,41 @@ def normalisation(
     """The norm of the config, affine, with torch's eps and momentum."""
     if config.norm == "batch":
         return BatchNorm(channels, numerics)
-    # Flax's default, E[x^2] - E[x]^2, loses digits where the mean is large
-    options: dict[str, Any] = dict(
-        epsilon=EPS,
-        use_fast_variance=False,
-        dtype=numerics.dtype,
-        param_dtype=numerics.param_dtype,
-        rngs=rngs,
-    )
-    if config.norm == "group":
-        return nnx.GroupNorm(channels, config.groups, **options)
-    return nnx.InstanceNorm(channels, **options)
+    return GroupNorm(channels, config.groups if config.norm == "group" else channels, numerics)
+
+
+def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Mean and biased variance over axes, which stay with size 1; never in less than float32.
+
+    Axis by axis, because XLA on CPU adds up one long row of numbers one after the other: over
+    whole maps group norm was up to 9 times further from float64 than torch's. Not as
+    E[x^2] - E[x]^2, Flax's default, which loses digits where the mean is large.
+    """
+    mean = x
+    for axis in axes:
+        mean = mean.mean(axis, keepdims=True)
+    var = jnp.square(x - mean)
+    for axis in axes:
+        var = var.mean(axis, keepdims=True)
+    return mean, var
+
+
+class GroupNorm(nnx.Module):
+    """Group norm, and with one group per channel instance norm, with torch's eps."""
+
+    def __init__(self, channels: int, groups: int, numerics: Numerics):
+        self.weight = nnx.Param(jnp.ones(channels, numerics.param_dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, numerics.param_dtype))
+        self.groups = groups
+        self.dtype = numerics.dtype
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        grouped = values.reshape(b, h, w, self.groups, c // self.groups)
+        mean, var = moments(grouped, (2, 1, 4))
+        normal = ((grouped - mean) * lax.rsqrt(var + EPS)).reshape(x.shape)
+        return (normal * self.weight[...] + self.bias[...]).astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -111,14 +135,12 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        # statistics never in less than float32
         values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.use_running_average:
             mean, var = self.running_mean[...], self.running_var[...]
         else:
-            mean = values.mean((0, 1, 2))
-            var = jnp.square(values - mean).mean((0, 1, 2))
-            self._track(mean, var, count=x.shape[0] * x.shape[1] * x.shape[2])
+            mean, var = moments(values, (2, 1, 0))
+            self._track(mean.ravel(), var.ravel(), count=x.shape[0] * x.shape[1] * x.shape[2])
         scale = lax.rsqrt(var + EPS) * self.weight[...]
         return ((values - mean) * scale + self.bias[...]).astype(self.dtype)
 

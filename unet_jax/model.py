@@ -57,9 +57,7 @@ class Up(nnx.Module):
     ):  # fmt: skip
         self.config = config
         self.up = up_sampling(in_channels, out_channels, config, numerics, rngs)
-        self.conv = DoubleConv(
-            2 * out_channels, out_channels, config, numerics=numerics, rngs=rngs
-        )
+        self.conv = DoubleConv(2 * out_channels, out_channels, config, numerics=numerics, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 k"]
@@ -85,9 +83,7 @@ class UNet(nnx.Module):
         self.config = config
         for level, (in_channels, out_channels) in enumerate(config.downs, start=1):
             dropout = config.dropout if level == config.depth else 0.0
-            down = Down(
-                in_channels, out_channels, config, dropout, numerics=numerics, rngs=rngs
-            )
+            down = Down(in_channels, out_channels, config, dropout, numerics=numerics, rngs=rngs)
             setattr(self, f"down_{level}", down)
         self.neck = DoubleConv(
             config.widths[-2], config.widths[-1], config, config.dropout,

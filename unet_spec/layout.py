@@ -40,4 +40,6 @@ def _to_torch(parameter: Parameter, array: np.ndarray) -> np.ndarray:
     if parameter.kind == "count":
         return np.array(array, dtype=np.int64)
     axes = _AXES.get(parameter.kind)
-    return np.array(array.transpose(None if axes is None else np.argsort(axes)), order="C", copy=True)
+    return np.array(
+        array.transpose(None if axes is None else np.argsort(axes)), order="C", copy=True
+    )

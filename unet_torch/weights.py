@@ -36,5 +36,7 @@ def from_weights(weights: WeightFile) -> UNet:
 
 def to_weights(model: UNet) -> WeightFile:
     """A net as the content of a weight file."""
-    tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in model.state_dict().items()}
+    tensors = {
+        name: t.detach().cpu().contiguous().numpy() for name, t in model.state_dict().items()
+    }
     return WeightFile(model.config, tensors, model.preprocessing, model.class_names)
