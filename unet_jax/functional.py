@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax import Array
 
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import UNetConfig
 from unet_spec.parameters import parameters
 
-Arrays = Mapping[str, Array]
+Arrays = Mapping[str, jax.Array]
 _NAMES = {"kernel": "weight", "scale": "weight"}
 
 
@@ -31,7 +30,7 @@ class Functional(NamedTuple):
             training: batch statistics are used and returned updated, dropout drops.
     """
 
-    init: Callable[..., tuple[dict[str, Array], dict[str, Array]]]
+    init: Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
     apply: Callable[..., Any]
 
 
@@ -46,7 +45,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     net = nnx.eval_shape(lambda: UNet(config, numerics=numerics, rngs=nnx.Rngs(0)))
     trained = {p.name for p in parameters(config) if p.trained}
 
-    def init(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    def init(key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         arrays = to_arrays(UNet(config, numerics=numerics, rngs=nnx.Rngs(key)))
         return (
             {name: array for name, array in arrays.items() if name in trained},
@@ -55,12 +54,12 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
 
     def apply(
         params: Arrays,
-        x: Array,
+        x: jax.Array,
         stats: Arrays = {},
         *,
         train: bool = False,
-        keep: Sequence[Array | None] = (None, None),
-        key: Array | None = None,
+        keep: Sequence[jax.Array | None] = (None, None),
+        key: jax.Array | None = None,
     ) -> Any:
         model = with_arrays(net, {**params, **stats})
         if not train:
@@ -73,7 +72,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     return Functional(init, apply)
 
 
-def to_arrays(model: UNet) -> dict[str, Array]:
+def to_arrays(model: UNet) -> dict[str, jax.Array]:
     """Every array of a model by its name."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     return {_name(path): variable.get_value() for path, variable in state}
@@ -94,5 +93,5 @@ def with_arrays(model: UNet, arrays: Arrays) -> UNet:
 
 def _name(path: tuple[Any, ...]) -> str:
     """The slides' name of an NNX path: `nnx.Sequential` keeps its modules under `layers`."""
-    *modules, last = (str(part) for part in path)
+    modules, last = [str(part) for part in path[:-1]], str(path[-1])
     return ".".join([*(m for m in modules if m != "layers"), _NAMES.get(last, last)])

@@ -2,7 +2,6 @@ from functools import lru_cache
 
 import jax
 import numpy as np
-from flax import nnx
 
 from unet_jax.functional import functional, to_arrays
 from unet_jax.model import UNet

@@ -108,6 +108,10 @@ class Row:
         wrong = self.mismatches + self.gradients["mismatches"] + self.input_gradient["mismatches"]
         return not self.refused and wrong == 0
 
+    @property
+    def outcome(self) -> str:
+        return self.refused or ("holds" if self.holds else "FAILS")
+
 
 def why_not(config: UNetConfig) -> str:
     """Why no exact proof exists for a config; empty if one does."""

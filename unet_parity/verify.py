@@ -163,20 +163,20 @@ def _exact_rows(config: UNetConfig, *, both_paddings: bool, say: Callable[[str],
         return
     configs = [config]
     if both_paddings:
-        other = "valid" if config.padding == "same" else "same"
-        configs.append(replace(config, padding=other, fit="error"))
+        if config.padding == "same":
+            configs.append(replace(config, padding="valid", fit="error"))
+        else:
+            configs.append(replace(config, padding="same", fit="error"))
     for each in configs:
         for rung in exact.RUNGS:
             row = exact.prove(each, rung)
-            say(
-                f"  {rung.name}, padding={each.padding}: {row.refused or ('holds' if row.holds else 'FAILS')}"
-            )
+            say(f"  {rung.name}, padding={each.padding}: {row.outcome}")
             yield row
 
 
 def _differences(who: str, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     return [
-        f"{who}: {name} is {found.get(name, 'missing')}, the table says {expected.get(name, 'none')}"
+        f"{who}: {name} is {found.get(name, 'missing')}, not {expected.get(name, 'there')}"
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]

@@ -27,7 +27,7 @@ def from_json(cls: type[T], text: str) -> T:
 
 
 def check_types(config: Any) -> None:
-    """Refuse a field whose value is not of its annotated type: `InputError` with field and value."""
+    """Refuse a value that is not of its field's type: `InputError` with field and value."""
     for name, kind in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if typing.get_origin(kind) is Literal:

@@ -69,7 +69,7 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
 def _parameters(config: UNetConfig) -> Iterator[Parameter]:
     for level, (in_, out) in enumerate(config.downs, start=1):
         yield from _double_conv(f"down_{level}.conv", in_, out, config)
-    yield from _double_conv("neck", *config.widths[-2:], config)
+    yield from _double_conv("neck", config.widths[-2], config.widths[-1], config)
     for level, (in_, out) in enumerate(config.ups, start=1):
         yield from _up_sampling(f"up_{level}.up", in_, out, config)
         yield from _double_conv(f"up_{level}.conv", 2 * out, out, config)

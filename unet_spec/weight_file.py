@@ -9,10 +9,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
@@ -22,7 +22,7 @@ from unet_spec.parameters import Tensors, check_tensors
 from unet_spec.preprocessing import Preprocessing
 
 VERSION = 1
-DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64"}
+DTYPES = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,10 @@ def write(path: Path | str, weights: WeightFile, *, dtype: str = "float32") -> N
         "preprocessing": dataclasses.asdict(weights.preprocessing),
         "class_names": weights.class_names,
     }
+    tensors = {name: _owned(tensor, dtype) for name, tensor in weights.tensors.items()}
     with written(Path(path)) as stream:
         stream.write(
-            safetensors.serialize(
-                {name: _entry(tensor, dtype) for name, tensor in weights.tensors.items()},
-                {"unet": json.dumps(metadata, sort_keys=True)},
-            )
+            safetensors.numpy.save(tensors, {"unet": json.dumps(metadata, sort_keys=True)})
         )
 
 
@@ -97,7 +95,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]
     refuse_pointer(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return file.metadata() or {}, {n: np.array(file.get_tensor(n)) for n in file.keys()}
+            names = sorted(file.keys())
+            return file.metadata() or {}, {name: np.array(file.get_tensor(name)) for name in names}
     except safetensors.SafetensorError as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); fetch or write it again"
@@ -116,11 +115,11 @@ def refuse_pointer(path: Path) -> None:
         raise InputError(f"{path}: a Git-LFS pointer, not the weights; run: git lfs pull")
 
 
-def _entry(tensor: np.ndarray, dtype: str) -> dict[str, Any]:
-    target = "int64" if np.issubdtype(tensor.dtype, np.integer) else dtype
-    if target not in DTYPES:
-        raise InputError(f"dtype is one of float16, float32, float64, got {dtype}")
+def _owned(tensor: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is one of {', '.join(DTYPES)}, got {dtype}")
+    target = np.int64 if np.issubdtype(tensor.dtype, np.integer) else dtype
     # safetensors takes the buffer as it lies: a transposed view would be scrambled, silently
-    owned = np.ascontiguousarray(tensor, dtype=target)
+    owned = np.ascontiguousarray(tensor, dtype=target).reshape(tensor.shape)
     assert owned.flags.c_contiguous
-    return {"dtype": DTYPES[target], "shape": tensor.shape, "data": owned.tobytes()}
+    return owned

@@ -1,0 +1,1 @@
+"""Timings and rounding, measured; `results/` keeps the figures with their hardware."""

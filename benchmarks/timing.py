@@ -1,0 +1,84 @@
+"""Times of several callables in one run, taken in turns: on a shared machine only ratios hold."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import jax
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock times of every round, in ms, by name."""
+
+    rounds_ms: dict[str, tuple[float, ...]]
+
+    def ms(self, name: str) -> float:
+        """The median round."""
+        return median(self.rounds_ms[name])
+
+    def best_ms(self, name: str) -> float:
+        """The quickest round."""
+        return min(self.rounds_ms[name])
+
+    def ratio(self, name: str, over: str) -> float:
+        """Median over median.
+
+        >>> Timings({"a": (2.0, 9.0, 3.0), "b": (1.0, 2.0, 2.0)}).ratio("a", over="b")
+        1.5
+        """
+        return self.ms(name) / self.ms(over)
+
+
+def alternate(
+    runs: Mapping[str, Run], *, budget_s: float, least: int = 7, most: int = 200
+) -> Timings:
+    """Times of `runs`, one call of each per round, after one call of each to warm up.
+
+    Every other round goes backwards, so that none is always first. What a run returns is waited
+    for; a run on another framework's accelerator waits by itself.
+
+    Args:
+        budget_s: no round begins later than this.
+        least: number of rounds in spite of the budget.
+        most: number of rounds at which it is enough.
+    """
+    for run in runs.values():
+        jax.block_until_ready(run())
+    rounds_ms: dict[str, list[float]] = {name: [] for name in runs}
+    order, start = list(runs), time.perf_counter()
+    for number in range(most):
+        if number >= least and time.perf_counter() - start > budget_s:
+            break
+        for name in order:
+            rounds_ms[name].append(elapsed_ms(runs[name]))
+        order.reverse()
+    return Timings({name: tuple(each) for name, each in rounds_ms.items()})
+
+
+def elapsed_ms(run: Run) -> float:
+    """Wall-clock time of one call and of the wait for its result."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return 1e3 * (time.perf_counter() - start)
+
+
+def compiled(function: Any, *arguments: Any) -> tuple[Any, float]:
+    """A jitted function compiled for these arguments, and the seconds that took."""
+    start = time.perf_counter()
+    program = function.lower(*arguments).compile()
+    return program, time.perf_counter() - start
+
+
+def planned_mb(program: Any) -> float | None:
+    """Memory of a compiled program by XLA's own plan: arguments, results and temporaries, in MB
+    of 10^6 bytes; None where the backend does not tell. Scratch inside its libraries is not in."""
+    plan = program.memory_analysis()
+    if plan is None:
+        return None
+    once = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return (once + plan.temp_size_in_bytes) / 1e6

@@ -1,0 +1,21 @@
+"""A stricter world than the user's: shapes in signatures are checked, and there are 8 devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from jaxtyping import install_import_hook
+
+# before anything of them is imported: the hook rewrites modules as they load
+install_import_hook(["unet_spec", "unet_torch", "unet_jax", "unet_parity"], "beartype.beartype")
+
+import torch
+from hypothesis import settings
+
+settings.register_profile("parity", deadline=None)
+settings.load_profile("parity")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)

@@ -1,0 +1,358 @@
+"""The command `unet`: one verb, one function. Frameworks are imported inside the verbs."""
+
+import dataclasses
+import importlib.util
+import json as json_format
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from unet_spec import InputError, UNetConfig
+from unet_spec.files import refuse_existing, written
+
+Json = Annotated[Path | None, arg(metavar="FILE")]
+
+
+def main() -> None:
+    """Run a verb; wrong input ends in one sentence and status 2."""
+    verbs: dict[str, Callable[..., int]] = {
+        "demo": demo,
+        "train": _train_verb(),
+        "predict": predict,
+        "convert": convert,
+        "verify": verify,
+        "bench": bench,
+    }
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            verbs,
+            prog="unet",
+            description="One U-Net in PyTorch and JAX, proven the same.",
+            config=(tyro.conf.CascadeSubcommandArgs,),
+        )
+    except (InputError, OSError) as error:
+        print(f"unet: {_sentence(error)}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("unet: interrupted; what was written before is whole", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def verify(
+    weights: Positional[Path | None] = None,
+    /,
+    *,
+    config: UNetConfig = UNetConfig(),
+    json: Json = None,
+) -> int:
+    """Prove that both frameworks compute the same; status 1 if they do not.
+
+    Args:
+        weights: a weight file; without it an architecture is proven, with both paddings.
+        config: the architecture, where no weight file says it.
+        json: write the whole report there.
+    """
+    _check_json(json)
+    _need("jax", "torch")
+    from rich.console import Console
+
+    from unet_parity import report, verify
+    from unet_spec import weight_file
+
+    loaded = None if weights is None else weight_file.read(weights)
+    if loaded is not None:
+        _refuse_contradiction(config, loaded.config, source=weights)
+        config = loaded.config
+    console = Console()
+    found = verify.verify(config, weights=loaded, say=lambda text: console.print(text))
+    report.show(found, console)
+    _write_json(json, found.to_json())
+    return int(found.verdict == "different")
+
+
+def predict(
+    weights: Positional[Path],
+    images: Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path,
+    framework: Literal["jax", "torch"] | None = None,
+    json: Json = None,
+) -> int:
+    """Segment images of any size: a mask and an overlay picture for each.
+
+    Args:
+        weights: a weight file.
+        images: image files (PNG, JPEG, TIFF, TIFF stacks) or folders of them.
+        out: folder for NAME_mask.png (class indices) and NAME_overlay.png.
+        framework: which of the twins predicts; by default JAX where it is installed.
+        json: write there what was written where.
+    """
+    _check_json(json)
+    if not images:
+        raise InputError("no image given; name image files or folders after the weights")
+    from unet_image import list_images, overlay, read_pages, write_mask, write_picture
+
+    model, run = _predictor(weights, framework)
+    rows: list[dict[str, Any]] = []
+    paths = [path for image in images for path in list_images(image)]
+    refuse_existing(out)
+    pages = {path: len(read_pages(path)) for path in paths}  # all are whole before any is written
+    names = _unique_names(pages)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        for page, image in enumerate(read_pages(path)):
+            name = names[path, page]
+            try:
+                mask = run(model, image)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+            write_mask(out / f"{name}_mask.png", mask)
+            write_picture(out / f"{name}_overlay.png", overlay(image, mask))
+            shares = [float((mask == c).mean()) for c in range(model.config.classes)]
+            rows.append(
+                {"image": str(path), "page": page, "mask": f"{name}_mask.png",
+                 "height": mask.shape[0], "width": mask.shape[1], "class_shares": shares}
+            )  # fmt: skip
+            percent = ", ".join(f"{share:.1%}" for share in shares[1:])
+            print(f"{path} {mask.shape[0]}x{mask.shape[1]} -> {name}_mask.png ({percent})")
+    _write_json(json, {"out": str(out), "images": rows})
+    return 0
+
+
+def convert(
+    source: Positional[Path],
+    target: Positional[Path],
+    /,
+    *,
+    config: UNetConfig = UNetConfig(),
+    dtype: Literal["float16", "float32", "float64"] = "float32",
+    json: Json = None,
+) -> int:
+    """Turn a PyTorch checkpoint (.pt, .pth) into a weight file (.safetensors), or the reverse.
+
+    Args:
+        source: .pt, .pth or .safetensors.
+        target: likewise; must not exist. A .pt holds a plain state_dict.
+        config: the axes that no tensor shows (padding, concat, activation, ...).
+        dtype: of the tensors in a .safetensors target.
+        json: write the report there.
+    """
+    _check_json(json)
+    from unet_spec import dialects, weight_file
+
+    for path in (source, target):
+        if path.suffix not in (".pt", ".pth", ".safetensors"):
+            raise InputError(f"{path}: the suffix is .pt, .pth or .safetensors")
+    refuse_existing(target)
+    weights, assumed = _read_weights(source, config)
+    if target.suffix == ".safetensors":
+        weight_file.write(target, weights, dtype=dtype)
+    else:
+        _need("torch")
+        from unet_torch import checkpoint
+
+        checkpoint.write(target, weights.tensors)
+    count = len(weights.tensors)
+    print(f"{source} -> {target}: {count} tensors read, {count} written, none left over")
+    if assumed:
+        print(f"not in the tensors, taken from the flags: {dialects.assumed(weights.config)}")
+    _write_json(json, {"source": str(source), "target": str(target), "tensors": count,
+                       "config": dataclasses.asdict(weights.config),
+                       "assumed": assumed})  # fmt: skip
+    return 0
+
+
+def bench(*, quick: bool = False, json: Json = None) -> int:
+    """Time the same net in both frameworks on this device, and our layers against Flax's.
+
+    Args:
+        quick: small nets only.
+        json: write the rows there.
+    """
+    _check_json(json)
+    _need("jax", "torch")
+    _need_checkout("benchmarks")
+    from rich.console import Console
+
+    from benchmarks import bench
+
+    console = Console()
+    result = bench.bench(quick=quick, say=lambda text: console.print(text))
+    bench.show(result, console)
+    _write_json(json, result)
+    return 0
+
+
+def demo(*, out: Path = Path("demo_run"), json: Json = None) -> int:
+    """The whole way on synthetic cells: train in JAX, open in PyTorch, verify, predict, and one
+    HTML page with the pictures.
+
+    Args:
+        out: folder for the run and the page; must not exist.
+        json: write what was found there.
+    """
+    _check_json(json)
+    _need("jax", "torch")
+    _need_checkout("train")
+    from unet_demo import run
+
+    found = run.run(out)
+    _write_json(json, found)
+    return int(found["verdict"] == "different")
+
+
+def _train_verb() -> Callable[..., int]:
+    """`unet train PRESET`; outside a checkout a verb that says where it runs."""
+    if importlib.util.find_spec("train") is None:
+
+        def elsewhere() -> int:
+            """Train on folders of images and masks (from a checkout of the project only)."""
+            _need_checkout("train")
+            return 2
+
+        return elsewhere
+    from train.config import PRESETS, PROMISES
+
+    preset = tyro.extras.subcommand_type_from_defaults(PRESETS, PROMISES, prefix_names=False)
+
+    def train(
+        config: Annotated[preset, arg(name="")],  # type: ignore[valid-type]
+        *,
+        out: Path,
+        json: Json = None,
+    ) -> int:
+        """Train on folders of images and masks, or on synthetic cells.
+
+        Args:
+            config: a preset; its flags change it.
+            out: folder for the weight file, config, metrics and pictures; must not exist.
+            json: write the scores there.
+        """
+        _check_json(json)
+        _need("jax")
+        from rich.console import Console
+
+        from train.loop import run
+        from train.progress import Progress
+
+        result = run(config, out, progress=Progress(Console()))
+        print(
+            f"{result.weights}: validation IoU {result.mean_image_iou:.3f} (mean of images), "
+            f"{result.images_per_s:.1f} images/s, {result.seconds:.0f} s"
+        )
+        _write_json(json, {**dataclasses.asdict(result), "weights": str(result.weights)})
+        return 0
+
+    return train
+
+
+def _predictor(weights: Path, framework: str | None) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """A loaded model and the function that predicts with it."""
+    if framework is None:
+        framework = "jax" if importlib.util.find_spec("jax") else "torch"
+    _need(framework)
+    if framework == "jax":
+        import unet_jax
+
+        return unet_jax.load(weights), unet_jax.predict
+    import unet_torch
+
+    return unet_torch.load(weights), unet_torch.predict
+
+
+def _read_weights(source: Path, config: UNetConfig):
+    """A source as (WeightFile, whether its config was partly assumed)."""
+    from unet_spec import dialects, weight_file
+    from unet_spec.weight_file import WeightFile
+
+    if source.suffix == ".safetensors":
+        metadata, tensors = weight_file.read_safetensors(source)
+        if "unet" in metadata:
+            weights = weight_file.read(source)
+            _refuse_contradiction(config, weights.config, source=source)
+            return weights, False
+    else:
+        _need("torch")
+        from unet_torch import checkpoint
+
+        tensors = checkpoint.read(source)
+    found = dialects.config_of(tensors, given=config, source=str(source))
+    return WeightFile(found, tensors), True
+
+
+def _unique_names(pages: dict[Path, int]) -> dict[tuple[Path, int], str]:
+    """The stem of the output of every page; two images of one name are refused."""
+    names: dict[tuple[Path, int], str] = {}
+    taken: dict[str, Path] = {}
+    for path, count in pages.items():
+        for page in range(count):
+            name = path.stem if count == 1 else f"{path.stem}_{page:04d}"
+            if name in taken:
+                raise InputError(
+                    f"{path}: its output has the name of {taken[name]}'s; predict them apart"
+                )
+            taken[name] = path
+            names[path, page] = name
+    return names
+
+
+def _refuse_contradiction(given: UNetConfig, found: UNetConfig, *, source: Path | None) -> None:
+    default = UNetConfig()
+    for field in dataclasses.fields(given):
+        told, seen = getattr(given, field.name), getattr(found, field.name)
+        if told not in (seen, getattr(default, field.name)):
+            raise InputError(
+                f"{source}: its config says {field.name}={seen}, not {told}; "
+                f"leave out --config.{field.name.replace('_', '-')}"
+            )
+
+
+def _need(*frameworks: str) -> None:
+    for framework in frameworks:
+        if importlib.util.find_spec(framework) is None:
+            raise InputError(
+                f"{framework} is not installed; install it: pip install 'unet-twins[{framework}]'"
+            )
+
+
+def _need_checkout(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"`{package}` is not in the installed package; run this verb from a checkout of the "
+            "project (pip install -e '.[all]')"
+        )
+
+
+def _check_json(path: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    if path is None:
+        return
+    if path.suffix != ".json":
+        raise InputError(f"{path}: the report's name ends in .json")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    if path is not None:
+        with written(path) as stream:
+            stream.write(json_format.dumps(content, indent=2).encode() + b"\n")
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror}; nothing was half-written: free space or name another place"
+        )
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""`.pt` and `.pth` files of PyTorch users: a `state_dict`, read without running its pickle."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unet_spec import InputError
+from unet_spec.dialects import unwrapped
+from unet_spec.files import written
+from unet_spec.parameters import Tensors
+from unet_spec.weight_file import refuse_pointer
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by name; wrappers and prefixes are taken off.
+
+    Raises:
+        InputError: damaged, a Git-LFS pointer, a whole pickled module, or without tensors.
+    """
+    refuse_pointer(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error):
+            raise InputError(
+                f"{path}: it holds more than tensors (a whole pickled module?), and unpickling "
+                "runs code; save model.state_dict() where the class is at hand"
+            ) from error
+        raise InputError(f"{path}: not a PyTorch file; fetch or write it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a whole PyTorch file; fetch or write it again") from error
+    try:
+        tensors = unwrapped(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return {
+        str(name): t.detach().contiguous().numpy()
+        for name, t in tensors.items()
+        if isinstance(t, torch.Tensor)
+    }
+
+
+def write(path: Path, tensors: Tensors) -> None:
+    """A plain `state_dict`, whole or not at all."""
+    with written(path) as stream:
+        torch.save({name: torch.from_numpy(np.array(t)) for name, t in tensors.items()}, stream)
