@@ -97,14 +97,13 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def visible(image: np.ndarray) -> np.ndarray:
-    """The image as (h, w, 3) bytes; other types than bytes stretched between their extremes."""
+    """The image as (h, w, 3) bytes, stretched so that all but its darkest and brightest half
+    percent are told apart."""
     colours = image[..., None] if image.ndim == 2 else image
     colours = colours[..., :3] if colours.shape[-1] >= 3 else colours[..., :1].repeat(3, -1)
-    if colours.dtype == np.uint8:
-        return colours.copy()
-    low, high = float(colours.min()), float(colours.max())
+    low, high = np.percentile(colours, (0.5, 99.5))
     scaled = (colours.astype(np.float32) - low) / (high - low if high > low else 1)
-    return np.round(255 * scaled).astype(np.uint8)
+    return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
 def _read_pillow(image: Image.Image, *, indices: bool) -> np.ndarray:

@@ -21,13 +21,13 @@ def forward_gflop(config: UNetConfig, height_px: int, width_px: int) -> float:
         first = in_ * (height + border) * (width + border)
         return 2 * 9 * out * (first + out * height * width)
 
-    total = double_conv(*config.widths[-2:], rows.neck, columns.neck)
-    for (in_, out), *size in zip(config.downs, rows.skips, columns.skips, strict=True):
-        total += double_conv(in_, out, *size)
-    for (in_, out), *up in zip(config.ups, rows.ups, columns.ups, strict=True):
-        total += 2 * in_ * out * up[0] * up[1]
-    for (_, out), *size in zip(config.ups, _ends(rows), _ends(columns), strict=True):
-        total += double_conv(2 * out, out, *size)
+    total = double_conv(config.widths[-2], config.widths[-1], rows.neck, columns.neck)
+    for (in_, out), height, width in zip(config.downs, rows.skips, columns.skips, strict=True):
+        total += double_conv(in_, out, height, width)
+    for (in_, out), height, width in zip(config.ups, rows.ups, columns.ups, strict=True):
+        total += 2 * in_ * out * height * width
+    for (_, out), height, width in zip(config.ups, _ends(rows), _ends(columns), strict=True):
+        total += double_conv(2 * out, out, height, width)
     total += 2 * config.widths[0] * config.classes * rows.output * columns.output
     return total / 1e9
 

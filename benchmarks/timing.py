@@ -35,7 +35,7 @@ class Timings:
 
 
 def alternate(
-    runs: Mapping[str, Run], *, budget_s: float, least: int = 7, most: int = 200
+    runs: Mapping[str, Run], *, budget_s: float, least: int = 5, most: int = 200
 ) -> Timings:
     """Times of `runs`, one call of each per round, after one call of each to warm up.
 

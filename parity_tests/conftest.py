@@ -8,8 +8,13 @@ os.environ["XLA_FLAGS"] = (
 
 from jaxtyping import install_import_hook
 
+import parity_tests.strict
+
 # before anything of them is imported: the hook rewrites modules as they load
-install_import_hook(["unet_spec", "unet_torch", "unet_jax", "unet_parity"], "beartype.beartype")
+install_import_hook(
+    ["unet_spec", "unet_torch", "unet_jax", "unet_parity"],
+    f"{parity_tests.strict.__name__}.typechecked",
+)
 
 import torch
 from hypothesis import settings

@@ -70,6 +70,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress) -> Result:
             bar.advance(metrics, images=config.data.batch)
             done = index + 1
             if done % config.validate_every == 0 or done == config.steps:
+                bar.settle()
                 _refuse_infinite(bar.loss, done)
                 weights = to_weight_file(config, state)
                 weight_file.write(out / "weights.safetensors", weights)
@@ -81,6 +82,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress) -> Result:
                     f"step {done}: validation IoU {scores['mean_image_iou']:.3f} (mean of images), "
                     f"{scores['pooled_iou'][-1]:.3f} (pooled)"
                 )
+                bar.resume()
     draw(from_weights(weights), validation[:PICTURES], out / "pictures")
     return Result(
         out / "weights.safetensors", bar.loss, scores["mean_image_iou"], scores["pooled_iou"],

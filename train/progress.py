@@ -49,26 +49,34 @@ class StepBar:
         self._progress, self._live, self._task, self._count = progress, live, task, count
         self._pending: list[Metrics] = []
         self._done = 0
-        self._counted = 0
+        self._images = 0
         self._since = self._said = time.monotonic()
 
     def advance(self, metrics: Metrics, *, images: int) -> None:
-        """Count one step."""
+        """Count one step of so many images."""
         self._done += 1
+        self._images += images
         self._pending.append(metrics)
-        first = self._done == 1
-        if not (first or len(self._pending) == WINDOW or self._done == self._count):
+        if self._done == 1 or len(self._pending) == WINDOW:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the steps under way, and show what they gave."""
+        if not self._pending:
             return
-        losses = [float(m.loss) for m in self._pending]
-        self.loss = float(np.mean(losses))
+        self.loss = float(np.mean([float(m.loss) for m in self._pending]))
         score = foreground_iou(np.sum([np.asarray(m.confusion) for m in self._pending], axis=0))
         now = time.monotonic()
-        if not first:  # the first step compiles
-            self.images_per_s = images * len(losses) / (now - self._since)
-        self._pending, self._since = [], now
+        if self._done > 1:  # the first step compiles
+            self.images_per_s = self._images / (now - self._since)
+        self._pending, self._images, self._since = [], 0, now
         text = f"loss {self.loss:.4f}  IoU {score:.3f}  {self.images_per_s:.1f} images/s"
         self._live.update(self._task, completed=self._done, description=text)
-        if not self._live.disable or (now - self._said < LINE_EVERY_S and not first):
-            return
-        self._said = now
-        self._progress.say(f"step {self._done} of {self._count}: {text}")
+        due = now - self._said > LINE_EVERY_S or self._done in (1, self._count)
+        if self._live.disable and due:
+            self._said = now
+            self._progress.say(f"step {self._done} of {self._count}: {text}")
+
+    def resume(self) -> None:
+        """Start the clock again after a pause, so that it does not count as slowness."""
+        self._since = time.monotonic()

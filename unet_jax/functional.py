@@ -84,11 +84,11 @@ def with_arrays(model: UNet, arrays: Arrays) -> UNet:
     Raises:
         KeyError: an array is missing.
     """
-    graph, state, rest = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat), ...)
+    graph, state, *rest = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat), ...)
     filled = [
         (path, variable.replace(arrays[_name(path)])) for path, variable in nnx.to_flat_state(state)
     ]
-    return nnx.merge(graph, nnx.from_flat_state(filled), rest)
+    return nnx.merge(graph, nnx.from_flat_state(filled), *rest)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -139,7 +139,9 @@ def make_case(config: UNetConfig, *, taps: float, seed: int) -> Case:
     """Integer weights in {-1, 0, 1} with `taps` non-zero ones per output on average,
     biases in {-1, 0, 1}, an input in -2..2, and a sparse cotangent in {-1, 0, 1}."""
     rng = np.random.default_rng((seed, int(2 * taps)))
-    height = geometry.next_legal(config, 2 ** (config.depth + 1))
+    # a neck of more than one pixel, and outputs enough to be distinct
+    side = max(2 ** (config.depth + 1), 2 * geometry.margin(config) + 16)
+    height = geometry.next_legal(config, side)
     width = geometry.next_legal(config, height + 1)
     out_h, out_w = (geometry.output_size(config, size) for size in (height, width))
     shape = (1, config.classes, out_h, out_w)

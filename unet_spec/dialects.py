@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, replace
+from typing import Any
 
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
@@ -72,7 +73,7 @@ def assumed(config: UNetConfig) -> str:
     return ", ".join(f"{name}={getattr(config, name)}" for name in hidden)
 
 
-def _norm(tensors: Tensors, given: UNetConfig, *, source: str) -> dict:
+def _norm(tensors: Tensors, given: UNetConfig, *, source: str) -> dict[str, Any]:
     vectors = [
         int(match.group(1))
         for name, tensor in tensors.items()
@@ -91,7 +92,7 @@ def _norm(tensors: Tensors, given: UNetConfig, *, source: str) -> dict:
     return {"norm": given.norm, "norm_place": place}
 
 
-def _interpolation(given: UNetConfig, *, source: str) -> str:
+def _interpolation(given: UNetConfig, *, source: str) -> Any:
     if given.up == "transposed":
         raise InputError(
             f"{source}: its up-sampling has no 2x2 kernels, so it interpolates, and how leaves no "

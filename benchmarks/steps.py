@@ -1,0 +1,181 @@
+"""A forward pass and a training step of one net, as something to time, in either framework."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jax import Array
+
+from benchmarks.timing import Run, compiled, planned_mb
+from unet_jax.functional import functional
+from unet_jax.layers import Numerics
+from unet_parity.oracle import random_tensors
+from unet_spec import UNetConfig, layout
+from unet_torch.model import UNet as TorchUNet
+
+PRECISION = "float32, products in float32 (JAX: precision=highest; torch: no TF32)"
+VARIANTS = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
+RATE = 1e-4
+"""Of plain SGD: small, for the weights to stay what they are."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A net, one image with its labels, and where to compute; arrays in torch's layout."""
+
+    config: UNetConfig
+    size_px: int
+    jax_device: jax.Device
+    torch_device: torch.device | None
+
+    @property
+    def name(self) -> str:
+        return f"base {self.config.widths[0]}, {self.size_px}x{self.size_px}, batch 1"
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return random_tensors(self.config, seed=0)
+
+    def image(self) -> np.ndarray:
+        shape = (1, self.config.in_channels, self.size_px, self.size_px)
+        return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    def labels(self) -> np.ndarray:
+        shape = (1, self.size_px, self.size_px)
+        return np.random.default_rng(1).integers(0, self.config.classes, shape)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """JAX's run.
+
+    Attributes:
+        compile_s: seconds to trace and compile it.
+        peak_mb: its memory by XLA's plan (`benchmarks.timing.planned_mb`).
+    """
+
+    run: Run
+    compile_s: float
+    peak_mb: float | None
+
+
+def devices() -> tuple[jax.Device, torch.device | None]:
+    """JAX's first device, and the same one of torch: None where torch cannot use it."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return device, torch.device("cpu")
+    if device.platform == "gpu" and torch.cuda.is_available():
+        return device, torch.device("cuda")
+    return device, None
+
+
+def jax_forward(problem: Problem) -> Compiled:
+    """A forward pass that gives the logits."""
+    params, x = _jax_arrays(problem)
+    program, seconds = compiled(jax.jit(_apply(problem.config)), params, x)
+    return Compiled(lambda: program(params, x), seconds, planned_mb(program))
+
+
+def jax_step(problem: Problem) -> Compiled:
+    """A training step in donated buffers that gives the loss."""
+    params, x = _jax_arrays(problem)
+    labels = jax.device_put(problem.labels().astype(np.int32), problem.jax_device)
+    apply = _apply(problem.config)
+
+    def loss(params: Any, x: Array, labels: Array) -> Array:
+        log = jax.nn.log_softmax(apply(params, x))
+        return -(jax.nn.one_hot(labels, log.shape[-1]) * log).sum(-1).mean()
+
+    def step(params: Any, x: Array, labels: Array) -> tuple[Any, Array]:
+        value, gradients = jax.value_and_grad(loss)(params, x, labels)
+        return jax.tree.map(lambda p, g: p - RATE * g, params, gradients), value
+
+    program, seconds = compiled(jax.jit(step, donate_argnums=0), params, x, labels)
+
+    def run() -> Array:
+        nonlocal params
+        params, value = program(params, x, labels)
+        jax.block_until_ready(params)
+        return value
+
+    return Compiled(run, seconds, planned_mb(program))
+
+
+def torch_forward(problem: Problem, variant: str) -> Run:
+    """A forward pass that gives the logits."""
+    model, x, _ = _torch_arrays(problem, variant)
+    model.eval()
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return synchronised(run, problem.torch_device)
+
+
+def torch_step(problem: Problem, variant: str) -> Run:
+    """A training step that gives the loss."""
+    model, x, labels = _torch_arrays(problem, variant)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+
+    def run() -> Any:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return synchronised(run, problem.torch_device)
+
+
+def synchronised(run: Run, device: torch.device | None) -> Run:
+    """The run, and the wait for an accelerator's result."""
+    if device is None or device.type == "cpu":
+        return run
+
+    def waited() -> Any:
+        result = run()
+        torch.cuda.synchronize()
+        return result
+
+    return waited
+
+
+@contextmanager
+def no_tf32() -> Iterator[None]:
+    """torch's convolutions and products in float32, as long as this lasts."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _apply(config: UNetConfig) -> Callable[..., Array]:
+    return functional(config, numerics=Numerics(precision="highest")).apply
+
+
+def _jax_arrays(problem: Problem) -> tuple[dict[str, Array], Array]:
+    """Parameters and image, in buffers of their own: the parameters' are donated."""
+    arrays = layout.to_jax(problem.config, problem.tensors())
+    x = jnp.array(problem.image().transpose(0, 2, 3, 1), copy=True)
+    owned = {name: jnp.array(array, copy=True) for name, array in arrays.items()}
+    return jax.device_put(owned, problem.jax_device), jax.device_put(x, problem.jax_device)
+
+
+def _torch_arrays(problem: Problem, variant: str) -> tuple[TorchUNet, torch.Tensor, torch.Tensor]:
+    """Model, image and labels."""
+    model, device, kind = TorchUNet(problem.config), problem.torch_device, VARIANTS[variant]
+    state = {name: torch.tensor(tensor) for name, tensor in problem.tensors().items()}
+    model.load_state_dict(state, strict=True)
+    x = torch.tensor(problem.image(), device=device).contiguous(memory_format=kind)
+    labels = torch.tensor(problem.labels(), device=device)
+    # mypy's stubs know no `to` of a module with memory_format alone
+    return model.to(device).to(memory_format=kind), x, labels  # type: ignore[call-overload]

@@ -1,0 +1,248 @@
+"""The command as a process, as a person types it: status, sentence, files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unet_image
+import unet_torch
+from unet_spec import UNetConfig, weight_file
+from unet_spec.weight_file import WeightFile
+
+SMALL = UNetConfig(widths=(4, 6))
+
+
+def unet(*arguments, cwd, **kwargs):
+    environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-m", "unet_cli", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **kwargs,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "cells.safetensors"
+    unet_torch.save(unet_torch.UNet(SMALL), path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.png", (13, 21)), ("b.png", (13, 21, 3)), ("c.jpg", (32, 17, 3))):
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(folder / name)
+    return folder
+
+
+def test_help_is_quick(tmp_path):
+    unet("--help", cwd=tmp_path)
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        assert unet("--help", cwd=tmp_path).returncode == 0
+        times.append(time.monotonic() - began)
+    # half a second on an idle machine; tests share theirs
+    assert min(times) < 1.5
+
+
+def test_help_imports_no_framework(tmp_path):
+    code = "import sys, unet_cli; assert not {'jax', 'torch', 'flax'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_verify_of_a_file_is_equivalent_and_says_so_in_json(tmp_path, weights):
+    done = unet("verify", weights, "--json", "out.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["verdict"] == "equivalent"
+    assert {row["rung"] for row in report["exact"]} == {"fp32", "tf32", "bf16"}
+    assert {row["padding"] for row in report["exact"]} == {"same"}
+    assert report["environment"]["torch"] == torch.__version__
+
+
+def test_verify_of_an_architecture_is_identical(tmp_path):
+    done = unet("verify", "--config.widths", 6, 9, "--json", "out.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["verdict"] == "identical"
+    assert len(report["exact"]) == 6
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_predict_writes_mask_and_overlay_of_every_image(tmp_path, weights, images, framework):
+    done = unet("predict", weights, images, "--out", "out", "--framework", framework, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == sorted(f"{n}_{kind}.png" for n in "abc" for kind in ("mask", "overlay"))
+    (mask,) = unet_image.read_pages(tmp_path / "out" / "c_mask.png", indices=True)
+    assert mask.shape == (32, 17)
+
+
+def test_convert_there_and_back_keeps_every_bit(tmp_path, weights):
+    assert unet("convert", weights, "a.pt", cwd=tmp_path).returncode == 0
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert list(state) == list(unet_torch.UNet(SMALL).state_dict())
+    assert unet("convert", "a.pt", "b.safetensors", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "b.safetensors").read_bytes() == weights.read_bytes()
+
+
+def test_convert_takes_wrappers_and_prefixes_off(tmp_path, weights):
+    state = unet_torch.load(weights).state_dict()
+    wrapped = {"state_dict": {f"module.{name}": t for name, t in state.items()}, "epoch": 3}
+    torch.save(wrapped, tmp_path / "a.pth")
+    done = unet("convert", "a.pth", "b.safetensors", "--config.padding", "valid", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert weight_file.read(tmp_path / "b.safetensors").config.padding == "valid"
+    assert "padding=valid" in done.stdout
+
+
+def _lfs_pointer(tmp_path, weights):
+    (tmp_path / "a.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    return "convert", "a.pth", "b.safetensors"
+
+
+def _empty(tmp_path, weights):
+    (tmp_path / "a.pt").touch()
+    return "convert", "a.pt", "b.safetensors"
+
+
+def _pickled_module(tmp_path, weights):
+    torch.save(unet_torch.load(weights), tmp_path / "a.pt")
+    return "convert", "a.pt", "b.safetensors"
+
+
+def _truncated_checkpoint(tmp_path, weights):
+    torch.save(unet_torch.load(weights).state_dict(), tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:2000])
+    return "convert", "a.pt", "b.safetensors"
+
+
+def _other_names(tmp_path, weights):
+    torch.save({"encoder1.weight": torch.zeros(4, 1, 3, 3)}, tmp_path / "a.pt")
+    return "convert", "a.pt", "b.safetensors"
+
+
+def _extra_tensor(tmp_path, weights):
+    state = unet_torch.load(weights).state_dict()
+    torch.save({**state, "head.weight": torch.zeros(3)}, tmp_path / "a.pt")
+    return "convert", "a.pt", "b.safetensors"
+
+
+def _contradicting_config(tmp_path, weights):
+    return "verify", weights, "--config.padding", "valid"
+
+
+def _truncated_weights(tmp_path, weights):
+    weights.write_bytes(weights.read_bytes()[:-7])
+    return "verify", weights
+
+
+def _nan_weights(tmp_path, weights):
+    whole = weight_file.read(weights)
+    bad = {**whole.tensors, "out.bias": np.array([np.nan, 0], np.float32)}
+    weight_file.write(weights, WeightFile(whole.config, bad))
+    return "verify", weights
+
+
+def _missing_file(tmp_path, weights):
+    return "predict", weights, "nowhere.png", "--out", "out"
+
+
+def _no_image(tmp_path, weights):
+    return "predict", weights, "--out", "out"
+
+
+def _truncated_image(tmp_path, weights):
+    (tmp_path / "images" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n1234")
+    return "predict", weights, "images", "--out", "out"
+
+
+def _existing_output(tmp_path, weights):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_mask.png").write_text("mine")
+    return "predict", weights, "images", "--out", "out"
+
+
+def _existing_target(tmp_path, weights):
+    (tmp_path / "b.safetensors").write_text("mine")
+    return "convert", weights, "b.safetensors"
+
+
+def _json_elsewhere(tmp_path, weights):
+    return "verify", weights, "--json", "no/such/out.json"
+
+
+def _illegal_widths(tmp_path, weights):
+    return "verify", "--config.widths", 8
+
+
+def _empty_folder(tmp_path, weights):
+    (tmp_path / "none").mkdir()
+    return "train", "nuclei", "--data.images", "none", "--data.masks", "none", "--out", "run"
+
+
+def _image_without_mask(tmp_path, weights):
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.zeros((13, 21), np.uint8)).save(tmp_path / "masks" / "a.png")
+    return "train", "nuclei", "--data.images", "images", "--data.masks", "masks", "--out", "run"
+
+
+def _illegal_crop(tmp_path, weights):
+    return "train", "cells", "--data.crop-px", 50, "--out", "run"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_lfs_pointer, "git lfs pull"),
+        (_empty, "empty"),
+        (_pickled_module, "state_dict"),
+        (_truncated_checkpoint, "not a whole"),
+        (_other_names, "slides' names"),
+        (_extra_tensor, "head.weight"),
+        (_contradicting_config, "padding"),
+        (_truncated_weights, "not a whole"),
+        (_nan_weights, "NaN"),
+        (_missing_file, "nowhere.png"),
+        (_no_image, "no image given"),
+        (_truncated_image, "b.png"),
+        (_existing_output, "exists already"),
+        (_existing_target, "exists already"),
+        (_json_elsewhere, "does not exist"),
+        (_illegal_widths, "at least 2 levels"),
+        (_empty_folder, "holds no image"),
+        (_image_without_mask, "no mask named"),
+        (_illegal_crop, "not legal"),
+    ],
+)
+def test_wrong_input_is_one_sentence_status_2_and_no_file(tmp_path, weights, images, make, says):
+    arguments = make(tmp_path, weights)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    done = unet(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, weights):
+    """A limit on file sizes stands for the disk: the write fails in the middle."""
+    before = sorted(p.name for p in tmp_path.iterdir())
+    command = f"ulimit -f 2; exec {sys.executable} -m unet_cli convert {weights} b.safetensors"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == before

@@ -1,0 +1,153 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from unet_spec import PAPER, SLIDES, InputError, UNetConfig
+
+GROUPS = 2
+
+
+@st.composite
+def configs(draw):
+    """Any legal config; widths are even, so that `groups` divides them."""
+    padding = draw(st.sampled_from(["same", "valid"]))
+    fits = ["error", "crop"] + ["zeros", "edge"] * (padding == "same")
+    return UNetConfig(
+        in_channels=draw(st.integers(1, 9)),
+        classes=draw(st.integers(1, 300)),
+        widths=tuple(GROUPS * w for w in draw(st.lists(st.integers(1, 99), min_size=2))),
+        padding=padding,
+        norm=draw(st.sampled_from(["none", "batch", "group", "instance"])),
+        norm_place=draw(st.sampled_from(["before", "after"])),
+        groups=GROUPS,
+        bias=draw(st.booleans()),
+        activation=draw(st.sampled_from(["relu", "leaky_relu"])),
+        negative_slope=draw(st.floats(0, 1)),
+        up=draw(st.sampled_from(["transposed", "bilinear", "bilinear_aligned", "nearest"])),
+        concat=draw(st.sampled_from(["up_first", "skip_first"])),
+        fit=draw(st.sampled_from(fits)),
+        dropout=draw(st.floats(0, 1, exclude_max=True)),
+    )
+
+
+def test_default_is_the_net_of_the_slides():
+    assert UNetConfig() == SLIDES
+    assert dataclasses.asdict(SLIDES) == {
+        "in_channels": 1, "classes": 2, "widths": (64, 128, 256, 512, 1024), "padding": "same",
+        "norm": "none", "norm_place": "before", "groups": 8, "bias": True, "activation": "relu",
+        "negative_slope": 0.01, "up": "transposed", "concat": "up_first", "fit": "error",
+        "dropout": 0.0,
+    }  # fmt: skip
+
+
+def test_paper_is_the_same_net_without_padding():
+    assert dataclasses.replace(SLIDES, padding="valid") == PAPER
+
+
+def test_channels_of_the_levels_are_the_literals():
+    assert SLIDES.depth == 4
+    assert SLIDES.downs == ((1, 64), (64, 128), (128, 256), (256, 512))
+    assert SLIDES.ups == ((1024, 512), (512, 256), (256, 128), (128, 64))
+
+
+@given(configs())
+def test_json_round_trip_gives_an_equal_config(config):
+    assert UNetConfig.from_json(config.to_json()) == config
+    assert hash(UNetConfig.from_json(config.to_json())) == hash(config)
+
+
+@given(configs(), configs())
+def test_json_is_equal_only_for_equal_configs(one, other):
+    assume(one != other)
+    assert one.to_json() != other.to_json()
+
+
+def test_list_of_widths_becomes_a_tuple():
+    assert UNetConfig(widths=[6, 8]) == UNetConfig(widths=(6, 8))  # type: ignore[arg-type]
+
+
+REFUSED = {
+    "no_channels": ({"in_channels": 0}, "in_channels needs at least 1, got 0"),
+    "no_classes": ({"classes": -1}, "classes needs at least 1, got -1"),
+    "no_groups": ({"groups": 0}, "groups needs at least 1, got 0"),
+    "one_level": ({"widths": (64,)}, "widths needs at least 2 levels, got (64,)"),
+    "empty_level": (
+        {"widths": (6, 0)}, "widths needs positive channel counts, got (6, 0)",
+    ),
+    "fractional_width": ({"widths": (6, 8.0)}, "widths holds ints, got (6, 8.0)"),
+    "boolean_count": ({"classes": True}, "classes is of type int, got True"),
+    "text_for_a_number": ({"dropout": "0.3"}, "dropout is of type float, got '0.3'"),
+    "number_for_a_boolean": ({"bias": 1}, "bias is of type bool, got 1"),
+    "unknown_padding": ({"padding": "full"}, "padding is one of same, valid, got 'full'"),
+    "unknown_norm": (
+        {"norm": "layer"}, "norm is one of none, batch, group, instance, got 'layer'",
+    ),
+    "unknown_place": (
+        {"norm_place": "between"}, "norm_place is one of before, after, got 'between'",
+    ),
+    "unknown_activation": (
+        {"activation": "gelu"}, "activation is one of relu, leaky_relu, got 'gelu'",
+    ),
+    "unknown_up": (
+        {"up": "cubic"},
+        "up is one of transposed, bilinear, bilinear_aligned, nearest, got 'cubic'",
+    ),
+    "unknown_concat": (
+        {"concat": "add"}, "concat is one of up_first, skip_first, got 'add'",
+    ),
+    "unknown_fit": ({"fit": "pad"}, "fit is one of error, zeros, edge, crop, got 'pad'"),
+    "undivided_groups": (
+        {"norm": "group", "groups": 4, "widths": (8, 6)},
+        "groups=4 must divide every width with norm=group, got (8, 6)",
+    ),
+    "padded_valid": (
+        {"padding": "valid", "fit": "zeros"}, "fit=zeros needs padding=same",
+    ),
+    "edged_valid": ({"padding": "valid", "fit": "edge"}, "fit=edge needs padding=same"),
+    "certain_dropout": ({"dropout": 1.0}, "dropout is a rate in [0, 1), got 1.0"),
+    "negative_dropout": ({"dropout": -0.1}, "dropout is a rate in [0, 1), got -0.1"),
+    "undefined_dropout": ({"dropout": float("nan")}, "dropout is a rate in [0, 1), got nan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal_names_field_rule_and_value(case):
+    fields, words = REFUSED[case]
+    with pytest.raises(InputError) as refusal:
+        UNetConfig(**fields)
+    assert words in str(refusal.value)
+
+
+def test_what_only_matters_with_a_norm_is_free_without_it():
+    assert UNetConfig(widths=(6, 7), groups=8).groups == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"attention": true, "blocks": 3}', "unknown field attention, blocks"),
+        ("[1, 2]", "a JSON object is needed, got list"),
+        ("{", "not JSON"),
+        ('{"norm": ["batch"]}', "norm is one of"),
+        ('{"widths": [64]}', "widths needs at least 2 levels"),
+    ],
+    ids=["unknown_field", "list", "not_json", "list_for_a_word", "illegal_value"],
+)
+def test_wrong_json_is_refused(text, words):
+    with pytest.raises(InputError, match=words):
+        UNetConfig.from_json(text)
+
+
+def test_missing_fields_of_older_files_take_their_defaults():
+    fields = json.loads(PAPER.to_json())
+    del fields["dropout"]
+    assert UNetConfig.from_json(json.dumps(fields)) == PAPER
+
+
+def test_config_is_frozen_and_can_be_a_key():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SLIDES.classes = 3  # type: ignore[misc]
+    assert {SLIDES: 1, UNetConfig(): 2} == {SLIDES: 2}

@@ -1,0 +1,69 @@
+"""Imports point down: command, then applications, then the twins, then what both agree on."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = {"unet_spec", "unet_torch", "unet_jax", "unet_parity"}
+OURS = SHIPPED | {"unet_cli", "unet_image", "train", "benchmarks", "parity_tests"}
+
+ALLOWED = {
+    "unet_spec": {"unet_spec", "numpy", "safetensors"},
+    "unet_torch": {"unet_torch", "unet_spec", "torch", "numpy", "jaxtyping"},
+    "unet_jax": {"unet_jax", "unet_spec", "jax", "flax", "numpy", "jaxtyping"},
+    "unet_parity": SHIPPED | {"torch", "jax", "flax", "numpy", "jaxtyping", "safetensors", "rich"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides where it points"
+            found.add((node.module or "").partition(".")[0])
+    return found - set(sys.stdlib_module_names)
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py")) + sorted(ROOT.glob(f"{package}.py"))
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_package_imports_only_what_lies_below_it(package):
+    assert len(sources(package)) > 3
+    for path in sources(package):
+        assert imports(path) <= ALLOWED[package], path
+
+
+@pytest.mark.parametrize("package", ["train", "benchmarks", "unet_image"])
+def test_applications_do_not_import_the_command_or_the_tests(package):
+    for path in sources(package):
+        assert not imports(path) & {"unet_cli", "parity_tests"}, path
+
+
+def test_training_does_not_need_torch():
+    for path in sources("train"):
+        assert not imports(path) & {"torch", "unet_torch", "unet_parity"}, path
+
+
+def test_only_the_command_and_the_tests_import_training():
+    for package in OURS - {"train", "unet_cli", "parity_tests", "benchmarks"}:
+        for path in sources(package):
+            assert "train" not in imports(path), path
+
+
+def test_command_imports_no_framework_before_a_verb_asks_for_it():
+    for path in sources("unet_cli"):
+        top = ast.Module([n for n in ast.parse(path.read_text()).body
+                          if isinstance(n, ast.Import | ast.ImportFrom)], [])  # fmt: skip
+        names = {a.name for n in top.body if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in top.body if isinstance(n, ast.ImportFrom)}
+        frameworks = {"torch", "jax", "flax", "optax", "unet_torch", "unet_jax", "unet_parity",
+                      "train"}  # fmt: skip
+        assert not {name.partition(".")[0] for name in names} & frameworks

@@ -1,0 +1,254 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import unet_jax
+import unet_torch
+from unet_parity.oracle import random_tensors
+from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry
+from unet_spec.prediction import border
+from unet_spec.preprocessing import prepare
+from unet_spec.weight_file import WeightFile
+
+GRAY = UNetConfig(in_channels=1, classes=4, widths=(6, 8, 10))
+COLOUR = replace(GRAY, in_channels=3)
+
+
+def twins(config, **kwargs):
+    weights = WeightFile(config, random_tensors(config, seed=1), **kwargs)
+    return unet_torch.weights.from_weights(weights), unet_jax.weights.from_weights(weights)
+
+
+def picture(shape, kind, seed=0):
+    rng = np.random.default_rng(seed)
+    if np.issubdtype(kind, np.floating):
+        return rng.normal(size=shape).astype(kind)
+    return rng.integers(0, np.iinfo(kind).max, shape, endpoint=True).astype(kind)
+
+
+KINDS = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float64": np.float64}
+CHANNELS = {"gray": (), "one_channel": (1,), "rgb": (3,), "rgba": (4,)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_masks_of_both_frameworks_are_equal_at_odd_sizes(padding, channels, kind):
+    image = picture((13, 23, *CHANNELS[channels]), KINDS[kind])
+    reference, port = twins(replace(COLOUR, padding=padding))
+    ours, theirs = unet_torch.predict(reference, image), unet_jax.predict(port, image)
+    assert ours.shape == theirs.shape == (13, 23)
+    assert ours.dtype == theirs.dtype == np.uint8
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(ours)) > 1, "one class everywhere proves nothing"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 2)], ids=["pixel", "row", "column"])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_tiny_images_are_predicted(padding, size):
+    reference, port = twins(replace(GRAY, padding=padding))
+    image = picture(size, np.float32)
+    ours, theirs = unet_torch.predict(reference, image), unet_jax.predict(port, image)
+    assert ours.shape == size
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_mask_at_a_legal_size_equals_the_plain_net(norm):
+    reference, port = twins(
+        replace(COLOUR, norm=norm), preprocessing=Preprocessing(normalize="none")
+    )
+    image = picture((12, 20, 3), np.float32)
+    with torch.no_grad():
+        logits = reference(torch.tensor(image.transpose(2, 0, 1)[None]))[0].numpy()
+    np.testing.assert_array_equal(unet_torch.predict(reference, image), logits.argmax(0))
+    np.testing.assert_array_equal(unet_jax.predict(port, image), logits.argmax(0))
+    plain = np.asarray(port(image[None]))[0].argmax(-1)
+    np.testing.assert_array_equal(plain, logits.argmax(0))
+
+
+@pytest.mark.parametrize("fit", ["zeros", "edge"])
+def test_mask_of_a_net_that_fits_odd_sizes_equals_the_plain_net(fit):
+    reference, port = twins(replace(GRAY, fit=fit), preprocessing=Preprocessing("none"))
+    image = picture((13, 23), np.float32)
+    with torch.no_grad():
+        logits = reference(torch.tensor(image[None, None]))[0].numpy()
+    np.testing.assert_array_equal(unet_torch.predict(reference, image), logits.argmax(0))
+    np.testing.assert_array_equal(unet_jax.predict(port, image), logits.argmax(0))
+
+
+def test_unpadded_mask_lies_where_the_output_of_the_unpadded_net_lies():
+    """Away from the border a prediction is the net's own output on the image, moved by its
+    margin: a margin of 20 is a multiple of 4, so that both see the pools in phase."""
+    config = replace(GRAY, padding="valid")
+    assert geometry.margin(config) == 20
+    reference, port = twins(config, preprocessing=Preprocessing("none"))
+    image = picture((60, 64), np.float32)
+    with torch.no_grad():
+        inner = reference(torch.tensor(image[None, None]))[0].numpy().argmax(0)
+    assert inner.shape == (20, 24)
+    np.testing.assert_array_equal(unet_torch.predict(reference, image)[20:40, 20:44], inner)
+    np.testing.assert_array_equal(unet_jax.predict(port, image)[20:40, 20:44], inner)
+
+
+@given(
+    st.sampled_from([("same", "error"), ("same", "edge"), ("same", "crop"), ("valid", "error"),
+                     ("valid", "crop")]),
+    st.integers(1, 5),
+    st.integers(1, 300),
+)  # fmt: skip
+def test_border_makes_a_legal_size_whose_output_covers_the_image(axes, depth, size):
+    config = UNetConfig(widths=(1,) * (depth + 1), padding=axes[0], fit=axes[1])
+    before, after = border(config, size)
+    assert before == geometry.margin(config)
+    padded = before + size + after
+    assert geometry.output_size(config, padded) >= size
+    smaller = range(before + size, padded)
+    assert not any(
+        geometry.is_legal(config, s) and geometry.output_size(config, s) >= size for s in smaller
+    )
+
+
+def test_border_of_the_paper_is_its_overlap_tile():
+    assert border(PAPER, 388) == (92, 92)
+
+
+def test_predicting_leaves_the_reference_in_its_mode():
+    reference, _ = twins(replace(GRAY, norm="batch", dropout=0.5))
+    for training in (True, False):
+        reference.train(training)
+        before = {name: t.clone() for name, t in reference.state_dict().items()}
+        image = picture((12, 20), np.float32)
+        one, again = (unet_torch.predict(reference, image) for _ in range(2))
+        np.testing.assert_array_equal(one, again)
+        assert reference.training is training
+        for name, tensor in reference.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_more_than_256_classes_are_uint16():
+    reference, port = twins(replace(GRAY, classes=300))
+    image = picture((12, 20), np.float32)
+    ours, theirs = unet_torch.predict(reference, image), unet_jax.predict(port, image)
+    assert ours.dtype == theirs.dtype == np.uint16
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.max() > 255
+
+
+def test_damaged_weights_are_reported_not_masked():
+    tensors = random_tensors(GRAY, seed=1)
+    tensors["out.bias"][1] = np.nan
+    weights = WeightFile(GRAY, tensors)
+    image = picture((12, 20), np.float32)
+    with pytest.raises(InputError, match="its weights are damaged"):
+        unet_torch.predict(unet_torch.weights.from_weights(weights), image)
+    with pytest.raises(InputError, match="its weights are damaged"):
+        unet_jax.predict(unet_jax.weights.from_weights(weights), image)
+
+
+def test_a_wrong_image_is_refused_by_both():
+    for net, predict in zip(twins(COLOUR), (unet_torch.predict, unet_jax.predict), strict=True):
+        with pytest.raises(InputError, match="the image has 5 channels and the net takes 3"):
+            predict(net, np.zeros((12, 20, 5)))
+
+
+# preprocessing
+
+NONE, RANGE, IMAGE = (Preprocessing(n) for n in ("none", "range", "image"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest"), [(np.uint8, 255), (np.uint16, 65535), (np.int16, 32767)],
+    ids=["uint8", "uint16", "int16"],
+)  # fmt: skip
+def test_range_divides_integers_by_the_largest_of_their_type(kind, largest):
+    image = np.array([[0, 51, largest]], kind)
+    expected = np.array([[0, 51 / largest, 1]], np.float32)[..., None]
+    np.testing.assert_array_equal(prepare(image, channels=1, preprocessing=RANGE), expected)
+
+
+@pytest.mark.parametrize("preprocessing", [RANGE, NONE], ids=["range", "none"])
+def test_float_images_stay_as_they_are(preprocessing):
+    image = picture((5, 7, 3), np.float32)
+    x = prepare(image, channels=3, preprocessing=preprocessing)
+    np.testing.assert_array_equal(x, image, strict=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_image_has_mean_0_and_standard_deviation_1(kind):
+    x = prepare(picture((33, 47, 3), KINDS[kind]), channels=3, preprocessing=IMAGE)
+    assert x.dtype == np.float32
+    # float32 has 24 bits; 3e-8 and 1e-8 were measured
+    assert abs(x.mean(dtype=np.float64)) < 1e-6
+    assert abs(x.std(dtype=np.float64) - 1) < 1e-6
+
+
+def test_image_of_one_value_becomes_0():
+    x = prepare(np.full((5, 7), 200, np.uint8), channels=1, preprocessing=IMAGE)
+    np.testing.assert_array_equal(x, np.zeros((5, 7, 1), np.float32), strict=True)
+
+
+def test_colour_becomes_luma_and_gray_is_repeated():
+    red_green_blue = np.eye(3, dtype=np.float32)[None]
+    luma = prepare(red_green_blue, channels=1, preprocessing=NONE)
+    np.testing.assert_array_equal(luma[0, :, 0], np.float32([0.299, 0.587, 0.114]))
+    gray = picture((5, 7), np.float32)
+    np.testing.assert_array_equal(
+        prepare(gray, channels=3, preprocessing=NONE), np.stack([gray] * 3, -1)
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_alpha_is_dropped(channels):
+    image = picture((5, 7, 4), np.uint8)
+    np.testing.assert_array_equal(
+        prepare(image, channels=channels, preprocessing=IMAGE),
+        prepare(image[..., :3], channels=channels, preprocessing=IMAGE),
+    )
+    gray_alpha = picture((5, 7, 2), np.uint8)
+    np.testing.assert_array_equal(
+        prepare(gray_alpha, channels=channels, preprocessing=IMAGE),
+        prepare(gray_alpha[..., 0], channels=channels, preprocessing=IMAGE),
+    )
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_a_net_of_other_channels_takes_exactly_those(channels):
+    image = picture((5, 7, channels), np.float32)
+    x = prepare(image, channels=channels, preprocessing=NONE)
+    np.testing.assert_array_equal(x, image)
+    with pytest.raises(InputError, match=f"has 3 channels and the net takes {channels}"):
+        prepare(image[..., [0, 0, 1]], channels=channels, preprocessing=NONE)
+
+
+def test_masks_of_bools_are_images_too():
+    x = prepare(np.eye(4, 6, dtype=bool), channels=1, preprocessing=RANGE)
+    np.testing.assert_array_equal(x[..., 0], np.eye(4, 6, dtype=np.float32), strict=True)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5, 7, 3), (0, 7), (5, 0, 3)])
+def test_what_is_not_an_image_is_refused_with_its_shape(shape):
+    with pytest.raises(InputError) as refusal:
+        prepare(np.zeros(shape), channels=3, preprocessing=NONE)
+    assert "an image is (h, w) or (h, w, c)" in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "infinite"])
+def test_image_with_undefined_values_is_refused(value):
+    image = np.ones((5, 7))
+    image[2, 3] = value
+    with pytest.raises(InputError, match="the image holds NaN or infinite values"):
+        prepare(image, channels=1, preprocessing=NONE)
+
+
+def test_the_image_is_not_written_to():
+    image = picture((5, 7, 3), np.float32)
+    before = image.copy()
+    for preprocessing in (NONE, RANGE, IMAGE):
+        prepare(image, channels=3, preprocessing=preprocessing)
+        prepare(image, channels=1, preprocessing=preprocessing)
+    np.testing.assert_array_equal(image, before)

@@ -1,0 +1,74 @@
+from itertools import product
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import unet_jax
+import unet_torch
+from unet_jax.functional import to_arrays
+from unet_parity.verify import check_structure
+from unet_spec import UNetConfig, layout
+from unet_spec.parameters import check_tensors, parameters
+
+NORMS = ("none", "batch", "group", "instance")
+UPS = ("transposed", "bilinear", "bilinear_aligned", "nearest")
+
+
+@pytest.mark.parametrize("up", UPS)
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_names_and_shapes_of_both_twins_equal_the_table(norm, place, up):
+    for bias, padding, widths in product(
+        (True, False), ("same", "valid"), ((7, 5), (6, 9, 7, 8, 11))
+    ):
+        config = UNetConfig(
+            in_channels=3, classes=4, widths=widths, norm=norm, norm_place=place, groups=1, up=up,
+            bias=bias, padding=padding,
+        )  # fmt: skip
+        table = {p.name: p.shape for p in parameters(config)}
+
+        with torch.device("meta"):
+            reference = unet_torch.UNet(config)
+        found = {name: tuple(t.shape) for name, t in reference.state_dict().items()}
+        assert list(found.items()) == list(table.items()), config
+
+        port = to_arrays(nnx.eval_shape(lambda c=config: unet_jax.UNet(c, rngs=nnx.Rngs(0))))
+        blank = {name: np.zeros(shape, np.float32) for name, shape in table.items()}
+        expected = {name: a.shape for name, a in layout.to_jax(config, blank).items()}
+        assert {name: a.shape for name, a in port.items()} == expected, config
+
+
+def test_trained_tensors_of_the_table_are_the_parameters_of_both_twins():
+    config = UNetConfig(widths=(6, 8), norm="batch")
+    trained = {p.name for p in parameters(config) if p.trained}
+    assert {name for name, _ in unet_torch.UNet(config).named_parameters()} == trained
+    params, stats = unet_jax.functional(config).init(jax.random.key(0))
+    assert params.keys() == trained
+    assert stats.keys() == {p.name for p in parameters(config) if not p.trained}
+
+
+def test_structure_of_a_net_with_another_width_is_reported(monkeypatch):
+    config = UNetConfig(widths=(6, 8))
+    assert check_structure(config)["problems"] == []
+    monkeypatch.setattr("unet_parity.verify.JaxUNet", lambda config, rngs: unet_jax.UNet(
+        UNetConfig(widths=(6, 9)), rngs=rngs
+    ))  # fmt: skip
+    problems = check_structure(config)["problems"]
+    assert "JAX: neck.conv.0.weight is (3, 3, 6, 9), the table says (3, 3, 6, 8)" in problems
+
+
+def test_every_mismatch_is_collected_before_the_refusal():
+    config = UNetConfig(widths=(6, 8))
+    tensors = {p.name: np.zeros(p.shape, np.float32) for p in parameters(config)}
+    check_tensors(config, tensors, source="these")
+    del tensors["out.bias"], tensors["up_1.up.bias"]
+    tensors["head"] = np.zeros(3)
+    tensors["out.weight"] = np.zeros((2, 6, 1))
+    with pytest.raises(ValueError, match="these: ") as refusal:
+        check_tensors(config, tensors, source="these")
+    for words in ("missing: up_1.up.bias, out.bias", "unexpected: head",
+                  "mis-shaped: out.weight (2, 6, 1) instead of (2, 6, 1, 1)"):  # fmt: skip
+        assert words in str(refusal.value)
