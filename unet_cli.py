@@ -217,7 +217,7 @@ def _train_verb() -> Callable[..., int]:
             return 2
 
         return elsewhere
-    from train.config import PRESETS, PROMISES
+    from train.config import PRESETS, PROMISES, to_plain
 
     preset = tyro.extras.subcommand_type_from_defaults(PRESETS, PROMISES, prefix_names=False)
 
@@ -246,7 +246,7 @@ def _train_verb() -> Callable[..., int]:
             f"{result.weights}: validation IoU {result.mean_image_iou:.3f} (mean of images), "
             f"{result.images_per_s:.1f} images/s, {result.seconds:.0f} s"
         )
-        _write_json(json, {**dataclasses.asdict(result), "weights": str(result.weights)})
+        _write_json(json, {**dataclasses.asdict(result), "config": to_plain(config)})
         return 0
 
     return train

@@ -8,16 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import layers, nets
-from benchmarks.environment import device_name, environment, load, versions
+from benchmarks.environment import device_name, environment, versions
 from benchmarks.layers import LayerRow
 from benchmarks.nets import NetRow, matmul_gflops
 from benchmarks.steps import PRECISION, Problem, devices, no_tf32
 from unet_spec import SLIDES, UNetConfig
 
 SIZE_PX = 256
-# processes; under a load of 8 on two cores the ratio to torch, whose threads wait for one another,
-# fell from about 1 to 0.2
-BUSY = 0.5
+BUSY_CORES = 0.2
+"""Other work beyond which a ratio is marked (`benchmarks.timing.Timings`)."""
 NARROW = UNetConfig(widths=(16, 32, 64, 128, 256))
 
 
@@ -25,13 +24,11 @@ def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[st
     """Times of the layers against plain Flax, and of whole nets against torch.
 
     Args:
-        quick: the narrow net only and fewer rounds: under a minute on two cores, and not four.
+        quick: one size of each layer, the narrow net only, fewer rounds: under a minute on two
+            idle cores in place of four.
         say: is told each row as it is measured.
     """
     jax_device, torch_device = devices()
-    load_before = load()
-    if load_before is not None and load_before > BUSY:
-        say(f"load {load_before}: other work slows one framework more than the other")
     say(f"on {device_name(jax_device)}; {PRECISION}")
     if torch_device is None:
         say("torch cannot use this device: JAX alone is timed")
@@ -43,7 +40,6 @@ def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[st
         "device": device_name(jax_device),
         "precision": PRECISION,
         "matmul_gflops": peak,
-        "load_before": load_before,
         "versions": versions(),
         "environment": environment(),
         "rows": rows,
@@ -55,13 +51,15 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"{result['device']}; {result['precision']}")
     console.print(_layer_table([row for row in result["rows"] if "flax_ms" in row]))
     console.print(_net_table([row for row in result["rows"] if "torch_ms" in row]))
+    if any(_busy(row) for row in result["rows"]):
+        console.print("* other work kept the cores busy: this ratio says little; repeat it alone")
 
 
 def _rows(
     quick: bool, peak_gflops: float, say: Callable[[str], None]
 ) -> Iterator[LayerRow | NetRow]:
     jax_device, torch_device = devices()
-    for layer in layers.measured(jax_device, budget_s=0.5 if quick else 2):
+    for layer in layers.measured(jax_device, budget_s=0.5 if quick else 2, quick=quick):
         say(f"{layer.case}: {layer.ratio:.2f} x Flax")
         yield layer
     for config in (NARROW,) if quick else (NARROW, SLIDES):
@@ -79,7 +77,7 @@ def _layer_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right")
     for row in rows:
         times = (f"{row['ours_ms']:.2f}", f"{row['flax_ms']:.2f}")
-        table.add_row(row["case"], *times, f"{row['ratio']:.2f}")
+        table.add_row(row["case"], *times, _ratio(row))
     return table
 
 
@@ -92,10 +90,18 @@ def _net_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             row["case"], row["torch_variant"], _number(row["jax_ms"]), _number(row["torch_ms"]),
-            _number(row["ratio"], 2), _number(row["gflops"]), _number(row["share_of_peak"], 2),
+            _ratio(row), _number(row["gflops"]), _number(row["share_of_peak"], 2),
             _number(row["compile_s"], 1), _number(row["peak_mb"]),
         )  # fmt: skip
     return table
+
+
+def _busy(row: dict[str, Any]) -> bool:
+    return (row["others_cores"] or 0) > BUSY_CORES
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    return _number(row["ratio"], 2) + ("*" if _busy(row) else "")
 
 
 def _number(value: float | None, digits: int = 0) -> str:

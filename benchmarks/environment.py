@@ -30,11 +30,6 @@ def environment() -> dict[str, str | int | None]:
     }
 
 
-def load() -> float | None:
-    """Processes that wanted a core in the last minute; None where the system does not tell."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
 def device_name(device: jax.Device) -> str:
     """Its model where the platform tells it: `gpu (NVIDIA A100)`, `cpu (...)`."""
     kind = cpu_model() if device.platform == "cpu" else device.device_kind

@@ -26,30 +26,36 @@ Layer = Callable[[Any, Array], Array]
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer at one size: median times, and ours over plain Flax's."""
+    """One layer at one size: median times, and ours over plain Flax's.
+
+    Attributes:
+        others_cores: kept busy by other work (`benchmarks.timing.Timings`).
+    """
 
     case: str
     ours_ms: float
     flax_ms: float
     ratio: float
+    others_cores: float | None
 
 
-def measured(device: jax.Device, *, budget_s: float) -> Iterator[LayerRow]:
+def measured(device: jax.Device, *, budget_s: float, quick: bool) -> Iterator[LayerRow]:
     """A row for each layer, size and direction.
 
     Args:
         budget_s: for each row.
+        quick: the smaller size of each layer only.
     """
-    rng = np.random.default_rng(0)
+    rng, first = np.random.default_rng(0), -1 if quick else 0
 
     def normal(*shape: int) -> Array:
         return jax.device_put(rng.standard_normal(shape, np.float32), device)
 
-    for size, in_, out in UP_SIZES:
+    for size, in_, out in UP_SIZES[first:]:
         name = f"up-convolution, {size}x{size}, {in_} to {out}"
         params = normal(2, 2, in_, out), normal(out)
         yield from _compared(name, up_conv(in_, out), params, normal(1, size, size, in_), budget_s)
-    for size, channels in POOL_SIZES:
+    for size, channels in POOL_SIZES[first:]:
         name = f"max-pool, {size}x{size}, {channels}"
         yield from _compared(name, pool(), (), normal(1, size, size, channels), budget_s)
 
@@ -111,7 +117,8 @@ def _row(case: str, functions: list[Any], arguments: Any, budget_s: float) -> La
     runs = {"ours": lambda: ours(*arguments), "flax": lambda: flax(*arguments)}
     # Flax takes seconds for what takes ours a fiftieth: few rounds show it
     times = alternate(runs, budget_s=budget_s, least=3)
-    return LayerRow(case, times.ms("ours"), times.ms("flax"), times.ratio("ours", over="flax"))
+    ratio = times.ratio("ours", over="flax")
+    return LayerRow(case, times.ms("ours"), times.ms("flax"), ratio, times.others_cores)
 
 
 def _filled(layer: Any, kernel: Array, bias: Array) -> Any:

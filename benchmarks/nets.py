@@ -35,6 +35,7 @@ class NetRow:
             step counts as three forward passes.
         share_of_peak: of the quickest float32 matrix product of the same run.
         compile_s: of JAX's program.
+        others_cores: kept busy by other work (`benchmarks.timing.Timings`).
         peak_mb: of JAX's program by XLA's plan (`benchmarks.timing.planned_mb`).
     """
 
@@ -47,6 +48,7 @@ class NetRow:
     share_of_peak: float
     compile_s: float
     peak_mb: float | None
+    others_cores: float | None
 
 
 def measured(problem: Problem, *, peak_gflops: float, budget_s: float) -> Iterator[NetRow]:
@@ -72,6 +74,7 @@ def measured(problem: Problem, *, peak_gflops: float, budget_s: float) -> Iterat
             yield NetRow(
                 f"{problem.name}, {what}", variant, times.ms("jax"), *_torch_times(times, variant),
                 gflops, gflops / peak_gflops, ours.compile_s, ours.peak_mb,
+                times.others_cores,
             )  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """Times of several callables in one run, taken in turns: on a shared machine only ratios hold."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,9 +15,16 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock times of every round, in ms, by name."""
+    """Wall-clock times of every round, in ms, by name.
+
+    Attributes:
+        others_cores: cores that other work kept busy meanwhile; None where the system does not
+            tell. Far from 0 the times compare nothing: torch's threads wait for one another, and
+            beside one busy process its training step took 6 times as long, JAX's as long as ever.
+    """
 
     rounds_ms: dict[str, tuple[float, ...]]
+    others_cores: float | None = None
 
     def ms(self, name: str) -> float:
         """The median round."""
@@ -50,14 +59,16 @@ def alternate(
     for run in runs.values():
         jax.block_until_ready(run())
     rounds_ms: dict[str, list[float]] = {name: [] for name in runs}
-    order, start = list(runs), time.perf_counter()
+    order, start, others = list(runs), time.perf_counter(), others_s()
     for number in range(most):
         if number >= least and time.perf_counter() - start > budget_s:
             break
         for name in order:
             rounds_ms[name].append(elapsed_ms(runs[name]))
         order.reverse()
-    return Timings({name: tuple(each) for name, each in rounds_ms.items()})
+    elapsed, later = time.perf_counter() - start, others_s()
+    cores = None if others is None or later is None else max(0.0, later - others) / elapsed
+    return Timings({name: tuple(each) for name, each in rounds_ms.items()}, cores)
 
 
 def elapsed_ms(run: Run) -> float:
@@ -65,6 +76,17 @@ def elapsed_ms(run: Run) -> float:
     start = time.perf_counter()
     jax.block_until_ready(run())
     return 1e3 * (time.perf_counter() - start)
+
+
+def others_s() -> float | None:
+    """Core-seconds since the start of the machine that went to other processes or, of a virtual
+    machine, to other guests; None where the system has no `/proc/stat`."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _, _, *rest = map(int, stat.read_text().split()[1:9])
+    busy_s = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return busy_s - time.process_time()
 
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, float]:

@@ -85,8 +85,11 @@ def test_torch_equals_jax_at_every_depth(widths, padding):
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize(
     ("norm", "up"),
-    list(product(("batch", "group", "instance"), ("transposed", "bilinear")))
-    + [("none", "bilinear"), ("none", "bilinear_aligned")],
+    [
+        *product(("batch", "group", "instance"), ("transposed", "bilinear")),
+        ("none", "bilinear"),
+        ("none", "bilinear_aligned"),
+    ],
 )
 def test_jax_is_as_far_from_float64_as_torch(norm, up, train):
     config = replace(SMALL, norm=norm, up=up)

@@ -25,6 +25,12 @@ def float64():
         yield Numerics(jnp.float64, jnp.float64, "highest")
 
 
+def arrays(config, *, seed=1):
+    """Random trained arrays, in JAX's layout and the widest type in force."""
+    tensors = layout.to_jax(config, random_tensors(config, seed=seed))
+    return {name: jnp.asarray(a, jnp.result_type(float)) for name, a in tensors.items()}
+
+
 def image(batch=2):
     return jax.random.normal(jax.random.key(1), (batch, 12, 20, 3))
 
@@ -32,14 +38,14 @@ def image(batch=2):
 def test_apply_equals_the_module():
     model = unet_jax.UNet(BATCH, rngs=nnx.Rngs(0))
     model(image())  # moves the statistics away from their start
-    arrays = to_arrays(model)
+    held = to_arrays(model)
     model.eval()
     _, apply = unet_jax.functional(BATCH)
-    np.testing.assert_array_equal(apply(arrays, image()), model(image()))
+    np.testing.assert_array_equal(apply(held, image()), model(image()))
 
-    stats = {name: arrays.pop(name) for name in list(arrays) if "running" in name or "num" in name}
+    stats = {name: held.pop(name) for name in list(held) if "running" in name or "num" in name}
     model.train()
-    logits, updated = apply(arrays, image(), stats, train=True)
+    logits, updated = apply(held, image(), stats, train=True)
     np.testing.assert_array_equal(logits, model(image()))
     for name, array in updated.items():
         np.testing.assert_array_equal(array, to_arrays(model)[name], err_msg=name)
@@ -64,8 +70,8 @@ def test_a_net_without_batch_norm_has_no_statistics():
 
 
 def test_jit_equals_no_jit(float64):
-    init, apply = unet_jax.functional(SMALL, numerics=float64)
-    params, _ = init(jax.random.key(0))
+    _, apply = unet_jax.functional(SMALL, numerics=float64)
+    params = arrays(SMALL)
     x = jax.random.normal(jax.random.key(1), (2, 12, 20, 3), jnp.float64)
     assert difference(np.asarray(apply(params, x)), np.asarray(jax.jit(apply)(params, x))) <= (
         OUTPUT_BOUND
@@ -84,27 +90,26 @@ def test_grad_of_a_jitted_loss_equals_torch(float64):
         logits = apply(params, jnp.asarray(x.transpose(0, 2, 3, 1)))
         return (logits * cotangent.transpose(0, 2, 3, 1)).sum()
 
-    params = {n: jnp.asarray(a, jnp.float64) for n, a in layout.to_jax(SMALL, tensors).items()}
-    found = layout.to_torch(SMALL, {n: np.asarray(g) for n, g in gradients(params).items()})
+    found = layout.to_torch(SMALL, {n: np.asarray(g) for n, g in gradients(arrays(SMALL)).items()})
     for name, gradient in truth.items():
         assert difference(gradient, found[name]) <= GRADIENT_BOUND, name
 
 
 def test_vmap_over_nets_equals_one_net_after_the_other(float64):
-    init, apply = unet_jax.functional(SMALL, numerics=float64)
-    keys = jax.random.split(jax.random.key(0), 3)
-    ensemble = jax.vmap(lambda key: init(key)[0])(keys)
+    _, apply = unet_jax.functional(SMALL, numerics=float64)
+    nets = [arrays(SMALL, seed=seed) for seed in range(3)]
+    ensemble = jax.tree.map(lambda *each: jnp.stack(each), *nets)
     x = jax.random.normal(jax.random.key(1), (2, 12, 20, 3), jnp.float64)
     together = jax.vmap(apply, in_axes=(0, None))(ensemble, x)
     assert together.shape == (3, 2, 12, 20, 4)
     for index in range(3):
-        alone = apply({name: array[index] for name, array in ensemble.items()}, x)
+        alone = apply(nets[index], x)
         assert difference(np.asarray(alone), np.asarray(together[index])) <= OUTPUT_BOUND
 
 
 def test_every_image_of_a_batch_is_computed_alone(float64):
-    init, apply = unet_jax.functional(SMALL, numerics=float64)
-    params, _ = init(jax.random.key(0))
+    _, apply = unet_jax.functional(SMALL, numerics=float64)
+    params = arrays(SMALL)
     x = jax.random.normal(jax.random.key(1), (2, 12, 20, 3), jnp.float64)
     together = np.asarray(apply(params, x))
     for index in range(2):
@@ -171,13 +176,15 @@ def test_a_missing_array_is_named():
 
 
 def test_arrays_of_a_model_can_be_taken_out_and_put_back():
-    one, other = (unet_jax.UNet(BATCH, rngs=nnx.Rngs(seed)) for seed in (0, 1))
-    arrays = to_arrays(one)
-    copy = with_arrays(other, arrays)
-    assert list(to_arrays(copy)) == list(arrays)
+    one, other = (
+        unet_jax.UNet(replace(BATCH, widths=(6, 8)), rngs=nnx.Rngs(seed)) for seed in (0, 1)
+    )
+    held = to_arrays(one)
+    copy = with_arrays(other, held)
+    assert list(to_arrays(copy)) == list(held)
     for name, array in to_arrays(copy).items():
-        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
-    assert not np.array_equal(to_arrays(other)["out.weight"], arrays["out.weight"])
+        np.testing.assert_array_equal(array, held[name], err_msg=name)
+    assert not np.array_equal(to_arrays(other)["out.weight"], held["out.weight"])
 
 
 def test_a_jitted_training_step_lowers_the_loss():

@@ -44,7 +44,7 @@ def test_legal_sizes_of_the_slides_are_multiples_of_16():
 def test_levels_equal_the_shapes_of_the_reference(padding, fit, widths):
     config = replace(THIN, padding=padding, fit=fit, widths=widths)
     legal = [size for size in range(1, 110) if geometry.is_legal(config, size)]
-    assert len(legal) > 5
+    assert len(legal) >= 3
     if fit != "error":
         assert any(size % 2 for size in legal)
     # heights forwards and widths backwards: an exchange of the two can not hide
@@ -128,9 +128,8 @@ def test_nearest_legal_sizes_bracket_the_size(fit, depth, size):
     if below:
         assert below[0] < size
         assert geometry.is_legal(config, below[0])
-    assert not any(
-        geometry.is_legal(config, s) for s in range(*(below or [0]), size) if s not in below
-    )
+    between = range(below[0] + 1 if below else 1, size)
+    assert not any(geometry.is_legal(config, s) for s in between)
 
 
 REFUSALS = {

@@ -8,7 +8,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = {"unet_spec", "unet_torch", "unet_jax", "unet_parity"}
-OURS = SHIPPED | {"unet_cli", "unet_image", "train", "benchmarks", "parity_tests"}
 
 ALLOWED = {
     "unet_spec": {"unet_spec", "numpy", "safetensors"},
@@ -52,8 +51,8 @@ def test_training_does_not_need_torch():
         assert not imports(path) & {"torch", "unet_torch", "unet_parity"}, path
 
 
-def test_only_the_command_and_the_tests_import_training():
-    for package in OURS - {"train", "unet_cli", "parity_tests", "benchmarks"}:
+def test_only_applications_import_training():
+    for package in (*SHIPPED, "unet_image"):
         for path in sources(package):
             assert "train" not in imports(path), path
 

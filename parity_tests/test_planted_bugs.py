@@ -1,7 +1,7 @@
 """Bugs that a port can have, planted one by one; the check named beside each must catch it.
 
-`EXACT` is the exact proof; `FLOAT64`, for nets in which numbers are rounded, is the comparison in float64. The
-healthy net passes the same check in the same test.
+`EXACT` is the exact proof; `FLOAT64`, for nets in which numbers are rounded, is the comparison in
+float64. The healthy net passes the same check in the same test.
 """
 
 import importlib

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_mask_at_a_legal_size_equals_the_plain_net(norm):
         logits = reference(torch.tensor(image.transpose(2, 0, 1)[None]))[0].numpy()
     np.testing.assert_array_equal(unet_torch.predict(reference, image), logits.argmax(0))
     np.testing.assert_array_equal(unet_jax.predict(port, image), logits.argmax(0))
-    plain = np.asarray(port(image[None]))[0].argmax(-1)
+    plain = np.asarray(port(jnp.asarray(image[None])))[0].argmax(-1)
     np.testing.assert_array_equal(plain, logits.argmax(0))
 
 

@@ -2,7 +2,8 @@
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from train.step import State, make_step
 from unet_jax import UNet, predict
 from unet_jax.weights import from_weights
 from unet_spec import InputError, layout, weight_file
+from unet_spec.environment import environment
 from unet_spec.files import refuse_existing, written
 from unet_spec.weight_file import WeightFile
 
@@ -27,14 +29,23 @@ PICTURES = 8
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with; also the last line of RUN/metrics.jsonl."""
+    """What a run ended with.
 
-    weights: Path
+    Attributes:
+        mean_image_iou: mean over the held-out images of the mean IoU of classes 1 and up.
+        pooled_iou: of each class, over all held-out pixels.
+        seconds: from reading the first image to the last picture.
+    """
+
+    weights: str
     loss: float
     mean_image_iou: float
     pooled_iou: list[float]
+    training_images: int
+    validation_images: int
     images_per_s: float
     seconds: float
+    environment: dict[str, str]
 
 
 def run(config: TrainConfig, out: Path, *, progress: Progress) -> Result:
@@ -54,40 +65,61 @@ def run(config: TrainConfig, out: Path, *, progress: Progress) -> Result:
     init, step = make_step(config)
     state = init()
     progress.say(f"compiling the step for {jax.devices()[0].device_kind}")
-    scores: dict[str, Any] = {}
-    with ThreadPoolExecutor(1) as reader, progress.steps(config.steps) as bar:
-
-        def fetch(index: int):
-            return reader.submit(
-                data.batch, training, index, data=config.data, net=config.net, seed=config.seed
-            )
-
-        ahead = fetch(0)
-        for index in range(config.steps):
-            x, truth = ahead.result()
-            ahead = fetch(index + 1)
+    with progress.steps(config.steps) as bar:
+        for done, (x, truth) in enumerate(batches(training, config), start=1):
             state, metrics = step(state, x, truth)
-            bar.advance(metrics, images=config.data.batch)
-            done = index + 1
-            if done % config.validate_every == 0 or done == config.steps:
-                bar.settle()
-                _refuse_infinite(bar.loss, done)
-                weights = to_weight_file(config, state)
-                weight_file.write(out / "weights.safetensors", weights)
-                scores = validate(from_weights(weights), validation)
-                line = {"step": done, "loss": bar.loss, "images_per_s": bar.images_per_s, **scores}
-                with (out / "metrics.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                progress.say(
-                    f"step {done}: validation IoU {scores['mean_image_iou']:.3f} (mean of images), "
-                    f"{scores['pooled_iou'][-1]:.3f} (pooled)"
-                )
-                bar.resume()
-    draw(from_weights(weights), validation[:PICTURES], out / "pictures")
+            bar.advance(metrics, images=len(x))
+            if done % config.validate_every and done < config.steps:
+                continue
+            bar.settle()
+            _refuse_infinite(bar.loss, done)
+            model, scores = _saved(config, state, validation, out / "weights.safetensors")
+            line = {"step": done, "loss": bar.loss, "images_per_s": bar.images_per_s, **scores}
+            with (out / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            progress.say(
+                f"step {done}: validation IoU {scores['mean_image_iou']:.3f} (mean of images), "
+                f"{scores['pooled_iou'][-1]:.3f} (pooled)"
+            )
+            bar.resume()
+    draw(model, validation[:PICTURES], out / "pictures")
     return Result(
-        out / "weights.safetensors", bar.loss, scores["mean_image_iou"], scores["pooled_iou"],
-        bar.images_per_s, time.monotonic() - began,
-    )  # fmt: skip
+        weights=str(out / "weights.safetensors"),
+        loss=bar.loss,
+        **scores,
+        training_images=len(training),
+        validation_images=len(validation),
+        images_per_s=bar.images_per_s,
+        seconds=time.monotonic() - began,
+        environment={**environment(), "device": jax.devices()[0].device_kind},
+    )
+
+
+def batches(
+    samples: list[data.Sample], config: TrainConfig
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of a run in order; the next one is made while one is used."""
+
+    def made(step: int) -> Future[tuple[np.ndarray, np.ndarray]]:
+        return reader.submit(
+            data.batch, samples, step, data=config.data, net=config.net, seed=config.seed
+        )
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = made(0)
+        for step in range(config.steps):
+            current, ahead = ahead, made(step + 1)
+            yield current.result()
+
+
+def _saved(
+    config: TrainConfig, state: State, validation: list[data.Sample], path: Path
+) -> tuple[UNet, dict[str, Any]]:
+    """Write the weight file; the net in it, and its scores."""
+    weights = to_weight_file(config, state)
+    weight_file.write(path, weights)
+    model = from_weights(weights)
+    return model, validate(model, validation)
 
 
 def load(config: TrainConfig) -> list[data.Sample]:

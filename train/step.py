@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from train.config import TrainConfig
 from train.losses import cross_entropy
@@ -40,7 +41,7 @@ class Metrics(NamedTuple):
 
 def make_step(
     config: TrainConfig,
-) -> tuple[Callable[[], State], Callable[[State, Array, Array], tuple[State, Metrics]]]:
+) -> tuple[Callable[[], State], Callable[[State, ArrayLike, ArrayLike], tuple[State, Metrics]]]:
     """(init, step): `init()` gives the state at step 0, `step(state, x, truth)` the next one.
 
     The state given to `step` is donated: only the one that it returns may be used after it.

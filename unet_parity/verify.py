@@ -1,9 +1,7 @@
 """The instrument behind `unet verify`: structure, exact proof, ordinary weights, verdict."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ from unet_parity import exact, oracle
 from unet_parity.exact import Row
 from unet_parity.oracle import Agreement
 from unet_spec import InputError, UNetConfig, layout
+from unet_spec.environment import environment
 from unet_spec.parameters import Tensors, parameter_count, parameters
 from unet_spec.weight_file import WeightFile
 from unet_torch.model import UNet as TorchUNet
@@ -89,7 +88,7 @@ def verify(
         for train in ((False, True) if stateful else (False,))
     )
     verdict, reasons = judge(config, structure, rows, agreements, own_weights=weights is not None)
-    return Report(verdict, reasons, config, structure, rows, agreements, environment())
+    return Report(verdict, reasons, config, structure, rows, agreements, devices())
 
 
 def judge(
@@ -143,18 +142,15 @@ def check_structure(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def environment() -> dict[str, str]:
-    """What the verdict holds for."""
-    names = ("jax", "flax", "torch", "numpy", "unet-twins")
+def devices() -> dict[str, str]:
+    """What computes, and in which precision: the verdict holds for these."""
     return {
-        **{name: version(name) for name in names},
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        **environment(),
         "jax_device": f"{jax.default_backend()} ({jax.devices()[0].device_kind})",
+        "jax_precision": "highest (float32 products in float32)",
         "torch_device": "cpu",
         "torch_threads": str(torch.get_num_threads()),
-        "jax_precision": "highest (float32 products in float32)",
-        "torch_precision": "float32 products in float32 (CPU)",
+        "torch_precision": "float32 products in float32",
     }
 
 

@@ -1,0 +1,41 @@
+"""Where a figure was measured: it goes into every file that holds one."""
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("unet-twins", "jax", "jaxlib", "flax", "optax", "torch", "numpy")
+
+
+def environment() -> dict[str, str]:
+    """Versions of what is installed, and the hardware, as far as the system tells."""
+    return {
+        "python": platform.python_version(),
+        **versions(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cores": str(os.cpu_count()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages on which figures depend, where they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """The processor's name, with the vector units that matter to convolutions."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
+    units = {"avx2", "avx512f", "amx_tile"} & set(flags[1].split() if flags else ())
+    return " ".join([name[1] if name else platform.processor() or "unknown", *sorted(units)])
