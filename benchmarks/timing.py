@@ -19,8 +19,9 @@ class Timings:
 
     Attributes:
         others_cores: cores that other work kept busy meanwhile; None where the system does not
-            tell. Far from 0 the times compare nothing: torch's threads wait for one another, and
-            beside one busy process its training step took 6 times as long, JAX's as long as ever.
+            tell. Far from 0 the times compare nothing, for torch's threads wait for one another:
+            beside one busy process on two cores, a training step of base 16 at 256 took torch
+            2.2 s in place of 0.11, and JAX 0.36 in place of 0.23 (torch 2.13, jax 0.10.2).
     """
 
     rounds_ms: dict[str, tuple[float, ...]]

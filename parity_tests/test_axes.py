@@ -1,7 +1,6 @@
 """Every architecture axis, forward and backward, in float64."""
 
 from dataclasses import replace
-from itertools import product
 
 import pytest
 
@@ -16,9 +15,9 @@ SIZES = {"same": (12, 20), "valid": (44, 52)}
 PADDINGS = ("same", "valid")
 UPS = ("transposed", "bilinear", "bilinear_aligned", "nearest")
 NORMS = {
-    "unnormalised": ("none", "before"),
+    "unnormalised": SMALL,
     **{
-        f"{norm}-{place}": (norm, place)
+        f"{norm}-{place}": replace(SMALL, norm=norm, norm_place=place)
         for norm in ("batch", "group", "instance")
         for place in ("before", "after")
     },
@@ -33,22 +32,16 @@ NORMS = {
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_torch_equals_jax_in_training(padding, norm, up, bias, activation, concat):
     config = replace(
-        SMALL, padding=padding, norm=NORMS[norm][0], norm_place=NORMS[norm][1], up=up, bias=bias,
-        activation=activation, concat=concat,
+        NORMS[norm], padding=padding, up=up, bias=bias, activation=activation, concat=concat
     )  # fmt: skip
     assert not problems(config, *SIZES[padding], train=True)
 
 
-@pytest.mark.parametrize("concat", ["up_first", "skip_first"])
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("up", UPS)
-@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("norm", ["batch-before", "batch-after"])
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_torch_equals_jax_with_running_statistics(padding, place, up, activation, concat):
-    config = replace(
-        SMALL, padding=padding, norm="batch", norm_place=place, up=up, activation=activation,
-        concat=concat,
-    )  # fmt: skip
+def test_torch_equals_jax_with_running_statistics(padding, norm, up):
+    config = replace(NORMS[norm], padding=padding, up=up)
     assert not problems(config, *SIZES[padding], train=False)
 
 
@@ -69,29 +62,30 @@ def test_torch_equals_jax_at_odd_sizes_of_a_deeper_net(padding, fit):
     assert not problems(config, *{"same": (29, 23), "valid": (95, 105)}[padding], train=True)
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize(
-    "widths",
-    [(7, 5), (6, 9, 7), (6, 7, 8, 9), (3, 7, 5, 8, 6)],
-    ids=["one_pool", "two_pools", "three_pools", "four_pools"],
-)
-def test_torch_equals_jax_at_every_depth(widths, padding):
-    config = replace(SMALL, widths=widths, padding=padding)
-    depth = config.depth
-    smallest = 2**depth * 3 if padding == "same" else {1: 24, 2: 44, 3: 92, 4: 188}[depth]
-    assert not problems(config, smallest, smallest + 2**depth, train=True)
+DEPTHS = {
+    "one_pool-same": ("same", (7, 5), (6, 8)),
+    "one_pool-valid": ("valid", (7, 5), (24, 26)),
+    "three_pools-same": ("same", (6, 7, 8, 9), (24, 32)),
+    "four_pools-valid": ("valid", (3, 7, 5, 8, 6), (188, 204)),
+}
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize(
-    ("norm", "up"),
-    [
-        *product(("batch", "group", "instance"), ("transposed", "bilinear")),
-        ("none", "bilinear"),
-        ("none", "bilinear_aligned"),
-    ],
-)
-def test_jax_is_as_far_from_float64_as_torch(norm, up, train):
-    config = replace(SMALL, norm=norm, up=up)
-    tensors = oracle.random_tensors(config, seed=1)
-    assert not oracle.compare(config, tensors, train=train).problems
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_torch_equals_jax_at_every_depth(depth):
+    padding, widths, sizes = DEPTHS[depth]
+    assert not problems(replace(SMALL, widths=widths, padding=padding), *sizes, train=True)
+
+
+ROUNDED = {
+    "batch": replace(SMALL, norm="batch"),
+    "group": replace(SMALL, norm="group"),
+    "instance": replace(SMALL, norm="instance"),
+    "bilinear": replace(SMALL, up="bilinear"),
+    "bilinear_aligned": replace(SMALL, up="bilinear_aligned"),
+}
+
+
+@pytest.mark.parametrize("net", ROUNDED)
+def test_jax_in_float32_is_as_far_from_float64_as_torch(net):
+    tensors = oracle.random_tensors(ROUNDED[net], seed=1)
+    assert not oracle.compare(ROUNDED[net], tensors, train=True).problems

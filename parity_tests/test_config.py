@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -69,7 +70,7 @@ def test_list_of_widths_becomes_a_tuple():
     assert UNetConfig(widths=[6, 8]) == UNetConfig(widths=(6, 8))  # type: ignore[arg-type]
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no_channels": ({"in_channels": 0}, "in_channels needs at least 1, got 0"),
     "no_classes": ({"classes": -1}, "classes needs at least 1, got -1"),
     "no_groups": ({"groups": 0}, "groups needs at least 1, got 0"),

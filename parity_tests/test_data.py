@@ -34,7 +34,8 @@ def _read(images, masks, classes=2):
     ("values", "classes"), [((0, 255), 2), ((0, 1), 2), ((0, 1, 2), 3)], ids=["255", "1", "indices"]
 )
 def test_masks_become_class_indices(tmp_path, values, classes):
-    samples = _read(*_folders(tmp_path, values=values), classes=classes)
+    images, masks = _folders(tmp_path, values=values)
+    samples = _read(images, masks, classes=classes)
     assert len(samples) == 3
     stored = np.asarray(Image.open(tmp_path / "masks" / "0.png"))
     np.testing.assert_array_equal(samples[0].mask, np.searchsorted(values, stored))

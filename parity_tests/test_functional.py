@@ -121,9 +121,12 @@ def drawn_masks(monkeypatch, key):
     """The masks that the two dropouts of a net draw, and the logits that follow."""
     masks = []
     bernoulli = jax.random.bernoulli
-    monkeypatch.setattr(
-        jax.random, "bernoulli", lambda *a, **k: masks.append(bernoulli(*a, **k)) or masks[-1]
-    )
+
+    def recorded(*args):
+        masks.append(bernoulli(*args))
+        return masks[-1]
+
+    monkeypatch.setattr(jax.random, "bernoulli", recorded)
     init, apply = unet_jax.functional(replace(DROPPED, widths=(6, 8, 16)))
     params, _ = init(jax.random.key(0))
     logits, _ = apply(params, jnp.ones((4, 48, 64, 3)), train=True, key=key)

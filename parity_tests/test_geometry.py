@@ -157,7 +157,9 @@ def test_refusal_names_size_rule_and_nearest_legal_sizes(case):
 def test_illegal_size_is_refused_by_both_twins_before_anything_is_computed(height, width):
     with torch.device("meta"):
         net, x = unet_torch.UNet(), torch.empty(1, 1, height, width)
-    net.down_1.register_forward_pre_hook(lambda *_: pytest.fail("the first level has run"))
+    net.get_submodule("down_1").register_forward_pre_hook(
+        lambda *_: pytest.fail("the first level has run")
+    )
     with pytest.raises(InputError, match="size 100 px is not legal"):
         net(x)
 

@@ -237,7 +237,8 @@ def found(config: UNetConfig, catcher: str, train: bool) -> bool:
 
 @pytest.mark.parametrize("name", BUGS)
 def test_planted_bug_is_caught_and_the_healthy_net_passes(name, monkeypatch):
-    plant, *check = BUGS[name]
+    bug = BUGS[name]
+    check = bug.config, bug.catcher, bug.train
     assert healthy(*check), "the healthy net does not pass"
-    plant(monkeypatch)
+    bug.plant(monkeypatch)
     assert found(*check), f"{name} went unnoticed"

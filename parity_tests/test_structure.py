@@ -1,4 +1,5 @@
 from itertools import product
+from typing import Literal
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from unet_parity.verify import check_structure
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import check_tensors, parameters
 
+PADDINGS: tuple[Literal["same", "valid"], ...] = ("same", "valid")
 NORMS = ("none", "batch", "group", "instance")
 UPS = ("transposed", "bilinear", "bilinear_aligned", "nearest")
 
@@ -19,9 +21,7 @@ UPS = ("transposed", "bilinear", "bilinear_aligned", "nearest")
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_names_and_shapes_of_both_twins_equal_the_table(norm, place, up):
-    for bias, padding, widths in product(
-        (True, False), ("same", "valid"), ((7, 5), (6, 9, 7, 8, 11))
-    ):
+    for bias, padding, widths in product((True, False), PADDINGS, ((7, 5), (6, 9, 7, 8, 11))):
         config = UNetConfig(
             in_channels=3, classes=4, widths=widths, norm=norm, norm_place=place, groups=1, up=up,
             bias=bias, padding=padding,
@@ -60,11 +60,13 @@ def test_structure_of_a_net_with_another_width_is_reported(monkeypatch):
 
 def test_every_mismatch_is_collected_before_the_refusal():
     config = UNetConfig(widths=(6, 8))
-    tensors = {p.name: np.zeros(p.shape, np.float32) for p in parameters(config)}
+    tensors: dict[str, np.ndarray] = {
+        p.name: np.zeros(p.shape, np.float32) for p in parameters(config)
+    }
     check_tensors(config, tensors, source="these")
     del tensors["out.bias"], tensors["up_1.up.bias"]
-    tensors["head"] = np.zeros(3)
-    tensors["out.weight"] = np.zeros((2, 6, 1))
+    tensors["head"] = np.zeros(3, np.float32)
+    tensors["out.weight"] = np.zeros((2, 6, 1), np.float32)
     with pytest.raises(ValueError, match="these: ") as refusal:
         check_tensors(config, tensors, source="these")
     for words in ("missing: up_1.up.bias, out.bias", "unexpected: head",

@@ -95,7 +95,7 @@ def test_the_step_is_compiled_once_and_counts():
         state, _ = step(state, x, truth)
     assert int(state.step) == 3
     assert int(state.stats["neck.conv.1.num_batches_tracked"]) == 3
-    assert step._cache_size() == 1
+    assert step._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_overfits_one_image_to_perfection():
