@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import layers, nets
-from benchmarks.environment import device_name, environment, versions
+from benchmarks.environment import device_name, environment
 from benchmarks.layers import LayerRow
 from benchmarks.nets import NetRow, matmul_gflops
 from benchmarks.steps import PRECISION, Problem, devices, no_tf32
 from unet_spec import SLIDES, UNetConfig
+from unet_spec.environment import versions
 
 SIZE_PX = 256
 BUSY_CORES = 0.2

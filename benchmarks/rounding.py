@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.environment import environment, versions
+from benchmarks.environment import environment
 from unet_parity.oracle import error_ratio, random_input, random_tensors
 from unet_parity.twins import jax_pass, torch_pass
 from unet_spec import UNetConfig
+from unet_spec.environment import versions
 from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.rounding"

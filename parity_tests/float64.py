@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from parity_tests.inputs import random_input
 from unet_parity import oracle
 from unet_parity.twins import jax_pass, torch_pass
 from unet_spec import UNetConfig
@@ -11,7 +10,7 @@ from unet_spec import UNetConfig
 def problems(config: UNetConfig, height: int, width: int, *, train: bool) -> tuple[str, ...]:
     """What is out of bounds between the twins: outputs, gradients, statistics, by name."""
     tensors = oracle.random_tensors(config, seed=1)
-    x, cotangent, keep = random_input(config, height, width)
+    x, cotangent, keep = oracle.random_input(config, seed=0, size=(height, width))
     arguments = (config, tensors, x, cotangent)
     truth = torch_pass(*arguments, dtype="float64", train=train, keep=keep)
     port = jax_pass(*arguments, dtype="float64", train=train, keep=keep, jit=False)

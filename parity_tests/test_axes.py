@@ -62,18 +62,19 @@ def test_torch_equals_jax_at_odd_sizes_of_a_deeper_net(padding, fit):
     assert not problems(config, *{"same": (29, 23), "valid": (95, 105)}[padding], train=True)
 
 
+VALID = replace(SMALL, padding="valid")
 DEPTHS = {
-    "one_pool-same": ("same", (7, 5), (6, 8)),
-    "one_pool-valid": ("valid", (7, 5), (24, 26)),
-    "three_pools-same": ("same", (6, 7, 8, 9), (24, 32)),
-    "four_pools-valid": ("valid", (3, 7, 5, 8, 6), (188, 204)),
+    "one_pool-same": (replace(SMALL, widths=(7, 5)), (6, 8)),
+    "one_pool-valid": (replace(VALID, widths=(7, 5)), (24, 26)),
+    "three_pools-same": (replace(SMALL, widths=(6, 7, 8, 9)), (24, 32)),
+    "four_pools-valid": (replace(VALID, widths=(3, 7, 5, 8, 6)), (188, 204)),
 }
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_torch_equals_jax_at_every_depth(depth):
-    padding, widths, sizes = DEPTHS[depth]
-    assert not problems(replace(SMALL, widths=widths, padding=padding), *sizes, train=True)
+    config, sizes = DEPTHS[depth]
+    assert not problems(config, *sizes, train=True)
 
 
 ROUNDED = {

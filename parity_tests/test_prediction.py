@@ -96,6 +96,22 @@ def test_unpadded_mask_lies_where_the_output_of_the_unpadded_net_lies():
     np.testing.assert_array_equal(unet_jax.predict(port, image)[20:40, 20:44], inner)
 
 
+@pytest.mark.parametrize(
+    ("padding", "size", "rows", "columns"),
+    [("same", (13, 23), (0, 3), (0, 1)), ("valid", (57, 63), (20, 23), (20, 21))],
+    ids=["same", "valid"],
+)
+def test_mask_of_an_illegal_size_is_that_of_the_mirrored_image(padding, size, rows, columns):
+    reference, port = twins(replace(GRAY, padding=padding), preprocessing=Preprocessing("none"))
+    image = picture(size, np.float32)
+    mirrored = np.pad(image, (rows, columns), mode="symmetric")
+    with torch.no_grad():
+        logits = reference(torch.tensor(mirrored[None, None]))[0].numpy()
+    expected = logits.argmax(0)[: size[0], : size[1]]
+    np.testing.assert_array_equal(unet_torch.predict(reference, image), expected)
+    np.testing.assert_array_equal(unet_jax.predict(port, image), expected)
+
+
 @given(
     st.sampled_from([("same", "error"), ("same", "edge"), ("same", "crop"), ("valid", "error"),
                      ("valid", "crop")]),

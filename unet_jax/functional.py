@@ -72,8 +72,8 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     return Functional(init, apply)
 
 
-def to_arrays(model: UNet) -> dict[str, jax.Array]:
-    """Every array of a model by its name."""
+def to_arrays(model: UNet) -> dict[str, Any]:
+    """Every array of a model by its name; of an abstract model (`nnx.eval_shape`), its shapes."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     return {_name(path): variable.get_value() for path, variable in state}
 

@@ -126,13 +126,19 @@ def why_not(config: UNetConfig) -> str:
 
 def prove(config: UNetConfig, rung: Rung) -> Row:
     """The proof on one rung, on the first case that float64 certifies."""
+    case, certificate = find_case(config, rung)
+    return compare(config, case, rung, certificate)
+
+
+def find_case(config: UNetConfig, rung: Rung) -> tuple[Case, Certificate]:
+    """The first case that float64 certifies, or the last that it refuses."""
     for taps in np.arange(rung.taps, 0.5, -0.5):
         for seed in range(SEEDS):
             case = make_case(config, taps=float(taps), seed=seed)
             certificate = certify(config, case, rung)
             if not certificate.refusals:
-                return compare(config, case, rung, certificate)
-    return _refused(config, case, rung, certificate)
+                return case, certificate
+    return case, certificate
 
 
 def make_case(config: UNetConfig, *, taps: float, seed: int) -> Case:
@@ -177,17 +183,20 @@ def certify(config: UNetConfig, case: Case, rung: Rung) -> Certificate:
 
 
 def compare(config: UNetConfig, case: Case, rung: Rung, certificate: Certificate) -> Row:
-    """Both twins on the rung against each other and float64, value by value, with `==`."""
-    arguments = (config, case.tensors, case.x, case.cotangent)
-    ours, theirs = torch_pass(*arguments, dtype=rung.dtype), jax_pass(*arguments, dtype=rung.dtype)
+    """Both twins on the rung against each other and float64, value by value, with `==`; nothing
+    is compared where the certificate refuses."""
     truth = certificate.truth
-    outputs = mismatches(truth.output, ours.output, theirs.output)
-    wrong = {
-        name: mismatches(value, ours.gradients[name], theirs.gradients[name])
-        for name, value in truth.gradients.items()
-    }
-    inputs = mismatches(truth.input_gradient, ours.input_gradient, theirs.input_gradient)
-    first = [name for name, count in wrong.items() if count]
+    inputs, outputs, wrong = 0, 0, dict.fromkeys(truth.gradients, 0)
+    if not certificate.refusals:
+        arguments = (config, case.tensors, case.x, case.cotangent)
+        ours = torch_pass(*arguments, dtype=rung.dtype)
+        theirs = jax_pass(*arguments, dtype=rung.dtype)
+        outputs = mismatches(truth.output, ours.output, theirs.output)
+        inputs = mismatches(truth.input_gradient, ours.input_gradient, theirs.input_gradient)
+        wrong = {
+            name: mismatches(value, ours.gradients[name], theirs.gradients[name])
+            for name, value in truth.gradients.items()
+        }
     return Row(
         rung=rung.name,
         padding=config.padding,
@@ -200,8 +209,8 @@ def compare(config: UNetConfig, case: Case, rung: Rung, certificate: Certificate
         distinct=certificate.distinct,
         gradients={"tensors": len(wrong), "mismatches": sum(wrong.values())},
         input_gradient={"values": truth.input_gradient.size, "mismatches": inputs},
-        first_wrong=first[0] if first else "",
-        refused="",
+        first_wrong=next((name for name, count in wrong.items() if count), ""),
+        refused="; ".join(certificate.refusals),
     )
 
 
@@ -265,21 +274,3 @@ def _largest_sum(module: nn.Module, x: Tensor, gradient: Tensor) -> float:
     output = torch.func.functional_call(module, positive, source)
     sums = torch.autograd.grad(output, [source, *positive.values()], gradient.abs())
     return max(float(t.detach().max()) for t in (output, *sums))
-
-
-def _refused(config: UNetConfig, case: Case, rung: Rung, certificate: Certificate) -> Row:
-    return Row(
-        rung=rung.name,
-        padding=config.padding,
-        dtype=rung.dtype,
-        taps=case.taps,
-        seed=case.seed,
-        largest=certificate.largest,
-        outputs=certificate.truth.output.size,
-        mismatches=0,
-        distinct=certificate.distinct,
-        gradients={"tensors": len(certificate.truth.gradients), "mismatches": 0},
-        input_gradient={"values": certificate.truth.input_gradient.size, "mismatches": 0},
-        first_wrong="",
-        refused="; ".join(certificate.refusals),
-    )

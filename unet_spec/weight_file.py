@@ -18,7 +18,7 @@ from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
 from unet_spec.files import written
-from unet_spec.parameters import Tensors, check_tensors
+from unet_spec.parameters import Tensors, check_tensors, parameters
 from unet_spec.preprocessing import Preprocessing
 
 VERSION = 1
@@ -27,7 +27,7 @@ DTYPES = ("float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a weight file says; `tensors` are contiguous numpy arrays in torch's layout."""
+    """What a weight file says; `tensors` are numpy arrays in torch's layout and order."""
 
     config: UNetConfig
     tensors: Tensors
@@ -36,6 +36,8 @@ class WeightFile:
 
     def __post_init__(self) -> None:
         check_tensors(self.config, self.tensors, source="weights")
+        in_order = {p.name: self.tensors[p.name] for p in parameters(self.config)}
+        object.__setattr__(self, "tensors", in_order)
         if self.class_names and len(self.class_names) != self.config.classes:
             raise InputError(
                 f"class_names needs one name for each of {self.config.classes} classes, "
@@ -78,16 +80,17 @@ def read(path: Path | str) -> WeightFile:
     try:
         card = json.loads(metadata["unet"])
         if card["version"] > VERSION:
-            raise InputError(f"{path}: format version {card['version']}, known up to {VERSION}")
-        config = from_json(UNetConfig, json.dumps(card["config"]))
-        preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
-        class_names = tuple(card["class_names"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: its metadata is damaged ({error!r})") from error
+            raise InputError(f"format version {card['version']}, known up to {VERSION}: update")
+        return WeightFile(
+            from_json(UNetConfig, json.dumps(card["config"])),
+            tensors,
+            from_json(Preprocessing, json.dumps(card["preprocessing"])),
+            tuple(card["class_names"]),
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    check_tensors(config, tensors, source=str(path))
-    return WeightFile(config, tensors, preprocessing, class_names)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its metadata is damaged ({error!r})") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
