@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json as json_format
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -339,10 +340,11 @@ def _check_json(path: Path | None) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
-def _write_json(path: Path | None, content: Any) -> None:
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     if path is not None:
         with written(path) as stream:
-            stream.write(json_format.dumps(content, indent=2).encode() + b"\n")
+            report = {"command": shlex.join(["unet", *sys.argv[1:]]), **content}
+            stream.write(json_format.dumps(report, indent=2).encode() + b"\n")
 
 
 def _sentence(error: Exception) -> str:

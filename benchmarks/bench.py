@@ -86,13 +86,12 @@ def _net_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="whole nets, median ms; ratio is JAX over torch")
     for column in ("case", "torch"):
         table.add_column(column)
-    for column in ("JAX", "torch", "ratio", "GFLOP/s", "of peak", "compile s", "memory MB"):
+    for column in ("JAX", "torch", "ratio", "of peak"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             row["case"], row["torch_variant"], _number(row["jax_ms"]), _number(row["torch_ms"]),
-            _ratio(row), _number(row["gflops"]), _number(row["share_of_peak"], 2),
-            _number(row["compile_s"], 1), _number(row["peak_mb"]),
+            _ratio(row), _number(row["share_of_peak"], 2),
         )  # fmt: skip
     return table
 

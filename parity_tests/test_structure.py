@@ -55,7 +55,7 @@ def test_structure_of_a_net_with_another_width_is_reported(monkeypatch):
         UNetConfig(widths=(6, 9)), rngs=rngs
     ))  # fmt: skip
     problems = check_structure(config)["problems"]
-    assert "JAX: neck.conv.0.weight is (3, 3, 6, 9), the table says (3, 3, 6, 8)" in problems
+    assert "JAX: neck.conv.0.weight is (3, 3, 6, 9), not (3, 3, 6, 8)" in problems
 
 
 def test_every_mismatch_is_collected_before_the_refusal():

@@ -1,0 +1,65 @@
+"""What the README shows is run, and its figures are those of the files it names."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unet_jax
+import unet_torch
+from unet_spec import UNetConfig
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0][:30])
+def test_python_in_the_readme_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
+    unet_torch.save(net, "cells.safetensors")
+    names = {
+        "model": net,
+        "image": np.random.default_rng(0).integers(0, 255, (21, 30), np.uint8),
+        "x": np.ones((1, 16, 24, 1), np.float32),
+        "unet_jax": unet_jax,
+    }
+    exec(block, names)
+
+
+def _result(name):
+    return json.loads((RESULTS / name).read_text())
+
+
+def test_the_exact_proof_in_the_readme_is_that_of_its_file():
+    report = _result("verify_base64.json")
+    assert report["verdict"] == "identical"
+    for row in report["exact"]:
+        shown = (
+            f"| {row['rung']} | {row['padding']} | {row['mismatches']} of {row['outputs']:,} "
+            f"| {row['gradients']['mismatches']} in {row['gradients']['tensors']} tensors "
+            f"| {row['input_gradient']['mismatches']} of {row['input_gradient']['values']:,} |"
+        )
+        assert shown in README
+
+
+def test_the_training_figures_in_the_readme_are_those_of_their_file():
+    result = _result("train_nuclei.json")
+    assert f"mean IoU of {result['mean_image_iou']:.3f}" in README
+    assert f"{result['validation_images']} held-out images" in README
+    assert f"{result['seconds'] / 60:.1f} minutes" in README
+
+
+def test_the_timings_in_the_readme_are_those_of_their_file():
+    rows = {
+        row["case"] + (f", against torch {row['torch_variant']}" if "torch_ms" in row else ""): row
+        for row in _result("bench_cpu.json")["rows"]
+    }
+    shown = re.findall(r"^\| (.*?) \| ([0-9.]+) \|$", README, re.MULTILINE)
+    assert len(shown) == len(rows)
+    for case, ratio in shown:
+        assert f"{rows[case]['ratio']:.2f}" == ratio, case
