@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ def test_python_in_the_readme_runs(block, tmp_path, monkeypatch):
     names = {
         "model": net,
         "image": np.random.default_rng(0).integers(0, 255, (21, 30), np.uint8),
-        "x": np.ones((1, 16, 24, 1), np.float32),
+        "x": jnp.ones((1, 16, 24, 1)),
         "unet_jax": unet_jax,
     }
     exec(block, names)
