@@ -236,10 +236,11 @@ def test_wrong_input_is_one_sentence_status_2_and_no_file(tmp_path, weights, ima
     assert after == before
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, weights):
+@pytest.mark.parametrize("target", ["b.safetensors", "b.pt"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, weights, target):
     """A limit on file sizes stands for the disk: the write fails in the middle."""
     before = sorted(p.name for p in tmp_path.iterdir())
-    command = f"ulimit -f 2; exec {sys.executable} -m unet_cli convert {weights} b.safetensors"
+    command = f"ulimit -f 2; exec {sys.executable} -m unet_cli convert {weights} {target}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

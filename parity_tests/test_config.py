@@ -152,3 +152,9 @@ def test_config_is_frozen_and_can_be_a_key():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SLIDES.classes = 3  # type: ignore[misc]
     assert {SLIDES: 1, UNetConfig(): 2} == {SLIDES: 2}
+
+
+@pytest.mark.parametrize("text", ['{"widths": 5}', '{"widths": "ab"}', '{"widths": [4, 6.5]}'])
+def test_widths_that_are_no_channel_counts_are_refused(text):
+    with pytest.raises(InputError, match="widths"):
+        UNetConfig.from_json(text)

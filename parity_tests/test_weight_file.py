@@ -276,3 +276,19 @@ def test_tensors_are_those_of_the_table_in_its_order(tmp_path):
     given = weights(replace(SMALL, norm="batch"))
     weight_file.write(path, given)
     assert weight_file.read(path).tensors.keys() == {p.name for p in parameters(given.config)}
+
+
+def test_bfloat16_weights_are_saved_as_the_same_values(tmp_path):
+    net = unet_torch.UNet(UNetConfig(widths=(4, 6))).bfloat16()
+    unet_torch.save(net, tmp_path / "a.safetensors")
+    loaded = unet_torch.load(tmp_path / "a.safetensors")
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
+
+
+def test_integer_kernels_are_refused():
+    config = UNetConfig(widths=(4, 6))
+    tensors = unet_torch.weights.to_weights(unet_torch.UNet(config)).tensors
+    wrong = {**tensors, "out.weight": np.ones((2, 4, 1, 1), np.int64)}
+    with pytest.raises(InputError, match=r"integers for floats: out\.weight int64"):
+        WeightFile(config, wrong)

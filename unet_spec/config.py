@@ -48,7 +48,8 @@ class UNetConfig:
     """Rate of dropout at the end of the contracting path: on the last level and the neck."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
+        if isinstance(self.widths, list):
+            object.__setattr__(self, "widths", tuple(self.widths))
         check_types(self)
         for name in ("in_channels", "classes", "groups"):
             if getattr(self, name) < 1:

@@ -35,7 +35,8 @@ def check_types(config: Any) -> None:
                 allowed = ", ".join(typing.get_args(kind))
                 raise InputError(f"{name} is one of {allowed}, got {value!r}")
         elif typing.get_origin(kind) is tuple:
-            if not all(type(item) is typing.get_args(kind)[0] for item in value):
+            item_kind = typing.get_args(kind)[0]
+            if type(value) is not tuple or any(type(item) is not item_kind for item in value):
                 raise InputError(
                     f"{name} holds {typing.get_args(kind)[0].__name__}s, got {value!r}"
                 )

@@ -57,7 +57,17 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
         for name, shape in table.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+    integers = [
+        f"{p.name} {tensors[p.name].dtype}"
+        for p in parameters(config)
+        if p.name in tensors and p.kind != "count" and tensors[p.name].dtype.kind in "iub"
+    ]
+    kinds = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "mis-shaped": misshaped,
+        "integers for floats": integers,
+    }
     if any(kinds.values()):
         found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
         raise InputError(

@@ -1,5 +1,6 @@
 """`.pt` and `.pth` files of PyTorch users: a `state_dict`, read without running its pickle."""
 
+import io
 import pickle
 from pathlib import Path
 
@@ -44,5 +45,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def write(path: Path, tensors: Tensors) -> None:
     """A plain `state_dict`, whole or not at all."""
+    # in memory first: on a full disk torch's own writer dies of a second error
+    content = io.BytesIO()
+    torch.save({name: torch.from_numpy(np.array(t)) for name, t in tensors.items()}, content)
     with written(path) as stream:
-        torch.save({name: torch.from_numpy(np.array(t)) for name, t in tensors.items()}, stream)
+        stream.write(content.getbuffer())

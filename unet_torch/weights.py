@@ -36,7 +36,7 @@ def from_weights(weights: WeightFile) -> UNet:
 
 def to_weights(model: UNet) -> WeightFile:
     """A net as the content of a weight file."""
-    tensors = {
-        name: t.detach().cpu().contiguous().numpy() for name, t in model.state_dict().items()
-    }
+    state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
+    # numpy has no bfloat16; every one of its values is a float32
+    tensors = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in state.items()}
     return WeightFile(model.config, tensors, model.preprocessing, model.class_names)
