@@ -16,8 +16,7 @@ from unet_spec.parameters import Tensors, parameters
 
 OUTPUT_BOUND = 1e-12
 GRADIENT_BOUND = 1e-10
-# 384 healthy nets gave ratios from 0.49 to 2.51 (benchmarks/results/rounding.json); the planted
-# bugs of parity_tests give thousands
+# 384 healthy nets gave ratios from 0.49 to 2.51 (benchmarks/results/rounding.json)
 FACTOR = 8.0
 
 
