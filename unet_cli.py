@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from unet_spec import InputError, UNetConfig
+from unet_spec.environment import need
 from unet_spec.files import refuse_existing, written
 
 Json = Annotated[Path | None, arg(metavar="FILE")]
@@ -49,6 +50,12 @@ def verify(
     /,
     *,
     config: UNetConfig = UNetConfig(),
+    image: Path | None = None,
+    recorded: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
+    reference: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
+    steps: int = 10,
+    precision: Literal["highest", "high", "default"] = "highest",
+    report: Annotated[Path | None, arg(metavar="PAGE.html")] = None,
     json: Json = None,
 ) -> int:
     """Prove that both frameworks compute the same; status 1 if they do not.
@@ -56,22 +63,53 @@ def verify(
     Args:
         weights: a weight file; without it an architecture is proven, with both paddings.
         config: the architecture, where no weight file says it.
+        image: compare on its middle, up to 256x256, in place of random numbers.
+        recorded: compare on its array x, and judge its array y, a float32 output of the same net.
+        reference: a torch module of your own with the same names, in place of unet_torch's.
+        steps: of training, side by side; 0 for none.
+        precision: of JAX's products, for accelerators.
+        report: write the page there: every module, gradient and step, with pictures.
         json: write the whole report there.
     """
     _check_json(json)
-    _need("jax", "torch")
+    _check_target(report, ".html")
+    need("jax", "torch")
+    if image is not None and recorded is not None:
+        raise InputError("--image and --recorded both give the input; leave one out")
+    if steps < 0:
+        raise InputError(f"--steps needs at least 0, got {steps}")
     from rich.console import Console
 
-    from unet_parity import report, verify
-    from unet_spec import weight_file
+    from unet_convert import refuse_contradiction
+    from unet_parity import inputs, page, verify
+    from unet_parity import report as tables
+    from unet_spec import Preprocessing, weight_file
 
     loaded = None if weights is None else weight_file.read(weights)
     if loaded is not None:
-        _refuse_contradiction(config, loaded.config, source=weights)
+        refuse_contradiction(config, loaded.config, source=weights)
         config = loaded.config
+    x = y = None
+    if image is not None:
+        x = inputs.read_image(image, config, loaded.preprocessing if loaded else Preprocessing())
+    if recorded is not None:
+        x, y = inputs.read_recorded(recorded, config)
     console = Console()
-    found = verify.verify(config, weights=loaded, say=lambda text: console.print(text))
-    report.show(found, console)
+    found = verify.verify(
+        config,
+        weights=loaded,
+        x=x,
+        recorded=y,
+        reference=None if reference is None else inputs.read_reference(reference, config),
+        steps=steps,
+        jax_precision=precision,
+        say=lambda text: console.print(text, highlight=False),
+    )
+    tables.show(found, console)
+    if report is not None:
+        with written(report) as stream:
+            stream.write(page.html(found, command=_command()).encode())
+        console.print(f"the page: {report}")
     _write_json(json, found.to_json())
     return int(found.verdict == "different")
 
@@ -135,37 +173,21 @@ def convert(
     dtype: Literal["float16", "float32", "float64"] = "float32",
     json: Json = None,
 ) -> int:
-    """Turn a PyTorch checkpoint (.pt, .pth) into a weight file (.safetensors), or the reverse.
+    """Turn a PyTorch checkpoint (.pt, .pth) into a weight file (.safetensors), or the reverse;
+    with its optimizer into a folder that JAX trains on from, or the reverse.
 
     Args:
-        source: .pt, .pth or .safetensors.
-        target: likewise; must not exist. A .pt holds a plain state_dict.
+        source: .pt, .pth or .safetensors, or the folder of a run.
+        target: likewise, a folder being a name without suffix; must not exist. A .pt holds a
+            plain state_dict, or those of model, optimizer and scheduler.
         config: the axes that no tensor shows (padding, concat, activation, ...).
         dtype: of the tensors in a .safetensors target.
         json: write the report there.
     """
     _check_json(json)
-    from unet_spec import dialects, weight_file
+    import unet_convert
 
-    for path in (source, target):
-        if path.suffix not in (".pt", ".pth", ".safetensors"):
-            raise InputError(f"{path}: the suffix is .pt, .pth or .safetensors")
-    refuse_existing(target)
-    weights, assumed = _read_weights(source, config)
-    if target.suffix == ".safetensors":
-        weight_file.write(target, weights, dtype=dtype)
-    else:
-        _need("torch")
-        from unet_torch import checkpoint
-
-        checkpoint.write(target, weights.tensors)
-    count = len(weights.tensors)
-    print(f"{source} -> {target}: {count} tensors read, {count} written, none left over")
-    if assumed:
-        print(f"not in the tensors, taken from the flags: {dialects.assumed(weights.config)}")
-    _write_json(json, {"source": str(source), "target": str(target), "tensors": count,
-                       "config": dataclasses.asdict(weights.config),
-                       "assumed": assumed})  # fmt: skip
+    _write_json(json, unet_convert.convert(source, target, config=config, dtype=dtype))
     return 0
 
 
@@ -177,7 +199,7 @@ def bench(*, quick: bool = False, json: Json = None) -> int:
         json: write the rows there.
     """
     _check_json(json)
-    _need("jax", "torch")
+    need("jax", "torch")
     _need_checkout("benchmarks")
     from rich.console import Console
 
@@ -199,7 +221,7 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None) -> int:
         json: write what was found there.
     """
     _check_json(json)
-    _need("jax", "torch")
+    need("jax", "torch")
     _need_checkout("train")
     from unet_demo import run
 
@@ -236,7 +258,7 @@ def _train_verb() -> Callable[..., int]:
             json: write the scores there.
         """
         _check_json(json)
-        _need("jax")
+        need("jax")
         from rich.console import Console
 
         from train.loop import run
@@ -257,7 +279,7 @@ def _predictor(weights: Path, framework: str | None) -> tuple[Any, Callable[[Any
     """A loaded model and the function that predicts with it."""
     if framework is None:
         framework = "jax" if importlib.util.find_spec("jax") else "torch"
-    _need(framework)
+    need(framework)
     if framework == "jax":
         import unet_jax
 
@@ -265,26 +287,6 @@ def _predictor(weights: Path, framework: str | None) -> tuple[Any, Callable[[Any
     import unet_torch
 
     return unet_torch.load(weights), unet_torch.predict
-
-
-def _read_weights(source: Path, config: UNetConfig):
-    """A source as (WeightFile, whether its config was partly assumed)."""
-    from unet_spec import dialects, weight_file
-    from unet_spec.weight_file import WeightFile
-
-    if source.suffix == ".safetensors":
-        metadata, tensors = weight_file.read_safetensors(source)
-        if "unet" in metadata:
-            weights = weight_file.read(source)
-            _refuse_contradiction(config, weights.config, source=source)
-            return weights, False
-    else:
-        _need("torch")
-        from unet_torch import checkpoint
-
-        tensors = checkpoint.read(source)
-    found = dialects.config_of(tensors, given=config, source=str(source))
-    return WeightFile(found, tensors), True
 
 
 def _unique_names(pages: dict[Path, int]) -> dict[tuple[Path, int], str]:
@@ -303,25 +305,6 @@ def _unique_names(pages: dict[Path, int]) -> dict[tuple[Path, int], str]:
     return names
 
 
-def _refuse_contradiction(given: UNetConfig, found: UNetConfig, *, source: Path | None) -> None:
-    default = UNetConfig()
-    for field in dataclasses.fields(given):
-        told, seen = getattr(given, field.name), getattr(found, field.name)
-        if told not in (seen, getattr(default, field.name)):
-            raise InputError(
-                f"{source}: its config says {field.name}={seen}, not {told}; "
-                f"leave out --config.{field.name.replace('_', '-')}"
-            )
-
-
-def _need(*frameworks: str) -> None:
-    for framework in frameworks:
-        if importlib.util.find_spec(framework) is None:
-            raise InputError(
-                f"{framework} is not installed; install it: pip install 'unet-twins[{framework}]'"
-            )
-
-
 def _need_checkout(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise InputError(
@@ -331,19 +314,27 @@ def _need_checkout(package: str) -> None:
 
 
 def _check_json(path: Path | None) -> None:
+    _check_target(path, ".json")
+
+
+def _check_target(path: Path | None, suffix: str) -> None:
     """Refuse before the work what could not be written after it."""
     if path is None:
         return
-    if path.suffix != ".json":
-        raise InputError(f"{path}: the report's name ends in .json")
+    if path.suffix != suffix:
+        raise InputError(f"{path}: the report's name ends in {suffix}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+
+
+def _command() -> str:
+    return shlex.join(["unet", *sys.argv[1:]])
 
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     if path is not None:
         with written(path) as stream:
-            report = {"command": shlex.join(["unet", *sys.argv[1:]]), **content}
+            report = {"command": _command(), **content}
             stream.write(json_format.dumps(report, indent=2).encode() + b"\n")
 
 

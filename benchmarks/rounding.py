@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.environment import environment
-from unet_parity.oracle import error_ratio, random_input, random_tensors
+from unet_parity.differences import error_ratio, rms
+from unet_parity.oracle import random_input, random_tensors
 from unet_parity.twins import jax_pass, torch_pass
 from unet_spec import UNetConfig
 from unet_spec.environment import versions
@@ -84,15 +85,11 @@ def measured(config: UNetConfig, seed: int) -> Net:
     tensors = random_tensors(config, seed=seed)
     x, cotangent, _ = random_input(config, seed=seed)
     truth = torch_pass(config, tensors, x, cotangent, dtype="float64").output
-    torch_error = _rms(torch_pass(config, tensors, x, cotangent).output - truth)
-    jax_error = _rms(jax_pass(config, tensors, x, cotangent, jit=False).output - truth)
-    scale = _rms(truth)
+    torch_error = rms(torch_pass(config, tensors, x, cotangent).output - truth)
+    jax_error = rms(jax_pass(config, tensors, x, cotangent, jit=False).output - truth)
+    scale = rms(truth)
     ratio = error_ratio(torch_error, jax_error, scale)
     return Net(ratio, torch_error / scale, config, seed, (x.shape[2], x.shape[3]))
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from flax import nnx
 import unet_jax
 from unet_jax.functional import to_arrays, with_arrays
 from unet_jax.layers import Dropout, Numerics
+from unet_parity.differences import difference
 from unet_parity.oracle import (
     GRADIENT_BOUND,
     OUTPUT_BOUND,
-    difference,
     random_input,
     random_tensors,
 )

@@ -12,8 +12,21 @@ SHIPPED = {"unet_spec", "unet_torch", "unet_jax", "unet_parity"}
 ALLOWED = {
     "unet_spec": {"unet_spec", "numpy", "safetensors"},
     "unet_torch": {"unet_torch", "unet_spec", "torch", "numpy", "jaxtyping"},
-    "unet_jax": {"unet_jax", "unet_spec", "jax", "flax", "numpy", "jaxtyping"},
-    "unet_parity": SHIPPED | {"torch", "jax", "flax", "numpy", "jaxtyping", "safetensors", "rich"},
+    "unet_jax": {"unet_jax", "unet_spec", "jax", "flax", "optax", "numpy", "jaxtyping"},
+    "unet_parity": SHIPPED
+    | {
+        "torch",
+        "jax",
+        "flax",
+        "optax",
+        "numpy",
+        "jaxtyping",
+        "safetensors",
+        "rich",
+        "jinja2",
+        "PIL",
+        "unet_image",
+    },
 }
 
 

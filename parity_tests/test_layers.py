@@ -10,7 +10,8 @@ from torch import nn
 
 from unet_jax import layers
 from unet_jax.layers import Numerics
-from unet_parity.oracle import GRADIENT_BOUND, OUTPUT_BOUND, difference
+from unet_parity.differences import difference
+from unet_parity.oracle import GRADIENT_BOUND, OUTPUT_BOUND
 from unet_spec import UNetConfig
 from unet_torch.layers import Dropout, fitted
 

@@ -10,13 +10,14 @@ from rich.console import Console
 import unet_jax
 import unet_torch
 from train import loop
-from train.config import CELLS, DataConfig, OptimizerConfig, TrainConfig
+from train.config import CELLS, DataConfig, TrainConfig
 from train.losses import cross_entropy
 from train.metrics import confusion, foreground_iou, iou
 from train.progress import Progress
 from train.step import make_step
 from unet_parity.oracle import OUTPUT_BOUND
-from unet_spec import InputError, UNetConfig
+from unet_spec import InputError, UNetConfig, training_state
+from unet_spec.recipe import Optimizer, Recipe, Schedule
 
 TINY = TrainConfig(
     net=UNetConfig(widths=(4, 6), norm="batch", dropout=0.2),
@@ -63,7 +64,8 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
     config = replace(
         TINY,
         net=UNetConfig(widths=(4, 6)),
-        optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.1),
+        optimizer=Optimizer(weight_decay=0.1),
+        schedule=Schedule("one_cycle", max_lr=1e-2),
     )
     init, step = make_step(config)
     state = init()
@@ -102,7 +104,7 @@ def test_overfits_one_image_to_perfection():
     config = replace(
         TINY,
         net=UNetConfig(widths=(8, 12)),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
+        schedule=Schedule("one_cycle", max_lr=1e-2, pct_start=0.2, cycle_momentum=False),
         steps=120,
     )
     init, step = make_step(config)
@@ -126,6 +128,14 @@ def test_a_run_leaves_whole_files_that_both_frameworks_open(tmp_path):
     assert list((tmp_path / "run" / "pictures").glob("*.png"))
 
 
+def test_a_run_leaves_the_state_that_training_goes_on_from(tmp_path):
+    loop.run(TINY, tmp_path / "run", progress=_quiet())
+    state = training_state.read(tmp_path / "run")
+    assert state.step == TINY.steps
+    assert state.recipe == TINY.recipe == Recipe(TINY.optimizer, TINY.schedule).for_steps(6)
+    assert all(tensor.any() for tensor in state.slots["exp_avg_sq"].values())
+
+
 def test_equal_runs_end_in_equal_bytes(tmp_path):
     for name in ("one", "two"):
         loop.run(TINY, tmp_path / name, progress=_quiet())
@@ -142,8 +152,8 @@ def test_an_existing_run_is_not_written_over(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    config = replace(TINY, optimizer=OptimizerConfig(learning_rate=1e30))
-    with pytest.raises(InputError, match="lower --optimizer"):
+    config = replace(TINY, schedule=Schedule("one_cycle", max_lr=1e30))
+    with pytest.raises(InputError, match=r"lower --schedule\.max-lr"):
         loop.run(config, tmp_path / "run", progress=_quiet())
 
 
@@ -153,6 +163,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         ({"data": DataConfig(crop_px=33)}, "crop_px=33"),
         ({"data": DataConfig(holdout=1.0)}, "holdout"),
         ({"steps": 0}, "steps"),
+        ({"optimizer": Optimizer("sgd", dampening=0.5), "schedule": Schedule()}, "dampening"),
         ({"class_names": ("one",)}, "class_names"),
     ],
 )

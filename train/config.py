@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
+from unet_spec.recipe import Optimizer, Recipe, Schedule
 
 
 @dataclass(frozen=True)
@@ -27,35 +28,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """How weights move."""
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    """Which."""
-    learning_rate: float = 2e-3
-    """The peak; it rises over `warmup` and falls along a cosine to 0."""
-    warmup: float = 0.2
-    """Part of the steps over which the learning rate rises."""
-    weight_decay: float = 1e-2
-    """Pull of every weight towards 0, apart from the loss for `adamw`."""
-    momentum: float = 0.99
-    """Of `sgd`; the paper's value."""
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """A run."""
 
     net: UNetConfig = field(default_factory=UNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-3, weight_decay=1e-2))
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(
+            "one_cycle", max_lr=2e-3, pct_start=0.2, div_factor=25.0, cycle_momentum=False
+        )
+    )
     class_names: tuple[str, ...] = ("background", "cell")
     """Names of the classes; they go into the weight file."""
     steps: int = 600
-    """Number of batches; the learning rate falls to 0 at the last."""
+    """Number of batches; a schedule without a length of its own ends at the last."""
     validate_every: int = 200
-    """Steps between validations; each also writes the weight file."""
+    """Steps between validations; each also writes the weight file and the training state."""
     seed: int = 0
     """Of the initial weights, the split, the crops and the dropout."""
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -75,6 +65,7 @@ class TrainConfig:
         ):
             if value < 1:
                 raise InputError(f"{name} needs at least 1, got {value}")
+        self.recipe.check_complete()
         if not geometry.is_legal(self.net, data.crop_px):
             near = " or ".join(map(str, geometry.nearest_legal(self.net, data.crop_px)))
             raise InputError(f"data.crop_px={data.crop_px} is not legal for the net; use {near}")
@@ -83,6 +74,11 @@ class TrainConfig:
                 f"class_names needs {self.net.classes} names, one for each of net.classes, "
                 f"got {self.class_names}"
             )
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the weights move in a run of `steps`; `plateau` watches the loss of the batch."""
+        return Recipe(self.optimizer, self.schedule).for_steps(self.steps)
 
 
 def to_plain(config: TrainConfig) -> dict:

@@ -18,8 +18,9 @@ from train.metrics import confusion, foreground_iou, iou
 from train.progress import Progress
 from train.step import State, make_step
 from unet_jax import UNet, predict
+from unet_jax.training_state import to_training_state
 from unet_jax.weights import from_weights
-from unet_spec import InputError, layout, weight_file
+from unet_spec import InputError, layout, training_state
 from unet_spec.environment import environment
 from unet_spec.files import refuse_existing, written
 from unet_spec.weight_file import WeightFile
@@ -49,7 +50,7 @@ class Result:
 
 
 def run(config: TrainConfig, out: Path, *, progress: Progress) -> Result:
-    """Train, validate, and leave in `out` the weight file, config, metrics and pictures.
+    """Train, validate, and leave in `out` weights, training state, config, metrics and pictures.
 
     Raises:
         InputError: data or an output that cannot be used, before anything is written; a loss
@@ -73,7 +74,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress) -> Result:
                 continue
             bar.settle()
             _refuse_infinite(bar.loss, done)
-            model, scores = _saved(config, state, validation, out / "weights.safetensors")
+            model, scores = _saved(config, state, validation, out)
             line = {"step": done, "loss": bar.loss, "images_per_s": bar.images_per_s, **scores}
             with (out / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
@@ -113,12 +114,20 @@ def batches(
 
 
 def _saved(
-    config: TrainConfig, state: State, validation: list[data.Sample], path: Path
+    config: TrainConfig, state: State, validation: list[data.Sample], out: Path
 ) -> tuple[UNet, dict[str, Any]]:
-    """Write the weight file; the net in it, and its scores."""
-    weights = to_weight_file(config, state)
-    weight_file.write(path, weights)
-    model = from_weights(weights)
+    """Write the weight file and the training state; the net in them, and its scores."""
+    middle = to_training_state(
+        config.net,
+        config.recipe,
+        state.params,
+        state.stats,
+        state.optimizer,
+        preprocessing=config.preprocessing,
+        class_names=config.class_names,
+    )
+    training_state.write(out, middle)
+    model = from_weights(middle.weights)
     return model, validate(model, validation)
 
 
@@ -166,6 +175,7 @@ def draw(model: UNet, samples: list[data.Sample], folder: Path) -> None:
 def _refuse_infinite(loss: float, step: int) -> None:
     if not np.isfinite(loss):
         raise InputError(
-            f"the loss is {loss} at step {step}; lower --optimizer.learning-rate, or look for "
-            "damaged images; the weights of the last validation are kept"
+            f"the loss is {loss} at step {step}; lower --schedule.max-lr (--optimizer.lr "
+            "without one_cycle), or look for damaged images; the weights of the last validation "
+            "are kept"
         )

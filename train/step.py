@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from train.config import TrainConfig
 from train.losses import cross_entropy
 from train.metrics import confusion
-from train.optimizer import make_optimizer
 from unet_jax import Numerics, functional
+from unet_jax import recipe as optimizers
 
 
 class State(NamedTuple):
@@ -22,13 +22,13 @@ class State(NamedTuple):
     Attributes:
         params: trained arrays by the slides' names.
         stats: batch norm's statistics.
-        optimizer: optax's state.
+        optimizer: of `unet_jax.recipe`.
         step: number of steps done.
     """
 
     params: dict[str, Array]
     stats: dict[str, Array]
-    optimizer: optax.OptState
+    optimizer: optimizers.State
     step: Array
 
 
@@ -47,7 +47,7 @@ def make_step(
     The state given to `step` is donated: only the one that it returns may be used after it.
     """
     net = functional(config.net, numerics=Numerics(dtype=jnp.dtype(config.compute)))
-    optimizer = make_optimizer(config.optimizer, steps=config.steps)
+    optimizer = optimizers.build(config.recipe)
 
     def init() -> State:
         params, stats = net.init(jax.random.key(config.seed))
@@ -61,7 +61,7 @@ def make_step(
             return cross_entropy(logits, truth), (logits, stats)
 
         (value, (logits, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         matrix = confusion(logits.argmax(-1), truth, classes=config.net.classes)
         return State(params, stats, moments, state.step + 1), Metrics(value, matrix)

@@ -89,7 +89,7 @@ def _page(
         f"<td>{r.distinct}</td><td>{html.escape(r.outcome)}</td></tr>"
         for r in found.exact
     )
-    agreement = found.agreements[0]
+    agreement = found.comparisons[0].agreement
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
     curve = "".join(
         f"<tr><td>{s['step']}</td><td>{s['loss']:.4f}</td><td>{s['mean_image_iou']:.3f}</td></tr>"

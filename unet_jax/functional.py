@@ -5,7 +5,7 @@ Keys are the slides' names (`down_1.conv.conv.0.weight`), arrays are in JAX's la
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
@@ -16,6 +16,7 @@ from unet_spec import UNetConfig
 from unet_spec.parameters import parameters
 
 Arrays = Mapping[str, jax.Array]
+Part = TypeVar("Part", bound=nnx.Module)
 _NAMES = {"kernel": "weight", "scale": "weight"}
 
 
@@ -72,13 +73,14 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     return Functional(init, apply)
 
 
-def to_arrays(model: UNet) -> dict[str, Any]:
-    """Every array of a model by its name; of an abstract model (`nnx.eval_shape`), its shapes."""
+def to_arrays(model: nnx.Module) -> dict[str, Any]:
+    """Every array of a net, or of a part of one, by its name in it; of an abstract one
+    (`nnx.eval_shape`), its shapes."""
     state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     return {_name(path): variable.get_value() for path, variable in state}
 
 
-def with_arrays(model: UNet, arrays: Arrays) -> UNet:
+def with_arrays(model: Part, arrays: Arrays) -> Part:
     """A copy of `model` that holds these arrays.
 
     Raises:

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet_parity.twins import Pass, jax_pass, torch_pass
+from unet_parity.comparison import Comparer, Numbers
+from unet_parity.fault import Fault
+from unet_parity.twins import JaxRun, Pass, torch_pass
 from unet_spec import UNetConfig, geometry
 from unet_spec.parameters import Tensors, parameters
 from unet_torch.layers import Dropout
@@ -87,7 +89,8 @@ class Certificate:
 @dataclass(frozen=True)
 class Row:
     """The proof on one rung: numbers of values, and of those on which torch, JAX and float64
-    are not all equal. `refused` says why nothing was proven, and is empty otherwise."""
+    are not all equal. `refused` says why nothing was proven, and is empty otherwise; `fault` names
+    the module at fault, where values are not equal."""
 
     rung: str
     padding: str
@@ -101,6 +104,7 @@ class Row:
     gradients: dict[str, int]
     input_gradient: dict[str, int]
     first_wrong: str
+    fault: Fault | None
     refused: str
 
     @property
@@ -124,10 +128,18 @@ def why_not(config: UNetConfig) -> str:
     return ""
 
 
-def prove(config: UNetConfig, rung: Rung) -> Row:
+def proofs(config: UNetConfig, *, rungs: tuple[Rung, ...] = RUNGS) -> Iterator[Row]:
+    """The proof on each rung; rungs that compute in one type share a compiled net."""
+    ports: dict[str, JaxRun] = {}
+    for rung in rungs:
+        port = ports.setdefault(rung.dtype, JaxRun(config, dtype=rung.dtype))
+        yield prove(config, rung, port=port)
+
+
+def prove(config: UNetConfig, rung: Rung, *, port: JaxRun | None = None) -> Row:
     """The proof on one rung, on the first case that float64 certifies."""
     case, certificate = find_case(config, rung)
-    return compare(config, case, rung, certificate)
+    return compare(config, case, rung, certificate, port=port)
 
 
 def find_case(config: UNetConfig, rung: Rung) -> tuple[Case, Certificate]:
@@ -182,21 +194,31 @@ def certify(config: UNetConfig, case: Case, rung: Rung) -> Certificate:
     return Certificate(truth, largest, largest_sum, distinct, tuple(refusals))
 
 
-def compare(config: UNetConfig, case: Case, rung: Rung, certificate: Certificate) -> Row:
+def compare(
+    config: UNetConfig,
+    case: Case,
+    rung: Rung,
+    certificate: Certificate,
+    *,
+    port: JaxRun | None = None,
+) -> Row:
     """Both twins on the rung against each other and float64, value by value, with `==`; nothing
     is compared where the certificate refuses."""
     truth = certificate.truth
     inputs, outputs, wrong = 0, 0, dict.fromkeys(truth.gradients, 0)
     if not certificate.refusals:
-        arguments = (config, case.tensors, case.x, case.cotangent)
-        ours = torch_pass(*arguments, dtype=rung.dtype)
-        theirs = jax_pass(*arguments, dtype=rung.dtype)
+        arguments = (case.tensors, case.x, case.cotangent)
+        ours = torch_pass(config, *arguments, dtype=rung.dtype)
+        theirs = _passed(port or JaxRun(config, dtype=rung.dtype), *arguments, like=truth)
         outputs = mismatches(truth.output, ours.output, theirs.output)
         inputs = mismatches(truth.input_gradient, ours.input_gradient, theirs.input_gradient)
         wrong = {
             name: mismatches(value, ours.gradients[name], theirs.gradients[name])
             for name, value in truth.gradients.items()
         }
+    unequal = outputs + inputs + sum(wrong.values())
+    numbers = Numbers(case.tensors, case.x, case.cotangent)
+    at_fault = Comparer(config, train=False).faults(numbers) if unequal else ()
     return Row(
         rung=rung.name,
         padding=config.padding,
@@ -210,8 +232,21 @@ def compare(config: UNetConfig, case: Case, rung: Rung, certificate: Certificate
         gradients={"tensors": len(wrong), "mismatches": sum(wrong.values())},
         input_gradient={"values": truth.input_gradient.size, "mismatches": inputs},
         first_wrong=next((name for name, count in wrong.items() if count), ""),
+        fault=at_fault[0] if at_fault else None,
         refused="; ".join(certificate.refusals),
     )
+
+
+def _passed(
+    port: JaxRun, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, like: Pass
+) -> Pass:
+    """The port's pass; where its maps do not even fit one another, a pass without a number."""
+    try:
+        return port(tensors, x, cotangent)
+    except (TypeError, ValueError):
+        nothing = {name: np.full_like(g, np.nan) for name, g in like.gradients.items()}
+        output, gradient = (np.full_like(m, np.nan) for m in (like.output, like.input_gradient))
+        return Pass(output, gradient, nothing, {})
 
 
 def mismatches(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:

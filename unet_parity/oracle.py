@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet_parity.twins import Masks, Pass, jax_pass, torch_pass
+from unet_parity.differences import difference, error_ratio, module_of, module_scales, rms
+from unet_parity.twins import Masks, Pass
 from unet_spec import UNetConfig, geometry
-from unet_spec.parameters import Tensors, parameters
+from unet_spec.parameters import parameters
 
 OUTPUT_BOUND = 1e-12
 GRADIENT_BOUND = 1e-10
@@ -48,30 +49,20 @@ class Agreement:
     problems: tuple[str, ...]
 
 
-def compare(config: UNetConfig, tensors: Tensors, *, train: bool, seed: int = 0) -> Agreement:
-    """Both twins on a random input, in float64 and float32."""
-    x, cotangent, keep = random_input(config, seed=seed)
-    truth = torch_pass(config, tensors, x, cotangent, dtype="float64", train=train, keep=keep)
-    port = jax_pass(config, tensors, x, cotangent, dtype="float64", train=train, keep=keep)
-    ours = torch_pass(config, tensors, x, cotangent, train=train, keep=keep)
-    theirs = jax_pass(config, tensors, x, cotangent, train=train, keep=keep)
-    return judge(truth, port, ours, theirs, mode="training" if train else "inference")
-
-
 def judge(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
     """Agreement of two float64 passes, torch's and JAX's, and two float32 passes, likewise."""
     output = difference(truth.output, port.output)
     input_gradient = difference(truth.input_gradient, port.input_gradient)
-    scales = _module_scales(truth.gradients)
+    scales = module_scales(truth.gradients)
     gradients = {
-        name: difference(value, port.gradients[name], scale=scales[_module(name)])
+        name: difference(value, port.gradients[name], scale=scales[module_of(name)])
         for name, value in truth.gradients.items()
     }
     statistics = {
         name: difference(value, port.statistics[name]) for name, value in truth.statistics.items()
     }
-    torch_error, jax_error = (_rms(p.output - truth.output) for p in (ours, theirs))
-    scale = _rms(truth.output)
+    torch_error, jax_error = (rms(p.output - truth.output) for p in (ours, theirs))
+    scale = rms(truth.output)
     bounded = [
         ("the output", output, OUTPUT_BOUND),
         ("the input's gradient", input_gradient, GRADIENT_BOUND),
@@ -132,37 +123,3 @@ def random_tensors(config: UNetConfig, *, seed: int) -> dict[str, np.ndarray]:
             fan_in = shape[0] if kind == "up_conv" else np.prod(shape[1:])
             tensors[name] = rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)
     return tensors
-
-
-def difference(a: np.ndarray, b: np.ndarray, *, scale: float | None = None) -> float:
-    """The largest difference over the scale (the largest value of `a` without one); infinite if
-    the shapes differ or anything is not finite."""
-    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("inf")
-    scale = float(np.abs(a).max()) if scale is None else scale
-    worst = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
-    return worst / scale if scale > 0 else (0.0 if worst == 0 else float("inf"))
-
-
-def error_ratio(torch_error: float, jax_error: float, scale: float) -> float:
-    """JAX's error over torch's; below float32's resolution of the scale all errors are equal."""
-    floor = 2.0**-24 * scale
-    if max(torch_error, jax_error) <= floor:
-        return 1.0
-    return max(jax_error, floor) / max(torch_error, floor)
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _module_scales(gradients: dict[str, np.ndarray]) -> dict[str, float]:
-    scales: dict[str, float] = {}
-    for name, gradient in gradients.items():
-        largest = float(np.abs(gradient).max())
-        scales[_module(name)] = max(scales.get(_module(name), 0.0), largest)
-    return scales
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,6 +1,7 @@
 """One pass through each twin on the same numbers; everything numpy, in torch's layout."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from torch import nn
 
 from unet_jax.functional import functional
 from unet_jax.layers import Numerics
@@ -55,19 +57,47 @@ def torch_pass(
         train: batch statistics and dropout as in training.
         keep: masks of the two dropouts, (b, c, h, w).
     """
+    model = torch_model(config, tensors, dtype=dtype, train=train)
+    return torch_run(model, x, cotangent, keep)
+
+
+def torch_model(
+    config: UNetConfig,
+    tensors: Tensors,
+    *,
+    dtype: str,
+    train: bool,
+    reference: nn.Module | None = None,
+) -> nn.Module:
+    """The reference with these tensors; `reference` in its place, if it has the same names."""
+    if reference is None:
+        with torch.device("meta"):
+            model: nn.Module = UNet(config)
+    else:
+        model = deepcopy(reference)
     kind = getattr(torch, dtype)
-    model = UNet(config).to(kind)
-    model.load_state_dict({name: torch.tensor(t) for name, t in tensors.items()}, strict=True)
-    model.train(train)
+    state = {
+        name: torch.tensor(t, dtype=kind if np.issubdtype(t.dtype, np.floating) else None)
+        for name, t in tensors.items()
+    }
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_().train(train)
+
+
+def torch_run(
+    model: nn.Module, x: np.ndarray, cotangent: np.ndarray, keep: Masks = (None, None)
+) -> Pass:
+    """Forward and backward through a torch module, in the dtype of its parameters."""
+    kind = next(model.parameters()).dtype
     leaf = torch.tensor(x, dtype=kind, requires_grad=True)
     masks = [None if mask is None else torch.tensor(mask) for mask in keep]
-    output = model(leaf, masks)
+    output = model(leaf, masks) if isinstance(model, UNet) else model(leaf)
     output.backward(torch.tensor(cotangent, dtype=kind))
     return Pass(
-        _numpy(output),
-        _numpy(leaf.grad),
-        {name: _numpy(p.grad) for name, p in model.named_parameters()},
-        {name: _numpy(buffer) for name, buffer in model.named_buffers()},
+        numpy_of(output),
+        numpy_of(_gradient(leaf)),
+        {name: numpy_of(_gradient(p)) for name, p in model.named_parameters()},
+        {name: numpy_of(buffer) for name, buffer in model.named_buffers()},
     )
 
 
@@ -89,27 +119,51 @@ def jax_pass(
         jit: compile; without it each operation runs by itself, which is quicker for small nets.
         precision: of products, as in `jax.lax.Precision`.
     """
-    with jax.enable_x64(dtype == "float64"):
-        kind = jnp.dtype(dtype)
-        run = _differentiated(config, Numerics(kind, kind, precision), train)
-        run = jax.jit(run) if jit else run
-        trained = {p.name for p in parameters(config) if p.trained}
-        arrays = layout.to_jax(config, tensors)
-        output, stats, gradients, input_gradient = run(
-            {n: jnp.asarray(a, kind) for n, a in arrays.items() if n in trained},
-            jnp.asarray(_nhwc(x), kind),
-            {n: _statistic(a, kind) for n, a in arrays.items() if n not in trained},
-            [None if mask is None else jnp.asarray(_nhwc(mask)) for mask in keep],
-            jnp.asarray(_nhwc(cotangent), kind),
-        )
-        back = _wide({**gradients, **stats})
-        torch_layout = layout.to_torch(config, back)
-        return Pass(
-            _nchw(_wide(output)),
-            _nchw(_wide(input_gradient)),
-            {name: torch_layout[name] for name in gradients},
-            {name: torch_layout[name] for name in stats},
-        )
+    return JaxRun(config, dtype=dtype, train=train, jit=jit, precision=precision)(
+        tensors, x, cotangent, keep=keep
+    )
+
+
+class JaxRun:
+    """Passes through the port, compiled once for many weights."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        dtype: str,
+        train: bool = False,
+        jit: bool = True,
+        precision: Any = "highest",
+        quick: bool = True,
+    ):
+        self.config, self.dtype = config, dtype
+        with jax.enable_x64(dtype == "float64"):
+            numerics = Numerics(jnp.dtype(dtype), jnp.dtype(dtype), precision)
+            run = _differentiated(config, numerics, train)
+        self._run = compiled(run, dtype, quick=quick) if jit else run
+
+    def __call__(
+        self, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, keep: Masks = (None, None)
+    ) -> Pass:
+        """Forward and backward; maps in torch's layout."""
+        with jax.enable_x64(self.dtype == "float64"):
+            kind = jnp.dtype(self.dtype)
+            trained = {p.name for p in parameters(self.config) if p.trained}
+            arrays = layout.to_jax(self.config, tensors)
+            output, stats, gradients, input_gradient = self._run(
+                {n: jnp.asarray(a, kind) for n, a in arrays.items() if n in trained},
+                jnp.asarray(nhwc(x), kind),
+                {n: statistic(a, kind) for n, a in arrays.items() if n not in trained},
+                [None if mask is None else jnp.asarray(nhwc(mask)) for mask in keep],
+                jnp.asarray(nhwc(cotangent), kind),
+            )
+            return Pass(
+                nchw(wide(output)),
+                nchw(wide(input_gradient)),
+                layout.to_torch(self.config, wide(gradients)),
+                layout.to_torch(self.config, wide(stats)),
+            )
 
 
 def _differentiated(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[..., Any]:
@@ -128,26 +182,43 @@ def _differentiated(config: UNetConfig, numerics: Numerics, train: bool) -> Call
     return run
 
 
-def _statistic(array: np.ndarray, kind: Any) -> jax.Array:
+def compiled(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
+    """`jax.jit`.
+
+    Args:
+        quick: for float64, which nobody trains in, leave LLVM's optimisations out: on CPU they
+            take five times as long as the rest of a compilation. Convolutions of large maps
+            then run five times as long.
+    """
+    if dtype == "float64" and quick:
+        options["compiler_options"] = {"xla_backend_optimization_level": 0}
+    return jax.jit(run, **options)
+
+
+def statistic(array: np.ndarray, kind: Any) -> jax.Array:
     return jnp.asarray(array, kind if np.issubdtype(array.dtype, np.floating) else None)
 
 
-def _numpy(tensor: torch.Tensor | None) -> np.ndarray:
-    assert tensor is not None
-    wide = tensor.detach().double() if tensor.dtype == torch.bfloat16 else tensor.detach()
-    return wide.numpy().copy()
+def numpy_of(tensor: torch.Tensor) -> np.ndarray:
+    """An owned array; bfloat16, which numpy does not have, as float64."""
+    values = tensor.detach().double() if tensor.dtype == torch.bfloat16 else tensor.detach()
+    return values.numpy().copy()
 
 
-def _wide(tree: Any) -> Any:
+def _gradient(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def wide(tree: Any) -> Any:
     """numpy arrays; bfloat16, which numpy does not have, as float64."""
     return jax.tree.map(
         lambda a: np.asarray(a, np.float64) if a.dtype == jnp.bfloat16 else np.asarray(a), tree
     )
 
 
-def _nhwc(array: np.ndarray) -> np.ndarray:
+def nhwc(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
 
 
-def _nchw(array: np.ndarray) -> np.ndarray:
+def nchw(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(0, 3, 1, 2))

@@ -1,24 +1,48 @@
 """The instrument behind `unet verify`: structure, exact proof, ordinary weights, verdict."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import numpy as np
 import torch
 from flax import nnx
+from torch import nn
 
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
-from unet_parity import exact, oracle
+from unet_parity import exact, oracle, precision, training
+from unet_parity.comparison import Comparison, compare
+from unet_parity.differences import error_ratio, rms
 from unet_parity.exact import Row
-from unet_parity.oracle import Agreement
+from unet_parity.oracle import FACTOR
+from unet_parity.training import Trajectory
 from unet_spec import InputError, UNetConfig, layout
 from unet_spec.environment import environment
 from unet_spec.parameters import Tensors, parameter_count, parameters
+from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.weight_file import WeightFile
 from unet_torch.model import UNet as TorchUNet
+
+VERIFIED_RECIPE = Recipe(Optimizer(name="sgd", lr=1e-3, momentum=0.9))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An output that somebody recorded in float32, against float64 on the same input; errors are
+    root mean squares.
+
+    Attributes:
+        ratio: the recorded output's error over the larger of the twins': about 1 if it is
+            rounding alone.
+    """
+
+    scale: float
+    error: float
+    torch_error: float
+    jax_error: float
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -31,7 +55,11 @@ class Report:
         reasons: why, in sentences.
         structure: numbers of tensors, values and convolutions, and what does not match.
         exact: the exact proof, a row for each rung and padding.
-        agreements: ordinary weights, for each mode.
+        comparisons: ordinary weights, for each mode.
+        steps: training steps of both twins side by side, in float64 and in float32.
+        recorded: an output of somebody else's, where one was given.
+        x: the input of the comparisons, (b, in_channels, h, w); random where none was given.
+        hashes: sha256 of the weights and of the input.
         environment: versions, devices and precision in force.
     """
 
@@ -40,67 +68,133 @@ class Report:
     config: UNetConfig
     structure: dict[str, Any]
     exact: tuple[Row, ...]
-    agreements: tuple[Agreement, ...]
+    comparisons: tuple[Comparison, ...]
+    steps: tuple[Trajectory, ...]
+    recorded: Recorded | None
+    x: np.ndarray
+    hashes: dict[str, str]
     environment: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        layers = [
-            {"name": f"output ({a.mode})", "scale": a.scale, "torch_error": a.torch_error,
-             "jax_error": a.jax_error}
-            for a in self.agreements
-        ]  # fmt: skip
+        """As in the file that `--json` writes."""
+
+        def rows(name: str) -> list[dict[str, Any]]:
+            return [
+                {"mode": c.agreement.mode, **asdict(row)}
+                for c in self.comparisons
+                for row in getattr(c, name)
+            ]
+
         return {
             "verdict": self.verdict,
             "reasons": list(self.reasons),
             "config": asdict(self.config),
             "structure": self.structure,
             "exact": [asdict(row) for row in self.exact],
-            "float64": [asdict(agreement) for agreement in self.agreements],
-            "layers": layers,
+            "float64": [asdict(c.agreement) for c in self.comparisons],
+            "layers": rows("layers"),
+            "gradients": rows("gradients"),
+            "faults": rows("faults"),
+            "flips": [
+                {"mode": c.agreement.mode, "torch": c.flips[0], "jax": c.flips[1]}
+                for c in self.comparisons
+            ],
+            "steps": [asdict(trajectory) for trajectory in self.steps],
+            "recorded": None if self.recorded is None else asdict(self.recorded),
+            "input": list(self.x.shape),
+            "hashes": self.hashes,
             "environment": self.environment,
         }
 
 
 def verify(
-    config: UNetConfig, *, weights: WeightFile | None = None, say: Callable[[str], None] = print
+    config: UNetConfig,
+    *,
+    weights: WeightFile | None = None,
+    x: np.ndarray | None = None,
+    recorded: np.ndarray | None = None,
+    reference: nn.Module | None = None,
+    steps: int = 10,
+    jax_precision: str = "highest",
+    say: Callable[[str], None] = print,
 ) -> Report:
     """Whether the twins are the same net.
 
     Args:
         config: the architecture; both paddings are proven if no weights are given.
         weights: compared as they are, in place of random ones.
+        x: the input of the comparison, (b, in_channels, h, w); a random one without it.
+        recorded: what somebody's float32 net gave for `x`, (b, classes, h', w').
+        reference: a torch module with the same names, in place of `unet_torch.UNet`.
+        steps: of training, side by side.
+        jax_precision: of JAX's products, as in `jax.lax.Precision`.
         say: is told what begins, for work that takes a minute at full width.
 
     Raises:
-        InputError: weights that are not finite.
+        InputError: weights or an input that are not finite, that say nothing, or that do not fit.
     """
-    if weights is not None:
-        _refuse_infinite(weights.tensors)
+    precision.full_precision()
+    tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
+    _refuse_infinite("the weights", tensors)
+    if x is not None:
+        _refuse_infinite("the input", {"it": x})
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
+    if structure["problems"]:
+        return _ended(config, structure, tensors, x)
     say("exact proof: integers, compared with ==")
-    rows = tuple(_exact_rows(config, both_paddings=weights is None, say=say))
+    rows = tuple(
+        _exact_rows(config, both_paddings=weights is None, jax_precision=jax_precision, say=say)
+    )
     say("ordinary weights: float64 and float32, forward and gradients")
-    tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     stateful = config.norm == "batch" or config.dropout > 0
-    agreements = tuple(
-        oracle.compare(config, tensors, train=train)
+    comparisons = tuple(
+        compare(
+            config, tensors, train=train, x=x, reference=reference, precision=jax_precision, say=say
+        )
         for train in ((False, True) if stateful else (False,))
     )
-    verdict, reasons = judge(config, structure, rows, agreements, own_weights=weights is not None)
-    return Report(verdict, reasons, config, structure, rows, agreements, devices())
+    theirs = None if recorded is None else judge_recorded(comparisons[0], recorded)
+    trajectories = tuple(_trajectories(config, tensors, comparisons, steps, say))
+    verdict, reasons = judge(
+        config, structure, rows, comparisons, trajectories, theirs,
+        own_weights=weights is not None, bits=precision.significand_bits(jax_precision),
+    )  # fmt: skip
+    x = oracle.random_input(config, seed=0)[0] if x is None else x
+    return Report(
+        verdict, reasons, config, structure, rows, comparisons, trajectories, theirs, x,
+        {"weights": _hash(tensors), "input": _hash({"x": x})},
+        {**environment(), **precision.in_force(jax_precision)},
+    )  # fmt: skip
+
+
+def _ended(
+    config: UNetConfig, structure: dict[str, Any], tensors: Tensors, x: np.ndarray | None
+) -> Report:
+    """The report on twins whose names or shapes differ already."""
+    x = oracle.random_input(config, seed=0)[0] if x is None else x
+    verdict, reasons = judge(config, structure, (), (), own_weights=True)
+    return Report(
+        verdict, reasons, config, structure, (), (), (), None, x,
+        {"weights": _hash(tensors), "input": _hash({"x": x})},
+        {**environment(), **precision.in_force()},
+    )  # fmt: skip
 
 
 def judge(
     config: UNetConfig,
     structure: dict[str, Any],
     rows: tuple[Row, ...],
-    agreements: tuple[Agreement, ...],
+    comparisons: tuple[Comparison, ...],
+    trajectories: tuple[Trajectory, ...] = (),
+    recorded: Recorded | None = None,
     *,
     own_weights: bool,
+    bits: int = precision.FLOAT32_BITS,
 ) -> tuple[str, tuple[str, ...]]:
-    """The verdict and its reasons."""
-    faults = list(structure["problems"])
+    """The verdict and its reasons, the module at fault first."""
+    faults = [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
+    faults += structure["problems"]
     for row in rows:
         if not row.refused and not row.holds:
             wrong = row.mismatches + row.gradients["mismatches"] + row.input_gradient["mismatches"]
@@ -108,16 +202,43 @@ def judge(
             faults.append(
                 f"exact proof, {row.rung}, padding={row.padding}: {wrong} values are not equal "
                 f"({row.mismatches} of {row.outputs} outputs){where}"
+                + ("" if row.fault is None else f"; {row.fault}")
             )
-    faults += [f"{a.mode}: {problem}" for a in agreements for problem in a.problems]
+    faults += [problem for t in trajectories for problem in training.problems(t)]
+    if recorded is not None and not 1 / FACTOR <= recorded.ratio <= FACTOR:
+        faults.append(
+            f"the recorded output is {recorded.ratio:.1e} times as far from float64 as the twins, "
+            f"{FACTOR:.0f} allowed: it is not of this net (another concat, padding, activation?)"
+        )
     if faults:
         return "different", tuple(faults)
     refused = [f"{row.rung}, padding={row.padding}: {row.refused}" for row in rows if row.refused]
     if reason := exact.why_not(config):
         refused.append(f"no exact proof exists for this net: {reason}")
+    left_out = [
+        f"{rung.name} is not asked: this device's products keep {bits} bits of a factor"
+        for rung in exact.RUNGS
+        if rung.bits > bits
+    ]
     if own_weights or refused:
-        return "equivalent", ("both frameworks are equally far from float64", *refused)
-    return "identical", ("every value is equal, bit for bit, wherever nothing is rounded",)
+        return "equivalent", ("both frameworks are equally far from float64", *refused, *left_out)
+    return "identical", (
+        "every value is equal, bit for bit, wherever nothing is rounded", *left_out,
+    )  # fmt: skip
+
+
+def judge_recorded(comparison: Comparison, recorded: np.ndarray) -> Recorded:
+    """A recorded float32 output beside the twins' own."""
+    truth, ours, theirs = comparison.maps
+    if recorded.shape != truth.shape:
+        raise InputError(
+            f"the recorded output has the shape {recorded.shape}, the net gives {truth.shape}; "
+            "record the net's own output (logits), as (b, classes, h, w)"
+        )
+    error, ours_error, theirs_error = (rms(found - truth) for found in (recorded, ours, theirs))
+    scale = rms(truth)
+    ratio = error_ratio(max(ours_error, theirs_error), error, scale)
+    return Recorded(scale, error, ours_error, theirs_error, ratio)
 
 
 def check_structure(config: UNetConfig) -> dict[str, Any]:
@@ -142,32 +263,48 @@ def check_structure(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def devices() -> dict[str, str]:
-    """What computes, and in which precision: the verdict holds for these."""
-    return {
-        **environment(),
-        "jax_device": f"{jax.default_backend()} ({jax.devices()[0].device_kind})",
-        "jax_precision": "highest (float32 products in float32)",
-        "torch_device": "cpu",
-        "torch_threads": str(torch.get_num_threads()),
-        "torch_precision": "float32 products in float32",
-    }
-
-
-def _exact_rows(config: UNetConfig, *, both_paddings: bool, say: Callable[[str], None]):
+def _exact_rows(
+    config: UNetConfig, *, both_paddings: bool, jax_precision: str, say: Callable[[str], None]
+) -> Iterator[Row]:
     if exact.why_not(config):
         return
     configs = [config]
     if both_paddings:
-        if config.padding == "same":
-            configs.append(replace(config, padding="valid", fit="error"))
-        else:
-            configs.append(replace(config, padding="same", fit="error"))
+        other: Literal["same", "valid"] = "valid" if config.padding == "same" else "same"
+        configs.append(replace(config, padding=other, fit="error"))
+    bits = precision.significand_bits(jax_precision)
+    for rung in exact.RUNGS:
+        if rung.bits > bits:
+            say(f"  {rung.name}: left out, this device's products keep {bits} bits")
+    rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= bits)
     for each in configs:
-        for rung in exact.RUNGS:
-            row = exact.prove(each, rung)
-            say(f"  {rung.name}, padding={each.padding}: {row.outcome}")
+        for row in exact.proofs(each, rungs=rungs):
+            say(f"  {row.rung}, padding={each.padding}: {row.outcome}")
             yield row
+
+
+def _trajectories(
+    config: UNetConfig,
+    tensors: Tensors,
+    comparisons: tuple[Comparison, ...],
+    steps: int,
+    say: Callable[[str], None],
+) -> Iterator[Trajectory]:
+    """None for a net that is at fault already: its steps only inherit."""
+    if not steps or any(c.faults for c in comparisons):
+        return
+    for dtype in ("float64", "float32"):
+        say(f"training: {steps} steps of both in {dtype}")
+        yield training.trajectory(config, tensors, VERIFIED_RECIPE, steps=steps, dtype=dtype)
+
+
+def _hash(tensors: Tensors) -> str:
+    """sha256 of names, shapes, types and bytes, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
 
 
 def _differences(who: str, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
@@ -178,11 +315,11 @@ def _differences(who: str, found: dict[str, Any], expected: dict[str, Any]) -> l
     ]
 
 
-def _refuse_infinite(tensors: Tensors) -> None:
+def _refuse_infinite(what: str, tensors: Tensors) -> None:
     bad = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if bad:
         raise InputError(
-            f"the weights hold NaN or infinite values, in {bad[0]}"
+            f"{what} hold NaN or infinite values, in {bad[0]}"
             + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
-            + "; nothing can be said of them: take an earlier checkpoint"
+            + "; nothing can be said of them: take an earlier checkpoint, or another image"
         )

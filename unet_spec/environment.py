@@ -1,10 +1,13 @@
-"""Where a figure was measured: it goes into every file that holds one."""
+"""What is installed, and where a figure was measured, which goes into every file that holds one."""
 
+import importlib.util
 import os
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from unet_spec.errors import InputError
 
 PACKAGES = ("unet-twins", "jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
@@ -39,3 +42,12 @@ def cpu_model() -> str:
     flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
     units = {"avx2", "avx512f", "amx_tile"} & set(flags[1].split() if flags else ())
     return " ".join([name[1] if name else platform.processor() or "unknown", *sorted(units)])
+
+
+def need(*frameworks: str) -> None:
+    """Refuse to go on without these frameworks."""
+    for framework in frameworks:
+        if importlib.util.find_spec(framework) is None:
+            raise InputError(
+                f"{framework} is not installed; install it: pip install 'unet-twins[{framework}]'"
+            )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 import typing
 from typing import Any, Literal, TypeVar
 
@@ -11,34 +12,57 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], text: str) -> T:
-    """A frozen dataclass of plain values from its JSON form."""
+    """A frozen dataclass of plain values, or of such dataclasses, from its JSON form."""
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{cls.__name__}: not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{cls.__name__}: a JSON object is needed, got {type(fields).__name__}")
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(fields.keys() - known):
-        raise InputError(
-            f"{cls.__name__}: unknown field {', '.join(unknown)}; a newer version may have made it"
-        )
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return _from_plain(cls, fields)
 
 
 def check_types(config: Any) -> None:
     """Refuse a value that is not of its field's type: `InputError` with field and value."""
     for name, kind in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
+        if _fits(value, kind):
+            continue
         if typing.get_origin(kind) is Literal:
-            if value not in typing.get_args(kind):
-                allowed = ", ".join(typing.get_args(kind))
-                raise InputError(f"{name} is one of {allowed}, got {value!r}")
-        elif typing.get_origin(kind) is tuple:
-            item_kind = typing.get_args(kind)[0]
-            if type(value) is not tuple or any(type(item) is not item_kind for item in value):
-                raise InputError(
-                    f"{name} holds {typing.get_args(kind)[0].__name__}s, got {value!r}"
-                )
-        elif type(value) is not kind and not (kind is float and type(value) is int):
-            raise InputError(f"{name} is of type {kind.__name__}, got {value!r}")
+            allowed = ", ".join(typing.get_args(kind))
+            raise InputError(f"{name} is one of {allowed}, got {value!r}")
+        if typing.get_origin(kind) is tuple:
+            raise InputError(f"{name} holds {typing.get_args(kind)[0].__name__}s, got {value!r}")
+        raise InputError(f"{name} is of type {_name(kind)}, got {value!r}")
+
+
+def _from_plain(cls: type[T], fields: Any) -> T:
+    if not isinstance(fields, dict):
+        raise InputError(f"{cls.__name__}: a JSON object is needed, got {type(fields).__name__}")
+    kinds = typing.get_type_hints(cls)
+    if unknown := sorted(fields.keys() - kinds.keys()):
+        raise InputError(
+            f"{cls.__name__}: unknown field {', '.join(unknown)}; a newer version may have made it"
+        )
+    return cls(**{name: _value(kinds[name], value) for name, value in fields.items()})
+
+
+def _value(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _from_plain(typing.cast(type, kind), value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        items = typing.get_args(kind)
+        counted = Ellipsis in items or len(items) == len(value) if type(value) is tuple else False
+        return counted and all(_fits(item, items[0]) for item in value)
+    if typing.get_origin(kind) is types.UnionType:
+        return any(_fits(value, one) for one in typing.get_args(kind))
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _name(kind: Any) -> str:
+    kinds = typing.get_args(kind) or (kind,)
+    return " or ".join("None" if one is types.NoneType else one.__name__ for one in kinds)

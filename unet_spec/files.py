@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,25 @@ def written(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` when the block ends well; one with files in it stays and takes
+    each file by itself."""
+    if path.is_dir() and any(path.iterdir()):
+        yield path
+        return
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary)
         raise
 
 

@@ -26,8 +26,12 @@ def to_jax(config: UNetConfig, tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def to_torch(config: UNetConfig, arrays: Tensors) -> dict[str, np.ndarray]:
-    """The inverse of `to_jax`, bit for bit."""
-    return {p.name: _to_torch(p, np.asarray(arrays[p.name])) for p in parameters(config)}
+    """The inverse of `to_jax`, bit for bit, of the arrays that are given."""
+    return {
+        p.name: _to_torch(p, np.asarray(arrays[p.name]))
+        for p in parameters(config)
+        if p.name in arrays
+    }
 
 
 def _to_jax(parameter: Parameter, tensor: np.ndarray) -> np.ndarray:

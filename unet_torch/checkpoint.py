@@ -3,6 +3,7 @@
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: damaged, a Git-LFS pointer, a whole pickled module, or without tensors.
     """
+    return tensors_of(content(path), source=str(path))
+
+
+def content(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values only.
+
+    Raises:
+        InputError: damaged, a Git-LFS pointer, or anything whose reading would run code.
+    """
     refuse_pointer(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error):
             raise InputError(
@@ -32,10 +42,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: not a PyTorch file; fetch or write it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a whole PyTorch file; fetch or write it again") from error
+
+
+def tensors_of(content: Any, *, source: str) -> dict[str, np.ndarray]:
+    """The tensors in a checkpoint's content by name; wrappers and prefixes are taken off."""
     try:
         tensors = unwrapped(content)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{source}: {error}") from error
     return {
         str(name): t.detach().contiguous().numpy()
         for name, t in tensors.items()
@@ -45,8 +59,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def write(path: Path, tensors: Tensors) -> None:
     """A plain `state_dict`, whole or not at all."""
+    write_content(path, {name: torch.from_numpy(np.array(t)) for name, t in tensors.items()})
+
+
+def write_content(path: Path, content: Any) -> None:
+    """`torch.save`, whole or not at all."""
     # in memory first: on a full disk torch's own writer dies of a second error
-    content = io.BytesIO()
-    torch.save({name: torch.from_numpy(np.array(t)) for name, t in tensors.items()}, content)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with written(path) as stream:
-        stream.write(content.getbuffer())
+        stream.write(buffer.getbuffer())

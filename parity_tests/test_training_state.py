@@ -1,0 +1,422 @@
+"""A run goes on in the other framework as if it had stayed, through files or in memory."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+import unet_jax.recipe
+import unet_torch.recipe
+from unet_jax.training_state import from_training_state, to_training_state
+from unet_parity import training
+from unet_parity.oracle import random_tensors
+from unet_spec import InputError, UNetConfig, training_state, weight_file
+from unet_spec.recipe import Optimizer, Recipe, Schedule
+from unet_spec.training_state import TrainingState
+from unet_spec.weight_file import WeightFile
+from unet_torch import training_state as torch_state
+from unet_torch.weights import from_weights
+
+# more threads than processors make torch's batch norm a hundred times slower
+torch.set_num_threads(1)
+
+NET = UNetConfig(widths=(3, 4), norm="batch", classes=3)
+RECIPES = {
+    "sgd": Recipe(Optimizer("sgd", lr=0.05, momentum=0.9, dampening=0.1, clip_norm=1.0)),
+    "adamw, cosine": Recipe(Optimizer(), Schedule("cosine")),
+    "adam, one cycle": Recipe(Optimizer("adam"), Schedule("one_cycle", max_lr=1e-2)),
+    "rmsprop": Recipe(Optimizer("rmsprop", momentum=0.5, centered=True, eps=1e-4)),
+    "plateau": Recipe(
+        Optimizer("sgd", lr=0.05, momentum=0.9),
+        Schedule("plateau", patience=1, cooldown=1, factor=0.5, every=2),
+    ),
+}
+LEG, STEPS = 20, 60
+BOUND = training.BOUND
+compiled_gradients = functools.cache(training.jax_gradients)
+
+
+def start(recipe):
+    tensors = random_tensors(NET, seed=1)
+    wide = {n: t if t.dtype.kind == "i" else t.astype(np.float64) for n, t in tensors.items()}
+    recipe = recipe.for_steps(STEPS)
+    optimizer = unet_jax.recipe.build(recipe)
+    with jax.enable_x64(True):
+        params, stats = training.jax_arrays(NET, wide, dtype="float64")
+        return to_training_state(NET, recipe, params, stats, optimizer.init(params))
+
+
+def batches(state, steps):
+    return [training.random_batch(NET, seed=3, step=state.step + s) for s in range(steps)]
+
+
+def in_torch(state, steps):
+    """The run after some more steps in torch."""
+    model = from_weights(state.weights).requires_grad_().train()
+    optimizer, scheduler = unet_torch.recipe.build(state.recipe, model.parameters())
+    torch_state.restore(state, model, optimizer, scheduler)
+    for step, batch in enumerate(batches(state, steps), start=state.step):
+        optimizer.zero_grad()
+        loss = training.torch_loss(model, batch)
+        loss.backward()
+        unet_torch.recipe.advance(state.recipe, optimizer, scheduler, step=step, value=loss.item())
+    return torch_state.state_of(
+        model, optimizer, scheduler, recipe=state.recipe, step=state.step + steps
+    )
+
+
+def in_jax(state, steps):
+    """The run after some more steps in JAX."""
+    with jax.enable_x64(True):
+        params, stats, moments = from_training_state(state)
+        move = jax.jit(training.mover(unet_jax.recipe.build(state.recipe)))
+        differentiate = compiled_gradients(NET, "float64")
+        for batch in batches(state, steps):
+            loss, stats, gradients = differentiate(
+                params, stats, *training.jax_batch(batch, dtype="float64")
+            )
+            params, moments = move(params, moments, gradients, loss)
+        return to_training_state(NET, state.recipe, params, stats, moments)
+
+
+def apart(a, b):
+    """The largest relative difference of any kind of tensor, and of the learning rate."""
+    assert (a.step, a.scheduler.keys()) == (b.step, b.scheduler.keys())
+    groups = [(a.weights.tensors, b.weights.tensors)]
+    groups += [(a.slots[slot], b.slots[slot]) for slot in a.recipe.slots]
+    worst = [abs(a.scheduler["lr"] - b.scheduler["lr"]) / a.recipe.optimizer.lr]
+    for one, other in groups:
+        scale = max(np.abs(t).max() for t in one.values())
+        worst += [np.abs(one[name] - other[name]).max() / scale for name in one]
+    return max(worst)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_run_that_changes_the_framework_twice_equals_runs_that_never_do(recipe, tmp_path):
+    begin = start(recipe)
+    training_state.write(tmp_path / "a", in_torch(begin, LEG))
+    torch_state.write(tmp_path / "b.pt", in_jax(training_state.read(tmp_path / "a"), LEG))
+    changed = in_torch(torch_state.read(tmp_path / "b.pt"), LEG)
+    assert changed.step == STEPS
+    assert apart(in_torch(begin, STEPS), changed) <= BOUND
+    assert apart(in_jax(begin, STEPS), changed) <= BOUND
+    moved = training._norm([changed.weights.tensors[n] - begin.weights.tensors[n]
+                            for n in changed.slots[recipe.slots[0]]])  # fmt: skip
+    assert moved > 0.01, "a run that stands still proves nothing"
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_files_there_and_back_are_the_same_bytes(recipe, tmp_path):
+    training_state.write(tmp_path / "a", in_torch(start(recipe), 2))
+    torch_state.write(tmp_path / "b.pt", training_state.read(tmp_path / "a"))
+    torch_state.write(tmp_path / "c", torch_state.read(tmp_path / "b.pt"))
+    for name in (training_state.WEIGHTS, training_state.STATE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+
+
+FOREIGN = {
+    "sgd": (
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+        None,
+        Recipe(Optimizer("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.0)),
+    ),
+    "adam, step": (
+        lambda p: torch.optim.Adam(p, lr=0.1),
+        lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5),
+        Recipe(Optimizer("adam", lr=0.1, weight_decay=0.0),
+               Schedule("step", step_size=2, gamma=0.5)),
+    ),
+    "adamw, cosine": (
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 9),
+        Recipe(Optimizer("adamw", lr=0.1, weight_decay=0.01), Schedule("cosine", T_max=9)),
+    ),
+    "rmsprop, one cycle": (
+        lambda p: torch.optim.RMSprop(p, momentum=0.9),
+        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=30, three_phase=True),
+        Recipe(
+            Optimizer("rmsprop", lr=0.1 / 25, momentum=0.95, weight_decay=0.0),
+            Schedule("one_cycle", max_lr=0.1, total_steps=30, three_phase=True),
+        ),
+    ),
+    "adam, plateau": (
+        lambda p: torch.optim.Adam(p, lr=0.1),
+        lambda o: lr_scheduler.ReduceLROnPlateau(o, "max", patience=3, min_lr=0.01),
+        Recipe(Optimizer("adam", lr=0.1, weight_decay=0.0),
+               Schedule("plateau", mode="max", patience=3, min_lr=0.01)),
+    ),
+}  # fmt: skip
+
+
+def foreign(tmp_path, make_optimizer, make_scheduler, *, steps=4, every=1):
+    """A checkpoint as torch users write it, after some steps."""
+    torch.manual_seed(0)
+    model = unet_torch.UNet(NET)
+    optimizer = make_optimizer(model.parameters())
+    scheduler = make_scheduler(optimizer) if make_scheduler else None
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = training.torch_loss(model, training.random_batch(NET, seed=0, step=step))
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None and (step + 1) % every == 0:
+            plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+            scheduler.step(*([loss.item()] if plateau else []))
+    content = {"model_state_dict": model.state_dict(), "epoch": 1,
+               "optimizer_state_dict": optimizer.state_dict()}  # fmt: skip
+    if scheduler is not None:
+        content["lr_scheduler"] = scheduler.state_dict()
+    torch.save(content, tmp_path / "run.pt")
+    return content
+
+
+@pytest.mark.parametrize(("optimizer", "scheduler", "recipe"), FOREIGN.values(), ids=FOREIGN)
+def test_a_checkpoint_of_plain_torch_is_recognised_and_restored(
+    tmp_path, optimizer, scheduler, recipe
+):
+    content = foreign(tmp_path, optimizer, scheduler)
+    state = torch_state.read(tmp_path / "run.pt", config=NET)
+    assert state.recipe == recipe
+    model = unet_torch.UNet(NET)
+    given, schedule = unet_torch.recipe.build(state.recipe, model.parameters())
+    torch_state.load(tmp_path / "run.pt", model, given, schedule)
+    theirs, ours = content["optimizer_state_dict"], given.state_dict()
+    assert theirs["state"].keys() == ours["state"].keys()
+    for index, slots in theirs["state"].items():
+        kept = {name: value for name, value in slots.items() if value is not None}
+        assert kept.keys() == ours["state"][index].keys()
+        for name, value in kept.items():
+            torch.testing.assert_close(ours["state"][index][name], value, rtol=0, atol=0)
+    assert ours["param_groups"][0]["lr"] == theirs["param_groups"][0]["lr"]
+    if schedule is not None:
+        after, before = schedule.state_dict(), content["lr_scheduler"]
+        assert after.keys() == before.keys()
+        for name, value in before.items():
+            assert after[name] == value, name
+
+
+def test_steps_of_an_epoch_are_told_by_the_two_counts(tmp_path):
+    foreign(tmp_path, torch.optim.Adam, lambda o: lr_scheduler.StepLR(o, 2), every=2)
+    state = torch_state.read(tmp_path / "run.pt", config=NET)
+    assert state.recipe.schedule == Schedule("step", step_size=2, every=2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler", "says"),
+    [
+        (lambda p: torch.optim.Adam(p, amsgrad=True), None, "amsgrad=True"),
+        (lambda p: torch.optim.SGD(p, maximize=True), None, "maximize=True"),
+        (torch.optim.NAdam, None, "none of SGD"),
+        (torch.optim.RAdam, None, "none of SGD"),
+        (torch.optim.Adagrad, None, "none of SGD"),
+        (lambda p: torch.optim.Adam([{"params": [q], "lr": 0.1 + 0.1 * (i > 3)}
+                                     for i, q in enumerate(p)]), None, "different settings"),
+        (lambda p: torch.optim.Adam([{"params": [q]} for q in p]), None, "without names"),
+        (lambda p: torch.optim.Adam(list(p)[:3]), None, "moves 3 parameters"),
+        (torch.optim.Adam, lambda o: lr_scheduler.LambdaLR(o, lambda e: 1.0), "none of StepLR"),
+        (torch.optim.Adam, lambda o: lr_scheduler.ExponentialLR(o, 0.9), "none of StepLR"),
+        (lambda p: torch.optim.SGD(p, momentum=0.9), lambda o: lr_scheduler.StepLR(o, 2),
+         "save the number beside it"),
+    ],
+    ids=["amsgrad", "maximize", "nadam", "radam", "adagrad", "groups", "many groups", "frozen",
+         "lambda", "exponential", "sgd uncounted"],
+)  # fmt: skip
+def test_what_a_recipe_cannot_say_is_refused_in_one_sentence(tmp_path, optimizer, scheduler, says):
+    foreign(tmp_path, optimizer, scheduler, steps=1)
+    with pytest.raises(InputError, match=says) as caught:
+        torch_state.read(tmp_path / "run.pt", config=NET)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("run.pt") == 1
+
+
+@pytest.fixture
+def run(tmp_path):
+    training_state.write(tmp_path / "RUN", in_torch(start(RECIPES["adamw, cosine"]), 1))
+    return tmp_path / "RUN"
+
+
+def _truncated(folder):
+    path = folder / training_state.STATE
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _other_weights(folder):
+    other = UNetConfig(widths=(3, 5), norm="batch", classes=3)
+    weights = WeightFile(other, random_tensors(other, seed=0))
+    weight_file.write(folder / training_state.WEIGHTS, weights)
+
+
+def _no_state(folder):
+    (folder / training_state.STATE).unlink()
+
+
+def _weights_for_state(folder):
+    (folder / training_state.STATE).write_bytes((folder / training_state.WEIGHTS).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_truncated, "not a whole"),
+        (_other_weights, "does not belong"),
+        (_no_state, "no such file"),
+        (_weights_for_state, "not of a training state"),
+    ],
+)
+def test_a_damaged_folder_is_refused(run, damage, says):
+    damage(run)
+    with pytest.raises(InputError, match=says) as caught:
+        training_state.read(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_slots_that_do_not_fit_are_named():
+    state = start(RECIPES["adamw, cosine"])
+    one = dict(state.slots["exp_avg"])
+    one["out.bias"] = np.zeros(7)
+    del one["neck.conv.0.bias"]
+    slots = {**state.slots, "exp_avg": one, "max_exp_avg": {}}
+    with pytest.raises(InputError) as caught:
+        TrainingState(state.weights, state.recipe, 0, slots, state.scheduler)
+    assert "missing: exp_avg/neck.conv.0.bias" in str(caught.value)
+    assert "exp_avg/out.bias (7,) instead of (3,)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": -1}, "step is a number"),
+        ({"scheduler": {"lr": 0.1}}, "scheduler has the keys lr, last_epoch"),
+        ({"scheduler": {"lr": 0.1, "last_epoch": 5}}, "does not fit step=0"),
+        ({"scheduler": {"lr": -0.1, "last_epoch": 0}}, "scheduler.lr"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(change, says):
+    with pytest.raises(InputError, match=says):
+        replace(start(RECIPES["adamw, cosine"]), **change)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: (torch.optim.Adam(p), None), "its optimizer is adamw, the given one Adam"),
+        (lambda p: (torch.optim.AdamW(p), None), "its schedule is cosine, the given one NoneType"),
+        (lambda p: (torch.optim.AdamW(list(p)[:2]), None), "its schedule is cosine"),
+    ],
+)
+def test_objects_that_do_not_fit_the_run_are_refused_untouched(run, make, says):
+    model = unet_torch.UNet(NET).double()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(InputError, match=says):
+        torch_state.load(run, model, *make(model.parameters()))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_another_precision_is_refused(run):
+    model = unet_torch.UNet(NET)
+    optimizer, scheduler = unet_torch.recipe.build(RECIPES["adamw, cosine"].for_steps(STEPS),
+                                                   model.parameters())  # fmt: skip
+    with pytest.raises(InputError, match=r"use model\.double\(\) first"):
+        torch_state.load(run, model, optimizer, scheduler)
+
+
+BATCHES = """
+import sys, json
+import numpy as np
+from pathlib import Path
+folder = Path(sys.argv[1])
+batches = [np.load(folder / f"batch_{step}.npz") for step in range(*map(int, sys.argv[2:4]))]
+"""
+IN_TORCH = (
+    BATCHES
+    + """
+import torch, unet_torch
+from unet_spec import UNetConfig
+from unet_torch import training_state
+torch.set_num_threads(1)
+model = unet_torch.UNet(UNetConfig(**json.loads(sys.argv[5])))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+training_state.load(folder / sys.argv[4], model, optimizer, scheduler)
+model.train()
+for batch in batches:
+    optimizer.zero_grad()
+    logits = model(torch.tensor(batch["x"]))
+    torch.nn.functional.cross_entropy(logits, torch.tensor(batch["truth"])).backward()
+    optimizer.step()
+    scheduler.step()
+torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict()}, folder / sys.argv[6])
+assert not {"jax", "jaxlib", "flax", "optax"} & sys.modules.keys()
+"""
+)
+IN_JAX = (
+    BATCHES
+    + """
+import jax, optax, unet_jax, unet_jax.recipe
+from unet_jax.training_state import from_training_state, to_training_state
+from unet_spec import training_state
+state = training_state.read(folder / "RUN")
+config = state.weights.config
+params, stats, moments = from_training_state(state)
+optimizer = unet_jax.recipe.build(state.recipe)
+apply = unet_jax.functional(config).apply
+
+@jax.jit
+def step(params, stats, moments, x, truth):
+    def loss(params):
+        logits, new = apply(params, x, stats, train=True)
+        chosen = jax.nn.one_hot(truth, config.classes)
+        return -(chosen * jax.nn.log_softmax(logits)).sum(-1).mean(), new
+    gradients, new = jax.grad(loss, has_aux=True)(params)
+    updates, moments = optimizer.update(gradients, moments, params)
+    return optax.apply_updates(params, updates), new, moments
+
+for batch in batches:
+    x = batch["x"].transpose(0, 2, 3, 1)
+    params, stats, moments = step(params, stats, moments, x, batch["truth"])
+after = to_training_state(config, state.recipe, params, stats, moments)
+training_state.write(folder / "RUN2", after)
+assert not {"torch", "unet_torch"} & sys.modules.keys()
+"""
+)
+
+
+def test_two_processes_share_nothing_but_files(tmp_path):
+    """torch, JAX, torch: each in its own process, and `unet convert` between them."""
+    net = replace(NET, norm="group", groups=1)
+    recipe = Recipe(Optimizer(lr=1e-2, weight_decay=1e-2), Schedule("cosine", T_max=9))
+    weights = WeightFile(net, random_tensors(net, seed=1))
+    zeros = training_state.zeros(weights, recipe)
+    begin = TrainingState(weights, recipe, 0, zeros, {"lr": 1e-2, "last_epoch": 0})
+    torch_state.write(tmp_path / "begin.pt", begin)
+    for step in range(9):
+        batch = training.random_batch(net, seed=0, step=step)
+        np.savez(tmp_path / f"batch_{step}.npz", x=batch.x, truth=batch.truth)
+
+    def process(*arguments):
+        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=tmp_path, text=True,
+                              capture_output=True, env={**os.environ, "XLA_FLAGS": ""})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    plain = json.dumps(dataclasses.asdict(net))
+    flags = ("--config.norm", "group", "--config.groups", 1)
+    process("-c", IN_TORCH, tmp_path, 0, 3, "begin.pt", plain, "run.pt")
+    process("-m", "unet_cli", "convert", "run.pt", "RUN", *flags)
+    process("-c", IN_JAX, tmp_path, 3, 6)
+    process("-m", "unet_cli", "convert", "RUN2", "run2.pt")
+    process("-c", IN_TORCH, tmp_path, 6, 9, "run2.pt", plain, "end.pt")
+    process("-c", IN_TORCH, tmp_path, 0, 9, "begin.pt", plain, "alone.pt")
+    end, alone = (torch_state.read(tmp_path / name, config=net) for name in ("end.pt", "alone.pt"))
+    # float32: two runs in torch with sums in another order are as far apart
+    assert apart(alone, end) <= 1e-4

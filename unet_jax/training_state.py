@@ -1,0 +1,101 @@
+"""A run in the middle, to and from arrays of the port."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from unet_jax import recipe as jax_recipe
+from unet_jax.recipe import Plateau, State
+from unet_spec import Preprocessing, UNetConfig, layout
+from unet_spec.parameters import parameters
+from unet_spec.recipe import Recipe
+from unet_spec.training_state import TrainingState
+from unet_spec.weight_file import WeightFile
+
+Arrays = Mapping[str, Any]
+
+
+def from_training_state(
+    state: TrainingState,
+) -> tuple[dict[str, Array], dict[str, Array], State]:
+    """(params, stats, optimizer's state), for `unet_jax.functional` and `unet_jax.recipe.build`.
+
+    A float64 run stays so under `jax.enable_x64` and becomes float32 without.
+    """
+    config = state.weights.config
+    arrays = layout.to_jax(config, state.weights.tensors)
+    trained = {p.name for p in parameters(config) if p.trained}
+    slots = {name: _slot_to_jax(state, tensors) for name, tensors in state.slots.items()}
+    return (
+        {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items() if name in trained},
+        {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items() if name not in trained},
+        State(
+            jnp.asarray(state.step, jnp.int32),
+            jnp.asarray(state.scheduler["lr"], float),
+            slots,
+            _plateau(state),
+        ),
+    )
+
+
+def to_training_state(
+    config: UNetConfig,
+    recipe: Recipe,
+    params: Arrays,
+    stats: Arrays,
+    state: State,
+    *,
+    preprocessing: Preprocessing = Preprocessing(),
+    class_names: tuple[str, ...] = (),
+) -> TrainingState:
+    """The run as plain arrays in torch's layout; the arguments stay as they are."""
+    arrays = {name: np.asarray(a) for name, a in {**params, **stats}.items()}
+    weights = WeightFile(config, layout.to_torch(config, arrays), preprocessing, class_names)
+    slots = {
+        name: layout.to_torch(config, {n: np.asarray(a) for n, a in group.items()})
+        for name, group in state.slots.items()
+    }
+    return TrainingState(weights, recipe, int(state.step), slots, _scheduler(recipe, state))
+
+
+def _slot_to_jax(state: TrainingState, tensors: Arrays) -> dict[str, Array]:
+    """One slot in JAX's layout; the statistics, which the layout wants too, are left out again."""
+    whole = {**state.weights.tensors, **tensors}
+    arrays = layout.to_jax(state.weights.config, whole)
+    return {name: jnp.asarray(arrays[name], _kind(arrays[name])) for name in tensors}
+
+
+def _kind(array: np.ndarray) -> Any:
+    if not np.issubdtype(array.dtype, np.floating):
+        return None
+    return jnp.result_type(float) if array.dtype == np.float64 else array.dtype
+
+
+def _plateau(state: TrainingState) -> Plateau | None:
+    if state.recipe.schedule.name != "plateau":
+        return None
+    kept = state.scheduler
+    return Plateau(
+        jnp.asarray(kept["best"], float),
+        jnp.asarray(kept["num_bad_epochs"], jnp.int32),
+        jnp.asarray(kept["cooldown_counter"], jnp.int32),
+        jnp.asarray(kept["last_epoch"], jnp.int32),
+    )
+
+
+def _scheduler(recipe: Recipe, state: State) -> dict[str, float]:
+    plain = {"lr": float(state.lr), "last_epoch": int(state.step) // recipe.schedule.every}
+    if recipe.schedule.cycles_momentum:
+        plain["momentum"] = float(jax_recipe.momentum(recipe, state))
+    if state.plateau is None:
+        return plain
+    return {
+        **plain,
+        "best": float(state.plateau.best),
+        "num_bad_epochs": int(state.plateau.num_bad_epochs),
+        "cooldown_counter": int(state.plateau.cooldown_counter),
+        "last_epoch": int(state.plateau.last_epoch),
+    }

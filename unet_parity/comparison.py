@@ -1,0 +1,287 @@
+"""Both twins on the same numbers, as a whole and module by module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from unet_parity import fault, oracle
+from unet_parity.decisions import decisions, flips, imposed
+from unet_parity.fault import Fault
+from unet_parity.layers import (
+    GRADIENT_FACTOR,
+    LOCAL_FACTOR,
+    Gradient,
+    Layer,
+    gradient_rows,
+    layer_rows,
+)
+from unet_parity.oracle import Agreement
+from unet_parity.trace import Local, Maps, Port, TorchLocal, Trace, torch_trace
+from unet_parity.twins import JaxRun, Masks
+from unet_spec import InputError, UNetConfig
+from unet_spec.parameters import Tensors
+
+QUICK_PIXELS = 64 * 64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The twins in one mode.
+
+    Attributes:
+        faults: modules of the port that differ in float64, the first at fault first.
+        flips: ReLUs and pools that fell the other way than in float64, in torch and in JAX.
+        maps: float64's output, and the float32 outputs of torch and JAX, for pictures.
+        problems: all that is out of bounds, in words, the first fault first.
+    """
+
+    agreement: Agreement
+    layers: tuple[Layer, ...]
+    gradients: tuple[Gradient, ...]
+    faults: tuple[Fault, ...]
+    flips: tuple[int, int]
+    maps: tuple[np.ndarray, np.ndarray, np.ndarray]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What both twins are given; maps are (b, c, h, w)."""
+
+    tensors: Tensors
+    x: np.ndarray
+    cotangent: np.ndarray
+    keep: Masks = (None, None)
+
+
+class Comparer:
+    """Compares one net with itself, compiled once for many weights and inputs of one size.
+
+    Args:
+        train: with batch statistics and dropout, and not in inference.
+        reference: a torch module with the same names, in place of `unet_torch.UNet`.
+        precision: of JAX's products.
+        quick: as of `twins.compiled`.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        train: bool,
+        reference: nn.Module | None = None,
+        precision: str = "highest",
+        quick: bool = True,
+    ):
+        self.config, self.train, self.reference = config, train, reference
+        self.precision, self.quick = precision, quick
+        self._ports: dict[str, Port] = {}
+        self._whole: JaxRun | None = None
+
+    def __call__(
+        self, numbers: Numbers, *, say: Callable[[str], None] = lambda text: None
+    ) -> Comparison:
+        """Both twins in float64 and float32.
+
+        Raises:
+            InputError: a reference whose modules cannot be matched, or numbers that say nothing.
+        """
+        mode = "training" if self.train else "inference"
+        say(f"  {mode}: torch in float64, the truth")
+        truth = self._traced(numbers, "float64")
+        _refuse_dead(truth)
+        say(f"  {mode}: every module of JAX by itself in float64")
+        faults, local64 = self._located(numbers, truth)
+        try:
+            return self._compared(numbers, mode, truth, local64, faults, say)
+        except (TypeError, ValueError):
+            if not faults:
+                raise
+            return _broken(mode, truth, faults)
+
+    def faults(self, numbers: Numbers) -> tuple[Fault, ...]:
+        """Modules of the port that differ in float64, the first at fault first."""
+        return self._located(numbers, self._traced(numbers, "float64"))[0]
+
+    def _located(
+        self, numbers: Numbers, truth: Trace
+    ) -> tuple[tuple[Fault, ...], dict[str, Local | None]]:
+        """What is at fault, and every leaf of the port by itself."""
+        port = self._port(truth, "float64")
+        local = port.local(numbers.tensors, truth.calls, backward=True)
+        wiring = port.wired(
+            numbers.tensors, truth.calls, numbers.x, numbers.cotangent, keep=numbers.keep
+        )
+        found = fault.find(self.config, numbers.tensors, truth, wiring, local, train=self.train)
+        return found, local
+
+    def _compared(
+        self,
+        numbers: Numbers,
+        mode: str,
+        truth: Trace,
+        local64: dict[str, Local | None],
+        faults: tuple[Fault, ...],
+        say: Callable[[str], None],
+    ) -> Comparison:
+        given = numbers.tensors, numbers.x, numbers.cotangent
+        say(f"  {mode}: JAX in float64")
+        if self._whole is None:
+            self._whole = JaxRun(self.config, dtype="float64", train=self.train, quick=self.quick)
+        port = self._whole(*given, keep=numbers.keep)
+        say(f"  {mode}: both in float32, forward and backward")
+        ours = self._traced(numbers, "float32")
+        port32 = self._port(truth, "float32")
+        theirs, seen = port32.recorded(*given, keep=numbers.keep)
+        agreement = oracle.judge(truth.result, port, ours.result, theirs, mode=mode)
+        right, *runs = (decisions(truth.calls, maps) for maps in (_maps(truth), _maps(ours), seen))
+        turned = [flips(right, run) for run in runs]
+        decided = [
+            self._traced(numbers, "float64", decided=run).result if turn else truth.result
+            for run, turn in zip(runs, turned, strict=True)
+        ]
+        say(f"  {mode}: every module by itself in float32")
+        local = self._local(numbers, truth, port32)
+        layers = layer_rows(truth, ours, seen, local, local64, (turned[0], turned[1]))
+        gradients = gradient_rows(
+            truth,
+            (ours.result, decided[0]),
+            (theirs, decided[1]),
+            agreement.input_gradient,
+            agreement.gradients,
+        )
+        first, second = (sum(turn.values()) for turn in turned)
+        return Comparison(
+            agreement,
+            layers,
+            gradients,
+            faults,
+            (first, second),
+            (truth.result.output, ours.result.output, theirs.output),
+            (*map(str, faults[:1]), *_out_of_line(layers, gradients), *agreement.problems),
+        )
+
+    def _traced(
+        self, numbers: Numbers, dtype: str, decided: dict[str, np.ndarray] | None = None
+    ) -> Trace:
+        return torch_trace(
+            self.config,
+            numbers.tensors,
+            numbers.x,
+            numbers.cotangent,
+            dtype=dtype,
+            train=self.train,
+            keep=numbers.keep,
+            reference=self.reference,
+            replace=None if decided is None else imposed(decided),
+        )
+
+    def _port(self, truth: Trace, dtype: str) -> Port:
+        if dtype not in self._ports:
+            self._ports[dtype] = Port(
+                self.config,
+                truth.calls,
+                dtype=dtype,
+                train=self.train,
+                precision=self.precision,
+                quick=self.quick,
+            )
+        return self._ports[dtype]
+
+    def _local(
+        self, numbers: Numbers, truth: Trace, port: Port
+    ) -> dict[str, tuple[np.ndarray, np.ndarray, Local | None]]:
+        """Float64, torch and JAX on the truth's input, rounded once, for all three, to float32."""
+        inputs = {
+            path: tuple(m.astype(np.float32) for m in call.inputs)
+            for path, call in truth.leaves.items()
+        }
+        theirs = port.local(numbers.tensors, truth.calls, inputs=inputs, backward=False)
+        exact, ours = (self._torch_local(numbers, dtype) for dtype in ("float64", "float32"))
+        return {
+            path: (
+                exact.output(call, inputs=inputs[path]),
+                ours.output(call, inputs=inputs[path]),
+                theirs[path],
+            )
+            for path, call in truth.leaves.items()
+        }
+
+    def _torch_local(self, numbers: Numbers, dtype: str) -> TorchLocal:
+        return TorchLocal(
+            self.config, numbers.tensors, dtype=dtype, train=self.train, reference=self.reference
+        )
+
+
+def compare(
+    config: UNetConfig,
+    tensors: Tensors,
+    *,
+    train: bool,
+    seed: int = 0,
+    x: np.ndarray | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> Comparison:
+    """Both twins on one input, once.
+
+    Args:
+        x: the input, (b, in_channels, h, w); a random one, by `seed`, without it.
+        options: of `Comparer`.
+    """
+    size = None if x is None else (x.shape[2], x.shape[3])
+    batch = 2 if x is None else len(x)
+    drawn, cotangent, keep = oracle.random_input(config, seed=seed, size=size, batch=batch)
+    x = drawn if x is None else x
+    quick = x.size <= QUICK_PIXELS * config.in_channels
+    comparer = Comparer(config, train=train, quick=quick, **options)
+    return comparer(Numbers(tensors, x, cotangent, keep), say=say)
+
+
+def _broken(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:
+    """The port does not run as a whole: nothing but its fault can be told."""
+    nothing = np.full_like(truth.result.output, np.nan)
+    empty = replace(truth.result, output=nothing)
+    return Comparison(
+        oracle.judge(truth.result, empty, truth.result, empty, mode=mode),
+        (),
+        (),
+        faults,
+        (0, 0),
+        (truth.result.output, nothing, nothing),
+        (str(faults[0]), "JAX's net does not run as a whole"),
+    )
+
+
+def _refuse_dead(truth: Trace) -> None:
+    output = truth.result.output
+    if np.ptp(output) == 0 or not truth.result.input_gradient.any():
+        raise InputError(
+            "the net gives the same output whatever its input is (every value "
+            f"{output.flat[0]:.3g}): nothing can be said of it with this input and these weights; "
+            "give another image, or the weights of a trained net"
+        )
+
+
+def _out_of_line(layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]) -> tuple[str, ...]:
+    """The first module and the first gradient whose float32 is out of line."""
+    problems = [
+        f"{layer.name}: in float32, by itself, JAX is {layer.local_ratio:.1e} times as far from "
+        f"float64 as torch, {LOCAL_FACTOR:.0f} allowed"
+        for layer in layers
+        if not 1 / LOCAL_FACTOR <= layer.local_ratio <= LOCAL_FACTOR
+    ][:1]
+    problems += [
+        f"the gradient of {gradient.name}: in float32 JAX is {gradient.ratio:.1e} times as far "
+        f"from float64 as torch, {GRADIENT_FACTOR:.0f} allowed"
+        for gradient in gradients
+        if not 1 / GRADIENT_FACTOR <= gradient.ratio <= GRADIENT_FACTOR
+    ][:1]
+    return tuple(problems)
+
+
+def _maps(trace: Trace) -> dict[str, tuple[Maps, Maps]]:
+    return {path: (call.inputs, call.outputs) for path, call in trace.calls.items()}

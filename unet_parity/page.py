@@ -1,0 +1,206 @@
+"""The report of `verify` as one HTML file that needs nothing beside it."""
+
+import base64
+import io
+import math
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from unet_parity.comparison import Comparison
+from unet_parity.differences import EPS
+from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
+from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
+from unet_parity.training import BOUND, Trajectory
+from unet_parity.verify import Report
+
+SENTENCES = {
+    "identical": "PyTorch and JAX compute the same net: wherever nothing is rounded, every value "
+    "is equal, bit for bit, forward and backward.",
+    "equivalent": "PyTorch and JAX compute the same net: in float64 they agree to rounding, and in "
+    "float32 neither is further from float64 than the other.",
+    "different": "PyTorch and JAX do not compute the same net.",
+}
+WORST = 5
+
+
+def html(report: Report, *, command: str = "") -> str:
+    """The page.
+
+    Args:
+        command: that made it.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        files("unet_parity").joinpath("page.html").read_text(encoding="utf-8")
+    )
+    return template.render(
+        report=report,
+        command=command,
+        sentence=SENTENCES[report.verdict],
+        modes=[_mode(comparison, report.x) for comparison in report.comparisons],
+        steps=[_steps(trajectory) for trajectory in report.steps],
+        bounds={
+            "output": OUTPUT_BOUND, "gradient": GRADIENT_BOUND, "factor": FACTOR,
+            "local": LOCAL_FACTOR, "gradient_factor": GRADIENT_FACTOR, "steps": BOUND,
+        },
+    )  # fmt: skip
+
+
+def _mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
+    axis = _Axis(
+        [e / layer.scale for layer in comparison.layers if layer.scale for e in _errors(layer)]
+        + [e / g.scale for g in comparison.gradients if g.scale for e in _pair(g)]
+    )
+    at_fault = comparison.faults[0].module if comparison.faults else None
+    return {
+        "comparison": comparison,
+        "axis": axis,
+        "at_fault": at_fault,
+        "layers": [
+            {
+                **asdict(layer),
+                "depth": layer.name.count("."),
+                "label": layer.name.rpartition(".")[2],
+                "ratio": layer.local_ratio,
+                "inherited": axis.dots(layer.scale, layer.torch_error, layer.jax_error),
+                "local": axis.dots(layer.scale, layer.local_torch_error, layer.local_jax_error),
+                "fault": layer.name == at_fault,
+            }
+            for layer in comparison.layers
+        ],
+        "gradients": [
+            {
+                **asdict(gradient),
+                "ratio": gradient.ratio,
+                "dots": axis.dots(gradient.scale, *_pair(gradient)),
+            }
+            for gradient in comparison.gradients
+        ],
+        "pixels": _pixels(comparison, x),
+    }
+
+
+class _Axis:
+    """A logarithmic axis over relative errors, in percent of its length."""
+
+    def __init__(self, errors: list[float]):
+        shown = [math.log10(e) for e in [EPS, *errors] if 0 < e < math.inf]
+        self.low, self.high = math.floor(min(shown)), math.ceil(max(shown))
+        self.ticks = [(f"1e{n}", self._at(10.0**n)) for n in range(self.low, self.high + 1)]
+        self.eps = self._at(EPS)
+
+    def dots(self, scale: float, *errors: float) -> list[dict[str, Any]]:
+        """Torch's and JAX's place; an error of 0 has none."""
+        relative = [error / scale if scale else 0.0 for error in errors]
+        return [
+            {"who": who, "at": self._at(error), "error": error}
+            for who, error in zip(("torch", "jax"), relative, strict=True)
+            if error > 0
+        ]
+
+    def _at(self, error: float) -> float:
+        if not error < math.inf:
+            return 100.0
+        return 100 * (math.log10(error) - self.low) / max(self.high - self.low, 1)
+
+
+def _steps(trajectory: Trajectory) -> dict[str, Any]:
+    curves = {
+        "JAX to PyTorch, parameters": trajectory.parameters,
+        "JAX to PyTorch, batch statistics": trajectory.statistics,
+        "PyTorch to itself, sums in another order": trajectory.torch_yardstick,
+        "JAX to itself, sums in another order": trajectory.jax_yardstick,
+    }
+    distances = {name: values for name, values in curves.items() if values}
+    positive = [v for values in distances.values() for v in values if 0 < v < math.inf]
+    low, high = (min(positive), max(positive)) if positive else (1e-17, 1e-16)
+    span = max(math.log10(high) - math.log10(low), 1e-9)
+
+    def line(values: list[float]) -> str:
+        points = [
+            (100 * i / max(len(values) - 1, 1), 100 * (math.log10(high) - math.log10(v)) / span)
+            for i, v in enumerate(values)
+            if 0 < v < math.inf
+        ]
+        return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
+
+    losses = [*trajectory.torch_losses, *trajectory.jax_losses]
+    bottom, top = min(losses), max(losses)
+
+    def loss_line(values: list[float]) -> str:
+        height = max(top - bottom, 1e-12)
+        return " ".join(
+            f"{100 * i / max(len(values) - 1, 1):.2f},{100 * (top - v) / height:.2f}"
+            for i, v in enumerate(values)
+        )
+
+    return {
+        "trajectory": trajectory,
+        "low": low,
+        "high": high,
+        "bottom": bottom,
+        "top": top,
+        "losses": [loss_line(trajectory.torch_losses), loss_line(trajectory.jax_losses)],
+        "distances": [
+            {"name": name, "line": line(values), "last": values[-1]}
+            for name, values in distances.items()
+        ],
+    }
+
+
+def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
+    """Pictures of the first image and of both errors, and the worst pixels in numbers."""
+    truth, ours, theirs = comparison.maps
+    if not np.isfinite(theirs).all() or theirs.shape != truth.shape:
+        return None
+    errors = [np.abs(run[0] - truth[0]).max(axis=0) for run in (ours, theirs)]
+    apart = np.abs(ours[0] - theirs[0]).max(axis=0)
+    largest = max(float(e.max()) for e in errors) or 1.0
+    worst = np.argsort(apart, axis=None)[::-1][:WORST]
+    rows = []
+    for flat in worst:
+        row, column = (int(i) for i in np.unravel_index(flat, apart.shape))
+        channel = int(np.abs(ours[0] - theirs[0])[:, row, column].argmax())
+        values = [float(run[0, channel, row, column]) for run in (truth, ours, theirs)]
+        rows.append({"row": row, "column": column, "channel": channel, "values": values})
+    image = x[0].mean(axis=0)
+    return {
+        "largest": largest,
+        "rows": rows,
+        "pictures": [
+            ("the input", _png(_stretched(image))),
+            ("class, by PyTorch", _png(ours[0].argmax(0) / max(len(ours[0]) - 1, 1))),
+            ("class, by JAX", _png(theirs[0].argmax(0) / max(len(theirs[0]) - 1, 1))),
+            ("PyTorch's error", _png(errors[0] / largest)),
+            ("JAX's error", _png(errors[1] / largest)),
+        ],
+    }
+
+
+def _stretched(image: np.ndarray) -> np.ndarray:
+    low, high = float(image.min()), float(image.max())
+    return (image - low) / (high - low or 1.0)
+
+
+def _png(values: np.ndarray) -> str:
+    """A gray picture of values from 0 to 1, as a data URL."""
+    content = io.BytesIO()
+    Image.fromarray((255 * values.clip(0, 1)).astype(np.uint8)).save(content, "PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _errors(layer: Layer) -> tuple[float, ...]:
+    return (
+        layer.torch_error, layer.jax_error, layer.local_torch_error, layer.local_jax_error,
+    )  # fmt: skip
+
+
+def _pair(gradient: Gradient) -> tuple[float, float]:
+    return gradient.torch_error, gradient.jax_error

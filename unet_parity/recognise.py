@@ -1,0 +1,362 @@
+"""What a fault looks like: known bugs are made in the reference until one gives the same numbers.
+
+Every candidate is a sentence and the array that it leads to; the first that equals what the port
+gave is the answer. No answer is given on likeness alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unet_parity.differences import difference
+from unet_parity.trace import OUTPUT, Call, Local, Place, Trace, Wiring
+from unet_parity.twins import torch_model
+from unet_spec import UNetConfig
+from unet_spec.parameters import Tensors
+
+SAME = 1e-9
+REACH = range(-4, 5)
+SHIFTS = sorted(
+    ((dy, dx) for dy in REACH for dx in REACH if dy or dx), key=lambda s: s[0] ** 2 + s[1] ** 2
+)
+Candidates = Iterator[tuple[str, Tensor | np.ndarray]]
+
+
+def looks_like(
+    config: UNetConfig,
+    tensors: Tensors,
+    truth: Trace,
+    wiring: Wiring,
+    local: Mapping[str, Local | None],
+    *,
+    place: Place,
+    where: str,
+    train: bool,
+) -> str:
+    """The known bug that gives the port's numbers at a place; empty if none does."""
+    path, side = place
+    call = truth.calls.get(path)
+    model = torch_model(config, tensors, dtype="float64", train=train).requires_grad_(False)
+    if call is not None and call.leaf and where.startswith(("its", "the gradient of its")):
+        alone = local[path]
+        if alone is None:
+            return "a layer for maps of another shape"
+        leaf = _Leaf(model, call, tensors, train)
+        if where == "its output":
+            return _first(leaf.outputs(alone.output), alone.output) or leaf.one_weight(alone.output)
+        if where == "the gradient of its input":
+            return _first(leaf.input_gradients(), alone.input_gradients[0])
+        name = where.rpartition(" ")[2]
+        if where.startswith("its"):
+            return _first(leaf.statistics(name), alone.statistics[f"{path}.{name}"])
+        return ""
+    if place not in wiring.arrived:
+        return "" if wiring.arrived else "a map of another size"
+    if where.startswith("the gradient"):
+        assert call is not None
+        expected = call.input_gradients if side == "input" else call.cotangents
+        found = wiring.gradients[place]
+    else:
+        expected = (
+            (truth.result.output,) if place == OUTPUT or call is None
+            else call.inputs if side == "input" else call.outputs
+        )  # fmt: skip
+        found = wiring.arrived[place]
+    for right, wrong in zip(expected, found, strict=True):
+        if difference(right, wrong) > SAME:
+            return _first(_passed_on(right, wrong), wrong)
+    return ""
+
+
+def _first(candidates: Candidates, found: np.ndarray) -> str:
+    for sentence, candidate in candidates:
+        array = candidate.numpy() if isinstance(candidate, Tensor) else candidate
+        if difference(array, found) <= SAME:
+            return sentence
+    return ""
+
+
+def _passed_on(right: np.ndarray, wrong: np.ndarray) -> Candidates:
+    """What crops, concatenations and the order of calls can do to a map."""
+    if right.shape != wrong.shape:
+        return
+    if not wrong.any():
+        yield "all zeros", wrong
+    half = right.shape[1] // 2
+    yield "channels in reversed order", np.flip(right, 1)
+    yield "swapped halves of a concatenation", np.roll(right, half, axis=1)
+    for axis, turned in ((2, "upside down"), (3, "left and right mirrored")):
+        yield f"a map {turned}", np.flip(right, axis)
+    for name, part in (("first", slice(None, half)), ("second", slice(half, None))):
+        if difference(right[:, part], wrong[:, part]) <= SAME:
+            continue
+        if not wrong[:, part].any():
+            yield f"a missing {name} half of a concatenation", wrong
+        yield from _anywhere(right[:, part], wrong[:, part], wrong, f"the {name} half ")
+    yield from _anywhere(right, wrong, wrong, "")
+
+
+def _anywhere(right: np.ndarray, wrong: np.ndarray, answer: np.ndarray, what: str) -> Candidates:
+    """Shifts by a pixel, in which only a border may differ otherwise, and scalings."""
+    for dy, dx in SHIFTS:
+        inside = _overlap(right, -dy, -dx), _overlap(wrong, dy, dx)
+        if min(inside[0].shape) and inside[0].any() and difference(*inside) <= SAME:
+            yield f"{what}shifted by ({dy}, {dx}) pixels", answer
+    if right.ndim == 4 and min(right.shape[2:]) > 2:
+        inner = right[:, :, 1:-1, 1:-1], wrong[:, :, 1:-1, 1:-1]
+        if inner[0].any() and difference(*inner) <= SAME:
+            yield f"{what}another border: padding", answer
+    factor = float((right * wrong).sum() / max((right * right).sum(), 1e-300))
+    if difference(factor * right, wrong) <= SAME:
+        yield f"{what}scaled by {factor:.6g}" if factor else f"{what}all zeros", answer
+
+
+def _overlap(maps: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """The part of maps that stays inside when they move by (-dy, -dx)."""
+    h, w = maps.shape[2:]
+    return maps[:, :, max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)]
+
+
+class _Leaf:
+    """One leaf of the reference in float64, and what it would give with a bug in it."""
+
+    def __init__(self, model: nn.Module, call: Call, tensors: Tensors, train: bool):
+        self.module = model.get_submodule(call.path)
+        self.call, self.tensors, self.train = call, tensors, train
+        self.x = torch.tensor(call.inputs[0], dtype=torch.float64)
+        self.padding = module.padding if isinstance(module := self.module, nn.Conv2d) else 0
+        self.own = {n: t.detach() for n, t in self.module.state_dict().items()}
+
+    def outputs(self, found: np.ndarray) -> Candidates:
+        if isinstance(self.module, nn.Conv2d | nn.ConvTranspose2d):
+            yield from self._kernels()
+        if isinstance(self.module, nn.Conv2d):
+            yield from self._paddings()
+        yield "a layer that is not there", self.x
+        if isinstance(self.module, nn.ReLU | nn.LeakyReLU):
+            yield from self._activations(found)
+        if isinstance(self.module, nn.MaxPool2d):
+            yield "average pooling", F.avg_pool2d(self.x, 2)
+            yield "minimum pooling", -F.max_pool2d(-self.x, 2)
+        if isinstance(self.module, nn.Upsample):
+            for name, how in (
+                ("nearest", {"mode": "nearest"}),
+                ("bilinear, align_corners=False", {"mode": "bilinear", "align_corners": False}),
+                ("bilinear, align_corners=True", {"mode": "bilinear", "align_corners": True}),
+            ):
+                yield f"up-sampling {name}", F.interpolate(self.x, scale_factor=2, **how)
+        if isinstance(self.module, nn.BatchNorm2d | nn.GroupNorm | nn.InstanceNorm2d):
+            yield from self._norms()
+        yield from self._order(found)
+        yield from _anywhere(self.call.outputs[0], found, found, "an output ")
+
+    def _order(self, found: np.ndarray) -> Candidates:
+        """The same channels in another order."""
+        right = self.call.outputs[0]
+        if right.shape != found.shape:
+            return
+        order = [
+            next((j for j in range(right.shape[1]) if difference(right[:, j], channel) <= SAME), -1)
+            for channel in found.swapaxes(0, 1)
+        ]
+        if -1 not in order:
+            yield f"output channels in the order {order}", right[:, order]
+
+    def input_gradients(self) -> Candidates:
+        cotangent = torch.tensor(self.call.cotangents[0], dtype=torch.float64)
+        right = self.call.input_gradients[0]
+        if isinstance(self.module, nn.MaxPool2d):
+            yield "a tie's gradient shared among the equal values", _shared(self.x, cotangent)
+        if isinstance(self.module, nn.ReLU | nn.LeakyReLU):
+            for share in (0.5, 1.0):
+                at_zero = torch.where(self.x == 0, share * cotangent, torch.tensor(right))
+                yield f"a gradient of {share} at exactly 0", at_zero
+        yield "a gradient that is stopped", np.zeros_like(right)
+        found = self.call.input_gradients[0]
+        yield "the cotangent itself", cotangent if cotangent.shape == found.shape else right
+
+    def statistics(self, name: str) -> Candidates:
+        """Of batch norm, after the pass."""
+        before = torch.tensor(self.tensors[f"{self.call.path}.{name}"]).double()
+        yield f"a {name} that is not updated", before
+        if name == "num_batches_tracked":
+            return
+        dims = (0, 2, 3)
+        unbiased, biased = (self.x.var(dims, unbiased=u) for u in (True, False))
+        batch = {"running_mean": (self.x.mean(dims),), "running_var": (unbiased, biased)}[name]
+        for momentum in (0.1, 0.9, 0.01, 0.99):
+            for value, kind in zip(batch, ("", " of the biased variance"), strict=False):
+                yield f"momentum {momentum}{kind}", (1 - momentum) * before + momentum * value
+
+    def one_weight(self, found: np.ndarray) -> str:
+        """Which single value of a convolution's weight or bias explains the difference."""
+        if not isinstance(self.module, nn.Conv2d | nn.ConvTranspose2d):
+            return ""
+        rest = found - self.call.outputs[0]
+        largest = np.abs(rest).max(axis=(0, 2, 3))
+        channels = np.flatnonzero(largest > 1e-3 * largest.max())
+        if len(channels) != 1:
+            return ""
+        channel = int(channels[0])
+        best, name = np.inf, ""
+        for index, basis in self._bases(channel):
+            share = float((rest[:, channel] * basis).sum() / max((basis * basis).sum(), 1e-300))
+            left = float(np.abs(rest[:, channel] - share * basis).max())
+            if left < best:
+                best, name = left, f"{index} off by {share:.2e}"
+        # what is left is float64's rounding of the sums around a small difference
+        noise = 1e-13 * float(np.abs(self.call.outputs[0]).max())
+        return name if best <= noise + 1e-6 * float(np.abs(rest).max()) else ""
+
+    def _bases(self, channel: int) -> Iterator[tuple[str, np.ndarray]]:
+        """What one more unit in each weight of an output channel adds to it."""
+        yield f"bias[{channel}]", np.ones_like(self.call.outputs[0][:, channel])
+        weight = self.own["weight"]
+        for into in range(self.x.shape[1]):
+            part = self.x[:, into : into + 1]
+            for i in range(weight.shape[2]):
+                for j in range(weight.shape[3]):
+                    unit = torch.zeros((1, 1, *weight.shape[2:]), dtype=torch.float64)
+                    unit[0, 0, i, j] = 1
+                    if isinstance(self.module, nn.ConvTranspose2d):
+                        name = f"weight[{into}, {channel}, {i}, {j}]"
+                        basis = F.conv_transpose2d(part, unit, stride=2)
+                    else:
+                        name = f"weight[{channel}, {into}, {i}, {j}]"
+                        basis = F.conv2d(part, unit, padding=self.padding)
+                    yield name, basis[:, 0].numpy()
+
+    def _with(self, **changed: Tensor) -> Tensor:
+        return torch.func.functional_call(self.module, {**self.own, **changed}, self.x)
+
+    def _kernels(self) -> Candidates:
+        weight = self.own["weight"]
+        turned = {
+            "a mirrored kernel": weight.flip(2, 3),
+            "a transposed kernel": weight.transpose(2, 3),
+            "a kernel mirrored top to bottom": weight.flip(2),
+            "a kernel mirrored left to right": weight.flip(3),
+            "input and output channels swapped": weight.transpose(0, 1),
+            "channels swapped and a mirrored kernel": weight.transpose(0, 1).flip(2, 3),
+            "channels swapped and a transposed kernel": weight.transpose(0, 1).transpose(2, 3),
+            "swapped halves of the input channels": weight.roll(weight.shape[1] // 2, 1),
+            "input channels in reversed order": weight.flip(1),
+            "output channels in reversed order": weight.flip(0),
+        }
+        for sentence, kernel in turned.items():
+            if kernel.shape == weight.shape:
+                yield sentence, self._with(weight=kernel)
+        if "bias" in self.own:
+            yield "a missing bias", self._with(bias=torch.zeros_like(self.own["bias"]))
+            yield "a bias that is added twice", self._with(bias=2 * self.own["bias"])
+        for dtype in (torch.float16, torch.bfloat16):
+            short = {n: t.to(dtype).double() for n, t in self.own.items()}
+            yield f"weights in {str(dtype).removeprefix('torch.')}", self._with(**short)
+            yield (
+                f"weight in {str(dtype).removeprefix('torch.')}",
+                self._with(weight=short["weight"]),
+            )
+        yield from self._weights_of_others()
+
+    def _weights_of_others(self) -> Candidates:
+        others = [n.rpartition(".")[0] for n in self.tensors if n.endswith(".weight")]
+        for other in others:
+            held = {
+                n: torch.tensor(self.tensors[f"{other}.{n}"]).double()
+                for n in self.own
+                if f"{other}.{n}" in self.tensors
+            }
+            if other != self.call.path and all(
+                n in held and held[n].shape == t.shape for n, t in self.own.items()
+            ):
+                yield f"the weights of {other}", self._with(**held)
+
+    def _paddings(self) -> Candidates:
+        weight, bias = self.own["weight"], self.own.get("bias")
+        if weight.shape[2] == 1 or self.padding != (1, 1):
+            return
+        for dy in (0, 1, 2):
+            for dx in (0, 1, 2):
+                padded = F.pad(self.x, (dx, 2 - dx, dy, 2 - dy))
+                yield f"shifted by ({dy - 1}, {dx - 1}) pixels", F.conv2d(padded, weight, bias)
+        for mode in ("reflect", "replicate", "circular"):
+            padded = F.pad(self.x, (1, 1, 1, 1), mode=mode)
+            yield f"padding by {mode} instead of zeros", F.conv2d(padded, weight, bias)
+
+    def _activations(self, found: np.ndarray) -> Candidates:
+        below = self.x < 0
+        slopes = torch.tensor(found)[below] / self.x[below]
+        if len(slopes):
+            slope = float(slopes.median())
+            yield f"a slope of {slope:.6g} below 0", F.leaky_relu(self.x, slope)
+        yield "ELU", F.elu(self.x)
+        yield "GELU", F.gelu(self.x)
+        yield "GELU", F.gelu(self.x, approximate="tanh")
+        yield "SiLU", F.silu(self.x)
+
+    def _norms(self) -> Candidates:
+        ones = {n: torch.ones_like(t) for n, t in self.own.items() if n == "weight"}
+        zeros = {n: torch.zeros_like(t) for n, t in self.own.items() if n == "bias"}
+        groups = getattr(self.module, "num_groups", self.x.shape[1])
+        for eps in (1e-5, 1e-6, 1e-3, 1e-12, 0.0):
+            for over, unbiased in self._moments(groups):
+                for sentence, changed in (("", {}), (", no weight", ones), (", no bias", zeros)):
+                    own = {**self.own, **changed}
+                    right = eps == 1e-5 and over == self._over and not unbiased and not changed
+                    if not right:
+                        variance = ", unbiased variance" if unbiased else ""
+                        yield (
+                            f"{over}, eps {eps:g}{variance}{sentence}",
+                            self._normalised(over, unbiased, eps, own, groups),
+                        )
+
+    @property
+    def _over(self) -> str:
+        if isinstance(self.module, nn.BatchNorm2d):
+            return "statistics of the batch" if self.train else "running statistics"
+        return "statistics of groups"
+
+    def _moments(self, groups: int) -> Iterator[tuple[str, bool]]:
+        yield self._over, False
+        yield self._over, True
+        for over in ("statistics of the batch", "running statistics", "statistics of each map"):
+            if over != self._over and (over[:3] != "run" or "running_mean" in self.own):
+                yield over, False
+        if groups not in (1, self.x.shape[1]):
+            yield "statistics of interleaved groups", False
+
+    def _normalised(
+        self, over: str, unbiased: bool, eps: float, own: Mapping[str, Any], groups: int
+    ) -> Tensor:
+        b, c, h, w = self.x.shape
+        x = self.x
+        if over == "running statistics":
+            mean, var = (own[n][:, None, None] for n in ("running_mean", "running_var"))
+        elif over == "statistics of the batch":
+            mean = x.mean((0, 2, 3), keepdim=True)
+            var = x.var((0, 2, 3), keepdim=True, unbiased=unbiased)
+        else:
+            parts = c if over == "statistics of each map" else groups
+            shape, axes = (b, parts, c // parts, h, w), (2, 3, 4)
+            if over == "statistics of interleaved groups":
+                shape, axes = (b, c // parts, parts, h, w), (1, 3, 4)
+            values = x.reshape(shape)
+            mean = values.mean(axes, keepdim=True).expand(shape).reshape(x.shape)
+            var = values.var(axes, keepdim=True, unbiased=unbiased).expand(shape).reshape(x.shape)
+        weight, bias = own["weight"][:, None, None], own["bias"][:, None, None]
+        return (x - mean) / torch.sqrt(var + eps) * weight + bias
+
+
+def _shared(x: Tensor, cotangent: Tensor) -> Tensor:
+    """The gradient of a 2x2 max-pool that shares ties."""
+    b, c, h, w = cotangent.shape
+    windows = x[:, :, : 2 * h, : 2 * w].reshape(b, c, h, 2, w, 2)
+    equal = (windows == windows.amax((3, 5), keepdim=True)).double()
+    shares = equal / equal.sum((3, 5), keepdim=True) * cotangent[:, :, :, None, :, None]
+    gradient = torch.zeros_like(x)
+    gradient[:, :, : 2 * h, : 2 * w] = shares.reshape(b, c, 2 * h, 2 * w)
+    return gradient

@@ -1,0 +1,276 @@
+"""Whole runs side by side: both twins train from the same weights on the same batches.
+
+In float64 the runs must stay together to rounding. In float32 every sum taken in another order
+starts a difference that training then carries on, in any framework: so torch is also run against
+itself and JAX against itself with the batch reversed, and those distances are the yardstick.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from torch.nn import functional as F
+
+import unet_jax.recipe
+import unet_torch.recipe
+from unet_jax.functional import functional
+from unet_jax.layers import Numerics
+from unet_parity import oracle
+from unet_parity.twins import Masks, compiled, nhwc, statistic, torch_model
+from unet_spec import UNetConfig, layout
+from unet_spec.parameters import Tensors, parameters
+from unet_spec.recipe import Recipe
+
+# 66 healthy runs of 50 steps were at most 8e-11 apart: biases before batch norm, whose gradients
+# are nothing but rounding, which Adam scales up; without such biases at most 9e-16
+BOUND = 1e-9
+# 82 healthy runs (3 tiny nets, 6 recipes, 1 to 2 seeds, 2, 10 and 50 steps) gave ratios from 0.66
+# to 1.83; AdamW with a product and a sum rounded as one gave 13 to 22
+FACTOR = 4.0
+RESOLUTION = 2.0**-24  # of float32: two runs of one step may be equal in every bit
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Two runs, step by step; distances are norms of differences over the norm of torch's.
+
+    Attributes:
+        dtype: of parameters and arithmetic.
+        torch_losses: before each step.
+        jax_losses: likewise.
+        parameters: distance of JAX's trained tensors from torch's after each step.
+        statistics: likewise of batch norm's statistics; empty without them.
+        torch_yardstick: in float32, the distance of torch from itself with the batch reversed
+            and without oneDNN; empty in float64.
+        jax_yardstick: likewise of JAX, with the batch reversed.
+    """
+
+    dtype: str
+    torch_losses: list[float]
+    jax_losses: list[float]
+    parameters: list[float]
+    statistics: list[float]
+    torch_yardstick: list[float]
+    jax_yardstick: list[float]
+
+
+class Step(NamedTuple):
+    """The loss before a step, and all tensors after it, in torch's layout."""
+
+    loss: float
+    tensors: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A random batch in torch's layout: images, the class of each pixel, masks of the dropouts."""
+
+    x: np.ndarray
+    truth: np.ndarray
+    keep: Masks
+
+    def reversed(self) -> "Batch":
+        return Batch(self.x[::-1], self.truth[::-1], [None if k is None else k[::-1]
+                                                     for k in self.keep])  # fmt: skip
+
+
+def trajectory(
+    config: UNetConfig,
+    tensors: Tensors,
+    recipe: Recipe,
+    *,
+    steps: int = 50,
+    dtype: str = "float64",
+    seed: int = 0,
+) -> Trajectory:
+    """So many training steps of both twins from the same weights.
+
+    Args:
+        tensors: of a `state_dict`.
+        dtype: float64, or float32 with the two yardsticks.
+        seed: of the batches; each is a function of (seed, step).
+    """
+    recipe = recipe.for_steps(steps)
+    data = [random_batch(config, seed=seed, step=step) for step in range(steps)]
+    turned = [batch.reversed() for batch in data]
+    port = Port(config, recipe, dtype=dtype)
+    runs = [torch_run(config, tensors, recipe, data, dtype=dtype), port.run(tensors, data)]
+    if dtype == "float32":
+        runs += [
+            torch_run(config, tensors, recipe, turned, dtype=dtype, onednn=False),
+            port.run(tensors, turned),
+        ]
+    weights = [p.name for p in parameters(config) if p.trained]
+    statistics = [p.name for p in parameters(config) if p.kind == "statistic"]
+    found = Trajectory(dtype, [], [], [], [], [], [])
+    # step by step, because the weights of all steps would not fit in memory
+    for ours, theirs, *again in zip(*runs, strict=True):
+        found.torch_losses.append(ours.loss)
+        found.jax_losses.append(theirs.loss)
+        found.parameters.append(_apart(ours, theirs, weights))
+        if statistics:
+            found.statistics.append(_apart(ours, theirs, statistics))
+        if again:
+            found.torch_yardstick.append(_apart(ours, again[0], weights))
+            found.jax_yardstick.append(_apart(theirs, again[1], weights))
+    return found
+
+
+def problems(found: Trajectory) -> tuple[str, ...]:
+    """What is out of bounds, in words; empty if nothing is."""
+    if found.dtype == "float64":
+        kinds = {"parameters": found.parameters, "statistics": found.statistics}
+        return tuple(
+            f"after {len(values)} steps in float64 the {kind} are {values[-1]:.1e} from torch's, "
+            f"more than {BOUND:.0e}"
+            for kind, values in kinds.items()
+            if values and not values[-1] <= BOUND
+        )
+    yardstick = float(np.max([*found.torch_yardstick, *found.jax_yardstick, RESOLUTION]))
+    worst = float(np.max(found.parameters))
+    if worst <= FACTOR * yardstick:
+        return ()
+    return (
+        f"in float32 the parameters are {worst:.1e} from torch's, more than {FACTOR:g} times as "
+        f"far as sums in another order move either framework ({yardstick:.1e})",
+    )
+
+
+def random_batch(config: UNetConfig, *, seed: int, step: int) -> Batch:
+    """The batch of a step: normal images, and random classes."""
+    draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    x, cotangent, keep = oracle.random_input(config, seed=draw)
+    shape = (cotangent.shape[0], *cotangent.shape[2:])
+    truth = np.random.default_rng((seed, step)).integers(0, config.classes, shape)
+    return Batch(x, truth, keep)
+
+
+def torch_run(
+    config: UNetConfig,
+    tensors: Tensors,
+    recipe: Recipe,
+    data: list[Batch],
+    *,
+    dtype: str,
+    onednn: bool = True,
+) -> Iterator[Step]:
+    """The reference, trained on these batches with torch's own optimizer."""
+    model = torch_model(config, tensors, dtype=dtype, train=True)
+    optimizer, scheduler = unet_torch.recipe.build(recipe, model.parameters())
+    for step, batch in enumerate(data):
+        with nullcontext() if onednn else _without_onednn():
+            loss = torch_loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+        unet_torch.recipe.advance(recipe, optimizer, scheduler, step=step, value=loss.item())
+        state = model.state_dict().items()
+        yield Step(loss.item(), {n: t.detach().numpy().copy() for n, t in state})
+
+
+def torch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of a batch, in the dtype of the parameters."""
+    kind = next(model.parameters()).dtype
+    masks = [None if mask is None else torch.tensor(mask.copy()) for mask in batch.keep]
+    logits = model(torch.tensor(batch.x.copy(), dtype=kind), masks)
+    return F.cross_entropy(logits, torch.tensor(batch.truth.copy()))
+
+
+class Port:
+    """The port with the recipe's optax transformation, compiled once for several runs."""
+
+    def __init__(self, config: UNetConfig, recipe: Recipe, *, dtype: str):
+        self.config, self.dtype = config, dtype
+        with self._exactly():
+            self._optimizer = unet_jax.recipe.build(recipe)
+            self._move = jax.jit(mover(self._optimizer))
+            self._differentiate = jax_gradients(config, dtype)
+
+    def run(self, tensors: Tensors, data: list[Batch]) -> Iterator[Step]:
+        """The port, trained on these batches."""
+        with self._exactly():
+            params, stats = jax_arrays(self.config, tensors, dtype=self.dtype)
+            state = self._optimizer.init(params)
+        for batch in data:
+            with self._exactly():
+                loss, stats, gradients = self._differentiate(
+                    params, stats, *jax_batch(batch, dtype=self.dtype)
+                )
+                params, state = self._move(params, state, gradients, loss)
+                arrays = {name: np.asarray(a) for name, a in {**params, **stats}.items()}
+            yield Step(float(loss), layout.to_torch(self.config, arrays))
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        return jax.enable_x64(self.dtype == "float64")
+
+
+def mover(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+    """(params, state, gradients, loss) -> (params, state) after a step of the optimizer."""
+
+    def move(params: Any, state: Any, gradients: Any, loss: Any) -> Any:
+        updates, state = optimizer.update(gradients, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    return move
+
+
+def jax_arrays(config: UNetConfig, tensors: Tensors, *, dtype: str) -> tuple[Any, Any]:
+    """(params, stats) of a `state_dict`."""
+    arrays = layout.to_jax(config, tensors)
+    trained = {p.name for p in parameters(config) if p.trained}
+    kind = jnp.dtype(dtype)
+    return (
+        {n: jnp.asarray(a, kind) for n, a in arrays.items() if n in trained},
+        {n: statistic(a, kind) for n, a in arrays.items() if n not in trained},
+    )
+
+
+def jax_batch(batch: Batch, *, dtype: str) -> tuple[Any, Any, Any]:
+    """(x, truth, keep) in JAX's layout."""
+    masks = [None if mask is None else jnp.asarray(nhwc(mask)) for mask in batch.keep]
+    return jnp.asarray(nhwc(batch.x), jnp.dtype(dtype)), jnp.asarray(batch.truth), masks
+
+
+def jax_gradients(config: UNetConfig, dtype: str) -> Callable[..., Any]:
+    """(params, stats, x, truth, keep) -> (loss, new stats, gradients), compiled."""
+    kind = jnp.dtype(dtype)
+    apply = functional(config, numerics=Numerics(kind, kind, "highest")).apply
+
+    def loss(params: Any, stats: Any, x: Any, truth: Any, keep: Any) -> Any:
+        logits, stats = apply(params, x, stats, train=True, keep=keep)
+        chosen = jax.nn.one_hot(truth, config.classes, dtype=kind)
+        return -(chosen * jax.nn.log_softmax(logits)).sum(-1).mean(), stats
+
+    def run(params: Any, stats: Any, x: Any, truth: Any, keep: Any) -> Any:
+        (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(
+            params, stats, x, truth, keep
+        )
+        return value, stats, gradients
+
+    return compiled(run, dtype)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    # not `mkldnn.flags`, which sets a flag of Intel GPUs too and warns that there is none
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+def _apart(truth: Step, found: Step, names: list[str]) -> float:
+    """Norm of all differences over the norm of all values."""
+    a, b = truth.tensors, found.tensors
+    return _norm([b[n].astype(np.float64) - a[n] for n in names]) / _norm([a[n] for n in names])
+
+
+def _norm(arrays: list[np.ndarray]) -> float:
+    return float(np.sqrt(sum(np.square(a, dtype=np.float64).sum() for a in arrays)))
