@@ -29,7 +29,9 @@ if __name__ == "__main__":
         for same in zip(*tables, strict=True)
     ]
     for row in rows:
-        print(f"| {row['optimizer']} | {row['schedule']} | {row['ours']:.0e} | {row['stock']:.0e} |")
+        print(
+            f"| {row['optimizer']} | {row['schedule']} | {row['ours']:.0e} | {row['stock']:.0e} |"
+        )
     result = {
         "command": COMMAND,
         "what": "float64, largest relative difference of any parameter from torch's after "

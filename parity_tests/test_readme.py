@@ -64,3 +64,40 @@ def test_the_timings_in_the_readme_are_those_of_their_file():
     assert len(shown) == len(rows)
     for case, ratio in shown:
         assert f"{rows[case]['ratio']:.2f}" == ratio, case
+
+
+PARITY = (ROOT / "docs" / "parity.md").read_text()
+
+
+def test_the_optimizers_in_the_docs_are_those_of_their_file():
+    for row in _result("optimizers.json")["rows"]:
+        shown = (
+            f"| {row['optimizer']} | {row['schedule']} | {row['ours']:.0e} | {row['stock']:.0e} |"
+        )
+        assert shown in PARITY
+
+
+def test_the_evidence_for_the_bounds_in_the_docs_is_that_of_its_file():
+    found = _result("verdicts.json")
+    local, gradient = found["local_ratios"], found["gradient_ratios"]
+    for shown in (
+        f"{found['count']} healthy cases",
+        f"{found['false_alarms']} false alarms",
+        f"{found['largest_local_float64']:.0e} at most",
+        f"{found['largest_gradient_float64']:.0e} at most",
+        f"{local['0.0']:.2f} to {local['1.0']:.2f}",
+        f"{gradient['0.0']:.2f} to {gradient['1.0']:.2f}",
+        f"in {found['cases_with_flips']} of them",
+    ):
+        assert shown in PARITY, shown
+
+
+def test_the_recorded_output_in_the_docs_is_that_of_its_file():
+    found = _result("recorded_output.json")
+    right, other = found["right"], found["other_concat"]
+    assert (right["verdict"], other["verdict"]) == ("equivalent", "different")
+    recorded = right["recorded"]
+    for name in ("error", "torch_error", "jax_error"):
+        assert f"{recorded[name] / recorded['scale']:.1e}" in PARITY
+    assert f"ratio {recorded['ratio']:.2f}" in PARITY
+    assert f"{other['recorded']['ratio']:.1e}" in PARITY

@@ -7,6 +7,7 @@ every ReLU and pool falls as it did in that float32 run.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def flips(truth: Decisions, run: Decisions) -> dict[str, int]:
 def imposed(run: Decisions) -> Replace:
     """For `torch_trace`: every ReLU and pool falls as it did in a run."""
 
-    def replace(path: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    def replace(path: str, module: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
         if path not in run:
             return None
         x, taken = inputs[0], torch.from_numpy(run[path])

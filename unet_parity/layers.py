@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unet_parity.differences import difference, error_ratio, module_of, rms, ulp
-from unet_parity.trace import Local, Maps, Trace
+from unet_parity.trace import Call, Local, Maps, Trace
 from unet_parity.twins import Pass
 
 # what healthy nets reach: benchmarks/results/verdicts.json
@@ -57,10 +57,10 @@ class Gradient:
 
     Attributes:
         scale: root mean square of the largest gradient in its module.
-        floor: as of a layer: the square root of the number of terms, the pixels of all images,
-            which is the error of a random walk. Frameworks add up so many numbers in orders that
-            differ by far: PyTorch on CPU nearly one after the other, with an error 22 times XLA's
-            over 256x256 pixels.
+        floor: as of a layer: a gradient is a sum over all pixels, and frameworks add so many
+            numbers in orders that differ by far: PyTorch on CPU nearly one after the other, with
+            an error 22 times XLA's over 256x256 pixels. Added so, N terms of size t err by
+            t N half units in the last place, as a random walk.
         float64: largest difference between the frameworks in float64, over the largest value in
             its module.
     """
@@ -149,18 +149,28 @@ def gradient_rows(
         )
     ]
     for name in right.gradients:
-        outputs = truth.calls[module_of(name)].outputs[0]
+        scale = scales[module_of(name)]
         rows.append(
             Gradient(
                 name,
-                scales[module_of(name)],
-                (outputs.size / outputs.shape[1]) ** 0.5,
+                scale,
+                max(1.0, _walk(truth.calls[module_of(name)], name, right) / (scale or 1.0)),
                 _error((our_truth.gradients[name],), (ours.gradients[name],)),
                 _error((their_truth.gradients[name],), (theirs.gradients[name],)),
                 float64[name],
             )
         )
     return tuple(rows)
+
+
+def _walk(call: Call, name: str, right: Pass) -> float:
+    """Number of terms of a gradient, times their root mean square."""
+    cotangent = call.cotangents[0]
+    terms = cotangent.size / cotangent.shape[1] * rms(cotangent)
+    if name.endswith(".bias"):
+        return terms
+    # a convolution's kernel meets the input, a norm's weight what it has normalised
+    return terms * rms((call.inputs if right.gradients[name].ndim > 1 else call.outputs)[0])
 
 
 def _error(truth: Maps, found: tuple[np.ndarray | None, ...]) -> float:

@@ -41,7 +41,7 @@ from unet_spec.parameters import Tensors, parameters
 Maps = tuple[np.ndarray, ...]
 Place = tuple[str, str]  # path of a module, `input` or `output`
 OUTPUT: Place = ("", "output")  # the net's
-Replace = Callable[[str, nn.Module, tuple[Tensor, ...]], Tensor | None]
+Replace = Callable[[str, nn.Module, tuple[Any, ...]], Tensor | None]
 
 
 @dataclass(frozen=True)

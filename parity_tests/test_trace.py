@@ -1,0 +1,138 @@
+"""Every module is seen, in both frameworks, and what is seen is what is computed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torch import nn
+
+from parity_tests.slides import UNet as SlidesUNet
+from unet_parity import oracle
+from unet_parity.comparison import Comparer, Numbers, compare
+from unet_parity.decisions import decisions, flips, imposed
+from unet_parity.differences import difference
+from unet_parity.trace import Port, torch_trace
+from unet_parity.twins import torch_pass
+from unet_spec import InputError, UNetConfig
+from unet_torch import UNet
+
+SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10))
+BATCH = replace(SMALL, norm="batch", dropout=0.3)
+
+
+def numbers(config, seed=0):
+    return Numbers(
+        oracle.random_tensors(config, seed=seed), *oracle.random_input(config, seed=seed)
+    )
+
+
+def traced(config, given, **options):
+    return torch_trace(config, given.tensors, given.x, given.cotangent, keep=given.keep, **options)
+
+
+def seen(trace):
+    return {path: (call.inputs, call.outputs) for path, call in trace.calls.items()}
+
+
+@pytest.mark.parametrize("config", [SMALL, BATCH], ids=["plain", "batch_norm_and_dropout"])
+def test_a_traced_pass_equals_a_plain_one(config):
+    given = numbers(config)
+    trace = traced(config, given, dtype="float64", train=True)
+    plain = torch_pass(
+        config, given.tensors, given.x, given.cotangent,
+        dtype="float64", train=True, keep=given.keep,
+    )  # fmt: skip
+    np.testing.assert_array_equal(trace.result.output, plain.output)
+    for name, gradient in plain.gradients.items():
+        np.testing.assert_array_equal(trace.result.gradients[name], gradient)
+    modules = {path for path, _ in UNet(config).named_modules() if path}
+    assert trace.calls.keys() == modules
+
+
+def test_gradients_are_those_through_one_module_alone():
+    given = numbers(SMALL)
+    calls = traced(SMALL, given, dtype="float64").calls
+    # the skip is used twice: by the pool, and by the expanding path
+    through_pool, through_up = calls["down_1.pool"], calls["up_2"]
+    total = through_pool.input_gradients[0] + through_up.input_gradients[1]
+    np.testing.assert_allclose(calls["down_1.conv"].cotangents[0], total, rtol=1e-13)
+
+
+def test_a_map_that_is_its_neighbours_is_kept_once():
+    calls = traced(SMALL, numbers(SMALL)).calls
+    assert calls["neck.conv.0"].outputs[0] is calls["neck.conv.1"].inputs[0]
+
+
+def test_a_healthy_port_has_no_fault_and_arrives_exactly():
+    given = numbers(SMALL)
+    trace = traced(SMALL, given, dtype="float64")
+    port = Port(SMALL, trace.calls, dtype="float64", train=False)
+    wiring = port.wired(given.tensors, trace.calls, given.x, given.cotangent)
+    for path, call in trace.calls.items():
+        for side, maps in (("input", call.inputs), ("output", call.outputs)):
+            for arrived, expected in zip(wiring.arrived[path, side], maps, strict=True):
+                np.testing.assert_array_equal(arrived, expected)
+    assert Comparer(SMALL, train=False).faults(given) == ()
+
+
+def test_imposed_decisions_change_nothing_where_they_are_the_runs_own():
+    given = numbers(SMALL)
+    trace = traced(SMALL, given, dtype="float64")
+    own = decisions(trace.calls, seen(trace))
+    again = traced(SMALL, given, dtype="float64", replace=imposed(own))
+    np.testing.assert_array_equal(again.result.output, trace.result.output)
+    for name, gradient in trace.result.gradients.items():
+        assert difference(gradient, again.result.gradients[name]) < 1e-14
+
+
+def test_a_flip_is_counted_and_its_gradient_is_not_held_against_anybody():
+    given = numbers(SMALL)
+    trace = traced(SMALL, given, dtype="float64")
+    own = decisions(trace.calls, seen(trace))
+    path = "neck.conv.1"
+    turned = {**own, path: own[path].copy()}
+    turned[path].flat[0] ^= True
+    assert flips(own, turned) == {path: 1}
+    other = traced(SMALL, given, dtype="float64", replace=imposed(turned))
+    moved = max(
+        difference(gradient, other.result.gradients[name])
+        for name, gradient in trace.result.gradients.items()
+    )
+    assert moved > 1e-6, "without its own decisions a flipped run would look like a bug"
+
+
+def test_the_slides_module_can_be_the_reference():
+    config = UNetConfig(in_channels=3, classes=4, widths=(2, 4, 8, 16, 32))
+    tensors = oracle.random_tensors(config, seed=0)
+    compared = compare(config, tensors, train=False, reference=SlidesUNet(3, 4, 2))
+    assert compared.problems == ()
+
+
+class Renamed(nn.Module):
+    """The net with its neck under another module, so that its layers cannot be matched."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+    def load_state_dict(self, state, **options):  # type: ignore[override]
+        return self.net.load_state_dict(state, **options)
+
+
+class CalledTwice(UNet):
+    def forward(self, x, keep=(None, None)):
+        self.out(super().forward(x, keep)[:, :1].expand(-1, self.config.widths[0], -1, -1))
+        return super().forward(x, keep)
+
+
+@pytest.mark.parametrize(
+    ("reference", "sentence"),
+    [(Renamed(UNet(SMALL)), "the port has no net"), (CalledTwice(SMALL), "twice")],
+    ids=["renamed", "called_twice"],
+)
+def test_a_reference_that_cannot_be_matched_is_refused(reference, sentence):
+    with pytest.raises(InputError, match=sentence):
+        compare(SMALL, oracle.random_tensors(SMALL, seed=0), train=False, reference=reference)

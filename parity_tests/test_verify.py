@@ -1,0 +1,171 @@
+"""What `unet verify` says: the verdict, the page, the file, and of what it can say nothing."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity_tests import planted
+from unet_parity import inputs, oracle, page, precision, verify
+from unet_parity.twins import torch_pass
+from unet_spec import InputError, Preprocessing, UNetConfig
+from unet_spec.weight_file import WeightFile
+
+SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10))
+TENSORS = oracle.random_tensors(SMALL, seed=0)
+X = oracle.random_input(SMALL, seed=5)[0]
+
+
+def silent(text):
+    pass
+
+
+def run(config=SMALL, **options):
+    return verify.verify(config, **{"steps": 0, "say": silent, **options})
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run(weights=WeightFile(SMALL, TENSORS), x=X, steps=3)
+
+
+def test_verdict_and_every_part_are_in_the_json(report):
+    found = json.loads(json.dumps(report.to_json()))
+    assert found["verdict"] == "equivalent"
+    names = [row["name"] for row in found["layers"]]
+    assert names[0] == "down_1"
+    assert {"down_1.conv.conv.0", "neck.conv.2", "up_2.up", "out"} <= set(names)
+    keys = {"name", "scale", "torch_error", "jax_error", "local_torch_error", "local_jax_error"}
+    assert keys <= found["layers"][0].keys()
+    assert {row["name"] for row in found["gradients"]} == {"input", *TENSORS}
+    assert [len(t["parameters"]) for t in found["steps"]] == [3, 3]
+    assert len(found["hashes"]["weights"]) == 64
+
+
+def test_the_hash_is_of_these_weights(report):
+    other = {**TENSORS, "out.bias": np.nextafter(TENSORS["out.bias"], 1, dtype=np.float32)}
+    assert verify._hash(TENSORS) == report.hashes["weights"] != verify._hash(other)
+
+
+def test_the_page_stands_alone_and_shows_every_module(report):
+    text = page.html(report, command="unet verify x")
+    assert not re.search(r"(src|href)=[\"'](?!data:)", text)
+    for layer in report.comparisons[0].layers:
+        assert f'title="{layer.name}"' in text
+    assert "sha256" in text
+    assert report.hashes["weights"] in text
+
+
+@pytest.mark.parametrize("name", ["concat swapped", "height and width swapped"])
+def test_a_planted_bug_is_different_and_the_page_names_it(name):
+    with planted.planted(name):
+        found = run(weights=WeightFile(SMALL, TENSORS), x=X)
+    module = planted.BUGS[name].module
+    assert found.verdict == "different"
+    assert found.reasons[0].startswith(f"inference: {module}: ")
+    assert module in page.html(found)
+
+
+def recorded(config=SMALL, noise=0.0):
+    output = torch_pass(config, TENSORS, X, np.zeros((2, 4, *X.shape[2:]), np.float32)).output
+    return output * np.float32(1 + noise)
+
+
+@pytest.mark.parametrize(
+    ("output", "verdict"),
+    [
+        (recorded(), "equivalent"),
+        (recorded(noise=1e-5), "different"),
+        (recorded(replace(SMALL, concat="skip_first")), "different"),
+    ],
+    ids=["its_own", "a_little_scaled", "of_the_other_concat"],
+)
+def test_a_recorded_output_is_rounding_or_another_net(report, output, verdict):
+    found = verify.judge_recorded(report.comparisons[0], output)
+    judged, reasons = verify.judge(
+        SMALL, report.structure, report.exact, report.comparisons, (), found, own_weights=True
+    )
+    assert judged == verdict
+    assert ("recorded output" in reasons[0]) == (verdict == "different")
+
+
+def test_a_record_of_another_shape_is_refused(report):
+    with pytest.raises(InputError, match="recorded output has the shape"):
+        verify.judge_recorded(report.comparisons[0], np.zeros((2, 4, 3, 3), np.float32))
+
+
+def test_a_device_of_fewer_bits_is_asked_the_rungs_that_it_can(monkeypatch):
+    monkeypatch.setattr(precision, "significand_bits", lambda *args: 11)
+    found = run()
+    assert {row.rung for row in found.exact} == {"tf32", "bf16"}
+    assert found.verdict == "identical"
+    assert any("fp32 is not asked" in reason for reason in found.reasons)
+
+
+def test_the_cpu_keeps_all_bits_of_a_float32():
+    assert precision.significand_bits() == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"weights": {**TENSORS, "out.bias": TENSORS["out.bias"] * np.nan}}, "NaN or infinite"),
+        ({"weights": {n: 0 * t for n, t in TENSORS.items()}}, "same output whatever"),
+        ({"x": X * np.inf}, "NaN or infinite"),
+    ],
+    ids=["nan_weights", "dead_weights", "infinite_input"],
+)
+def test_what_says_nothing_is_refused(change, sentence):
+    weights = WeightFile(SMALL, change.pop("weights", TENSORS))
+    with np.errstate(invalid="ignore"), pytest.raises(InputError, match=sentence):
+        run(**{"weights": weights, "x": X, **change})
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda p: np.savez(p, x=X), "the output y"),
+        (lambda p: np.savez(p, x=X[:, :1], y=X), "the net takes"),
+        (lambda p: np.savez(p, x=X[:, :, 1:], y=X), "nearest"),
+        (lambda p: p.write_bytes(b"no zip"), "not a whole .npz"),
+    ],
+    ids=["no_output", "channels", "size", "damaged"],
+)
+def test_a_record_that_does_not_fit_is_refused(tmp_path, write, sentence):
+    path = tmp_path / "golden.npz"
+    write(path)
+    with pytest.raises(InputError, match=sentence):
+        inputs.read_recorded(path, SMALL)
+
+
+def test_an_image_becomes_the_nets_input_at_a_legal_size(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (37, 300, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    assert inputs.read_image(path, SMALL, Preprocessing()).shape == (1, 3, 36, 256)
+    Image.fromarray(pixels[:2, :2]).save(path)
+    with pytest.raises(InputError, match="too few for this net"):
+        inputs.read_image(path, SMALL, Preprocessing())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "has no attribute"),
+        ("net = 3", "not callable"),
+        ("import nothing_of_this_name", "nothing_of_this_name"),
+        ("def net(): return 3", "not a torch.nn.Module"),
+    ],
+    ids=["no_name", "no_module", "import_error", "gives_a_number"],
+)
+def test_a_reference_that_is_none_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "net.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        inputs.read_reference(f"{path}:net", SMALL)
+    with pytest.raises(InputError, match="name a file"):
+        inputs.read_reference("nowhere.py:net", SMALL)
