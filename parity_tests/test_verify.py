@@ -159,8 +159,9 @@ def test_an_image_becomes_the_nets_input_at_a_legal_size(tmp_path):
         ("net = 3", "not callable"),
         ("import nothing_of_this_name", "nothing_of_this_name"),
         ("def net(): return 3", "not a torch.nn.Module"),
+        ("import torch\ndef net(): return torch.nn.Conv2d(1, 2, 3)", "do not fit the net"),
     ],
-    ids=["no_name", "no_module", "import_error", "gives_a_number"],
+    ids=["no_name", "no_module", "import_error", "gives_a_number", "another_net"],
 )
 def test_a_reference_that_is_none_is_refused(tmp_path, text, sentence):
     path = tmp_path / "net.py"

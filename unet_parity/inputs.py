@@ -8,6 +8,7 @@ from torch import nn
 
 import unet_image
 from unet_spec import InputError, UNetConfig, geometry
+from unet_spec.parameters import check_tensors
 from unet_spec.preprocessing import Preprocessing, prepare
 
 LARGEST_PX = 256
@@ -81,4 +82,6 @@ def read_reference(place: str, config: UNetConfig) -> nn.Module:
         raise InputError(f"{place}: {type(error).__name__}: {error}; mend the file") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"{place}: it gives a {type(made).__name__}, not a torch.nn.Module")
+    state = {name: np.broadcast_to(np.float32(0), t.shape) for name, t in made.state_dict().items()}
+    check_tensors(config, state, source=place)
     return made

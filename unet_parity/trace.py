@@ -105,7 +105,12 @@ def torch_trace(
     for path, module in model.named_modules():
         if path:
             _Hooked(path, module, calls, replace)
-    result = torch_run(model, x, cotangent, keep)
+    try:
+        result = torch_run(model, x, cotangent, keep)
+    except (RuntimeError, TypeError) as error:
+        if reference is None:
+            raise
+        raise InputError(f"the reference does not run: {error}; mend it, or its config") from error
     arrays: dict[tuple[int, torch.Size], np.ndarray] = {}
     return Trace(result, {path: call.finished(arrays) for path, call in calls.items()})
 
