@@ -1,7 +1,8 @@
 """How far apart are healthy twins, module by module? And is there ever a false alarm?
 
 `python -m benchmarks.verdicts` compares nets of every kind with many weights and writes
-`results/verdicts.json`. The bounds of `unet_parity.fault` and `unet_parity.layers` rest on it.
+`results/verdicts.json` (ten minutes on two cores). The bounds of `unet_parity.fault` and
+`unet_parity.layers` rest on it.
 """
 
 import json
@@ -22,7 +23,7 @@ from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.verdicts"
 RESULT = Path(__file__).parent / "results" / "verdicts.json"
-SEEDS = range(8)
+SEEDS = range(13)
 Norm = Literal["none", "batch", "group", "instance"]
 Up = Literal["transposed", "bilinear", "bilinear_aligned", "nearest"]
 NETS: tuple[tuple[Norm, Up], ...] = (
@@ -31,8 +32,11 @@ NETS: tuple[tuple[Norm, Up], ...] = (
     ("group", "nearest"),
     ("instance", "bilinear"),
 )
-PADDINGS: tuple[Literal["same", "valid"], ...] = ("same", "valid")
-WIDTHS = ((16, 32, 64), (4, 6, 8, 10, 12))
+Padding = Literal["same", "valid"]
+SHAPES: tuple[tuple[Padding, tuple[int, ...]], ...] = (
+    ("same", (16, 32, 64)),
+    ("valid", (4, 6, 8, 10, 12)),
+)
 QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 
 
@@ -82,8 +86,8 @@ def verdicts(*, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def configs() -> Iterator[UNetConfig]:
-    """Nets with every norm, up-sampling, padding, and with widths of two kinds."""
-    for (norm, up), padding, widths in product(NETS, PADDINGS, WIDTHS):
+    """Every norm and up-sampling, in shallow, wide, padded nets and deep, narrow, unpadded ones."""
+    for (norm, up), (padding, widths) in product(NETS, SHAPES):
         yield UNetConfig(
             in_channels=3, classes=4, widths=widths, padding=padding, norm=norm, groups=2, up=up,
             activation="leaky_relu" if norm == "instance" else "relu",

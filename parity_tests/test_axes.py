@@ -12,6 +12,9 @@ from unet_spec import UNetConfig
 # b=2, 3 channels in, 4 classes: no two axes of any array are of one length by accident
 SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10), groups=2, dropout=0.3)
 SIZES = {"same": (12, 20), "valid": (44, 52)}
+# the product of all axes has every kind of module once; what only more levels show has its own
+# tests below
+SHALLOW_SIZES = {"same": (6, 10), "valid": (24, 28)}
 
 PADDINGS = ("same", "valid")
 UPS = ("transposed", "bilinear", "bilinear_aligned", "nearest")
@@ -33,9 +36,10 @@ NORMS = {
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_torch_equals_jax_in_training(padding, norm, up, bias, activation, concat):
     config = replace(
-        NORMS[norm], padding=padding, up=up, bias=bias, activation=activation, concat=concat
+        NORMS[norm], widths=(6, 8), padding=padding, up=up, bias=bias, activation=activation,
+        concat=concat,
     )  # fmt: skip
-    assert not problems(config, *SIZES[padding], train=True)
+    assert not problems(config, *SHALLOW_SIZES[padding], train=True)
 
 
 @pytest.mark.parametrize("up", UPS)

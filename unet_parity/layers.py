@@ -9,9 +9,11 @@ from unet_parity.differences import difference, error_ratio, module_of, rms, ulp
 from unet_parity.trace import Call, Local, Maps, Trace
 from unet_parity.twins import Pass
 
-# what healthy nets reach: benchmarks/results/verdicts.json
+# healthy modules stay within 3.4 by themselves (benchmarks/results/verdicts.json), but gradients of
+# few values inherit all errors behind them, which can be small by chance in one framework: one
+# ratio in 208 cases was 8.4
 LOCAL_FACTOR = 8.0
-GRADIENT_FACTOR = 8.0
+GRADIENT_FACTOR = 32.0
 
 
 @dataclass(frozen=True)
