@@ -6,6 +6,7 @@ itself and JAX against itself with the batch reversed, and those distances are t
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -100,26 +101,40 @@ def trajectory(
     data = [random_batch(config, seed=seed, step=step) for step in range(steps)]
     turned = [batch.reversed() for batch in data]
     port = Port(config, recipe, dtype=dtype)
-    runs = [torch_run(config, tensors, recipe, data, dtype=dtype), port.run(tensors, data)]
+    torch_runs = [torch_run(config, tensors, recipe, data, dtype=dtype)]
+    jax_runs = [port.run(tensors, data)]
     if dtype == "float32":
-        runs += [
-            torch_run(config, tensors, recipe, turned, dtype=dtype, onednn=False),
-            port.run(tensors, turned),
-        ]
+        torch_runs.append(torch_run(config, tensors, recipe, turned, dtype=dtype, onednn=False))
+        jax_runs.append(port.run(tensors, turned))
     weights = [p.name for p in parameters(config) if p.trained]
     statistics = [p.name for p in parameters(config) if p.kind == "statistic"]
     found = Trajectory(dtype, [], [], [], [], [], [])
     # step by step, because the weights of all steps would not fit in memory
-    for ours, theirs, *again in zip(*runs, strict=True):
+    for (ours, *ours_again), (theirs, *theirs_again) in _side_by_side(torch_runs, jax_runs):
         found.torch_losses.append(ours.loss)
         found.jax_losses.append(theirs.loss)
         found.parameters.append(_apart(ours, theirs, weights))
         if statistics:
             found.statistics.append(_apart(ours, theirs, statistics))
-        if again:
-            found.torch_yardstick.append(_apart(ours, again[0], weights))
-            found.jax_yardstick.append(_apart(theirs, again[1], weights))
+        if dtype == "float32":
+            found.torch_yardstick.append(_apart(ours, ours_again[0], weights))
+            found.jax_yardstick.append(_apart(theirs, theirs_again[0], weights))
     return found
+
+
+def _side_by_side(*groups: list[Iterator[Step]]) -> Iterator[list[list[Step]]]:
+    """The steps of every group, a thread for each: neither framework fills the cores alone.
+
+    Within a group one run steps after the other, because torch's oneDNN is switched for all.
+    """
+    with ThreadPoolExecutor(len(groups)) as pool:
+        while True:
+            steps = list(
+                pool.map(lambda runs: [s for run in runs if (s := next(run, None))], groups)
+            )
+            if not all(steps):
+                return
+            yield steps
 
 
 def problems(found: Trajectory) -> tuple[str, ...]:
