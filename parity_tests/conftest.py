@@ -1,16 +1,24 @@
 """A stricter world than the user's: shapes in signatures are checked, and there are 8 devices."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import torch
-from hypothesis import settings
-from jaxtyping import install_import_hook
+# what one test, worker or subprocess has compiled, no other compiles again
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not WORKER:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
-import parity_tests.strict
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+import parity_tests.strict  # noqa: E402
 
 # before anything of them is imported: the hook rewrites modules as they load. `config` and
 # `preprocessing` are left out, because they check their own fields and the tests say how
@@ -23,5 +31,10 @@ install_import_hook(
 settings.register_profile("parity", deadline=None)
 settings.load_profile("parity")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+if WORKER:
     torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    if not WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
