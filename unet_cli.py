@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json as json_format
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -240,7 +242,7 @@ def _train_verb() -> Callable[..., int]:
             return 2
 
         return elsewhere
-    from train.config import PRESETS, PROMISES, to_plain
+    from train.config import PRESETS, PROMISES
 
     preset = tyro.extras.subcommand_type_from_defaults(PRESETS, PROMISES, prefix_names=False)
 
@@ -248,31 +250,71 @@ def _train_verb() -> Callable[..., int]:
         config: Annotated[preset, arg(name="")],  # type: ignore[valid-type]
         *,
         out: Path,
+        overfit: bool = False,
         json: Json = None,
     ) -> int:
-        """Train on folders of images and masks, or on synthetic cells.
+        """Train on folders of images and masks, or on synthetic cells; the same command again
+        goes on where it stopped.
 
         Args:
             config: a preset; its flags change it.
-            out: folder for the weight file, config, metrics and pictures; must not exist.
+            out: folder for checkpoints, weight files, config, metrics, pictures and report.html.
+            overfit: only see whether the net can learn the first batch by heart; status 1 if not.
             json: write the scores there.
         """
-        _check_json(json)
-        need("jax")
-        from rich.console import Console
+        return _train(config, out=out, overfit=overfit, json=json)
 
-        from train.loop import run
-        from train.progress import Progress
+    return train
 
-        result = run(config, out, progress=Progress(Console()))
+
+def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
+    """A run of `train.config.TrainConfig`."""
+    _check_json(json)
+    need("jax")
+    from train import supervise
+
+    if config.mesh.processes > 1 and not supervise.is_watched():
+        status, reason = supervise.watched(sys.argv[1:])
+        if reason is not None:
+            print(f"unet: {reason}", file=sys.stderr)
+        return status
+    _keep_compilations()
+    from rich.console import Console
+
+    from train import loop, mesh
+    from train.config import to_plain
+    from train.overfit import overfit as learns
+    from train.progress import Progress
+
+    mesh.connect(config.mesh)
+    progress = Progress(Console(quiet=(config.mesh.process or 0) > 0))
+    if overfit:
+        learned = learns(config, progress=progress)
+        _write_json(json, {"learned": learned, "config": to_plain(config)})
+        return int(not learned)
+    result = loop.run(config, out, progress=progress, command=_command())
+    if result.stopped_by is not None:
+        print(
+            f"{result.stopped_by}: saved at step {result.step} of {config.steps}; the same "
+            "command goes on from there",
+            file=sys.stderr,
+        )
+    else:
         print(
             f"{result.weights}: validation IoU {result.mean_image_iou:.3f} (mean of images), "
             f"{result.images_per_s:.1f} images/s, {result.seconds:.0f} s"
         )
-        _write_json(json, {**dataclasses.asdict(result), "config": to_plain(config)})
-        return 0
+    _write_json(json, {**dataclasses.asdict(result), "config": to_plain(config)})
+    return 0 if result.stopped_by is None else 128 + signal.Signals[result.stopped_by]
 
-    return train
+
+def _keep_compilations() -> None:
+    """Let JAX keep what it compiles in the user's cache, for the next start of a run."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "unet-twins" / "jax"))
 
 
 def _predictor(weights: Path, framework: str | None) -> tuple[Any, Callable[[Any, Any], Any]]:

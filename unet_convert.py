@@ -92,6 +92,8 @@ def _run(source: Path, target: Path, *, config: UNetConfig, dtype: str) -> dict[
     from unet_torch import checkpoint
     from unet_torch import training_state as torch_state
 
+    if (source / training_state.LAST).is_dir():
+        source = source / training_state.LAST
     state = torch_state.read(source, config=config)
     assumed = source == pair[1] and not torch_state.knows_config(checkpoint.content(source))
     refuse_contradiction(config, state.weights.config, source=source)

@@ -25,20 +25,93 @@ def _folders(tmp_path, *, values=(0, 255), count=3, shape=(20, 24)):
     return tmp_path / "images", tmp_path / "masks"
 
 
-def _read(images, masks, classes=2):
-    net = dataclasses.replace(NET, classes=classes)
-    return data.read_samples(images, masks, net=net, preprocessing=Preprocessing())
+def _read(images, masks, *, classes=2, ignore_index=None, **settings):
+    return data.read_samples(
+        DataConfig(images=images, masks=masks, **settings),
+        net=dataclasses.replace(NET, classes=classes),
+        preprocessing=Preprocessing(),
+        ignore_index=ignore_index,
+    )
 
 
 @pytest.mark.parametrize(
-    ("values", "classes"), [((0, 255), 2), ((0, 1), 2), ((0, 1, 2), 3)], ids=["255", "1", "indices"]
+    ("values", "classes", "stored"),
+    [((0, 255), 2, "0/255"), ((0, 1), 2, "indices"), ((0, 1, 2), 3, "indices"), ((0,), 2, "all 0")],
+    ids=["255", "1", "indices", "blank"],
 )
-def test_masks_become_class_indices(tmp_path, values, classes):
+def test_masks_become_class_indices(tmp_path, values, classes, stored):
     images, masks = _folders(tmp_path, values=values)
     samples = _read(images, masks, classes=classes)
-    assert len(samples) == 3
-    stored = np.asarray(Image.open(tmp_path / "masks" / "0.png"))
-    np.testing.assert_array_equal(samples[0].mask, np.searchsorted(values, stored))
+    assert [sample.stored for sample in samples] == 3 * [stored]
+    held = np.asarray(Image.open(tmp_path / "masks" / "0.png"))
+    np.testing.assert_array_equal(samples[0].mask, np.searchsorted(values, held))
+    assert samples[0].mask.dtype == np.uint8
+    assert samples[0].objects is samples[0].weight is None
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "ignore_index", "expected"),
+    [
+        ((0, 1, 255), 2, 255, (0, 1, 255)),
+        ((0, 128, 255), 2, 128, (0, 128, 1)),
+        ((0, 1, 2, 7), 3, 7, (0, 1, 2, 7)),
+        ((0, 255), 2, 255, (0, 255)),
+    ],
+    ids=["indices and 255", "0/255 and 128", "more classes", "255 is ignored, not a class"],
+)
+def test_pixels_that_count_nothing_keep_their_value(
+    tmp_path, values, classes, ignore_index, expected
+):
+    images, masks = _folders(tmp_path, values=values)
+    sample = _read(images, masks, classes=classes, ignore_index=ignore_index)[0]
+    held = np.asarray(Image.open(masks / "0.png"))
+    np.testing.assert_array_equal(sample.mask, np.array(expected)[np.searchsorted(values, held)])
+
+
+PALETTE = ("000000", "#ff8000", "0080ff")
+
+
+def _painted(kind, classes):
+    """A mask file's pixels: these classes in the colours of PALETTE."""
+    colours = np.array([(0, 0, 0), (255, 128, 0), (0, 128, 255)], np.uint8)
+    if kind == "palette":
+        picture = Image.fromarray(classes)
+        picture.putpalette(colours.tobytes())
+        return picture
+    alpha = np.full((*classes.shape, 1), 90, np.uint8)
+    pixels = colours[classes]
+    return Image.fromarray(np.concatenate([pixels, alpha], -1) if kind == "rgba" else pixels)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "rgba", "palette"])
+def test_colours_become_their_place_in_the_palette(tmp_path, kind):
+    images, masks = _folders(tmp_path, count=1)
+    classes = np.random.default_rng(1).integers(0, 3, (20, 24)).astype(np.uint8)
+    _painted(kind, classes).save(masks / "0.png")
+    (sample,) = _read(images, masks, classes=3, mask_values="colours", palette=PALETTE)
+    np.testing.assert_array_equal(sample.mask, classes)
+    assert sample.stored == "colours"
+
+
+def test_gray_masks_have_colours_as_well(tmp_path):
+    images, masks = _folders(tmp_path, values=(0, 255))
+    palette = ("FFFFFF", "000000")
+    samples = _read(images, masks, mask_values="colours", palette=palette)
+    held = np.asarray(Image.open(masks / "0.png"))
+    np.testing.assert_array_equal(samples[0].mask, held == 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_instances_become_one_class_and_keep_their_numbers(tmp_path, dtype):
+    images, _ = _folders(tmp_path, count=1)
+    (tmp_path / "numbers").mkdir()
+    top = 255 if dtype is np.uint8 else 40_000
+    numbers = np.random.default_rng(0).choice([0, 1, 17, top], (20, 24)).astype(dtype)
+    tifffile.imwrite(tmp_path / "numbers" / "0.tif", numbers, photometric="minisblack")
+    (sample,) = _read(images, tmp_path / "numbers", mask_values="instances")
+    np.testing.assert_array_equal(sample.mask, (numbers > 0).astype(np.uint8))
+    np.testing.assert_array_equal(sample.objects, numbers.astype(np.int32))
+    assert sample.objects.dtype == np.int32
 
 
 def test_stacks_pair_page_by_page(tmp_path):
@@ -55,35 +128,92 @@ def test_stacks_pair_page_by_page(tmp_path):
 
 def test_the_batch_is_a_function_of_seed_and_step():
     samples = [_synthetic(i) for i in range(5)]
-    settings = DataConfig(batch=4, crop_px=32)
-    first = data.batch(samples, 7, data=settings, net=NET, seed=3)
-    again = data.batch(samples, 7, data=settings, net=NET, seed=3)
-    other = data.batch(samples, 8, data=settings, net=NET, seed=3)
-    np.testing.assert_array_equal(first[0], again[0])
-    np.testing.assert_array_equal(first[1], again[1])
-    assert not np.array_equal(first[0], other[0])
+    first, again, other_step, other_seed = (
+        data.batch(samples, step, data=FOUR, net=NET, seed=seed)
+        for step, seed in ((7, 3), (7, 3), (8, 3), (7, 4))
+    )
+    np.testing.assert_array_equal(first.x, again.x)
+    np.testing.assert_array_equal(first.truth, again.truth)
+    assert first.weight is None
+    assert not np.array_equal(first.x, other_step.x)
+    assert not np.array_equal(first.x, other_seed.x)
+
+
+def test_steps_cut_the_same_image_elsewhere():
+    crops = [data.batch([_synthetic(0)], i, data=FOUR, net=NET, seed=3).x for i in range(2)]
+    assert len(np.unique(np.concatenate(crops), axis=0)) == 8
+
+
+def test_rows_of_a_batch_equal_those_of_the_whole():
+    samples = [_weighted(_synthetic(i)) for i in range(5)]
+    for step in range(4):
+        whole = data.batch(samples, step, data=FOUR, net=NET, seed=3)
+        parts = [
+            data.batch(samples, step, data=FOUR, net=NET, seed=3, rows=rows)
+            for rows in (slice(0, 1), slice(1, 4))
+        ]
+        for all_at_once, one, three in zip(whole, *parts, strict=True):
+            assert (len(one), len(three)) == (1, 3)
+            np.testing.assert_array_equal(all_at_once, np.concatenate([one, three]))
 
 
 def test_an_epoch_shows_every_image_once():
-    order = [data._shuffled(i, 7, 0) for i in range(21)]
-    for epoch in range(3):
-        assert sorted(order[7 * epoch : 7 * epoch + 7]) == list(range(7))
-    assert order[:7] != order[7:14]
+    samples = [_synthetic(i) for i in range(7)]
+    settings = dataclasses.replace(FOUR, batch=3)
+    shown = [s.name for step in range(7) for s in data.chosen(samples, step, data=settings, seed=0)]
+    epochs = [shown[7 * i : 7 * i + 7] for i in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == [s.name for s in samples]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_batch_larger_than_the_data_shows_every_image_equally_often():
+    samples = [_synthetic(i) for i in range(2)]
+    shown = data.chosen(samples, 0, data=dataclasses.replace(FOUR, batch=10), seed=0)
+    assert [shown.count(sample) for sample in samples] == [5, 5]
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("shape", [(70, 90), (9, 50)], ids=["larger", "smaller"])
-def test_input_and_truth_of_a_crop_lie_on_one_another(padding, shape):
-    """The image holds its own mask's values, so the centre of the input must equal the truth."""
+def test_input_truth_and_weight_of_a_crop_lie_on_one_another(padding, shape):
+    """The image holds its own mask's values, and the weight does."""
     net = UNetConfig(widths=(4, 6, 8), padding=padding)
     crop_px = geometry.next_legal(net, 48)
     mask = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8)
-    sample = data.Sample("a", mask, mask, mask[..., None].astype(np.float32))
+    x = mask[..., None].astype(np.float32)
+    sample = data.Sample("a", mask, mask, x, weight=mask.astype(np.float32))
     settings = DataConfig(batch=6, crop_px=crop_px)
-    x, y = data.batch([sample], 0, data=settings, net=net, seed=0)
+    made = data.batch([sample], 0, data=settings, net=net, seed=0)
+    assert made.x.shape == (6, crop_px, crop_px, 1)
+    assert (made.x.dtype, made.truth.dtype, made.weight.dtype) == (
+        np.float32, np.uint8, np.float32
+    )  # fmt: skip
+    np.testing.assert_array_equal(made.x[..., 0], made.truth)
+    np.testing.assert_array_equal(made.truth, made.weight)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_crop_is_a_window_of_the_mirrored_image_whose_output_lies_inside(padding):
+    """Every pixel has another value, so what a crop holds says where it was cut."""
+    net = UNetConfig(widths=(4, 6, 8), padding=padding)
+    crop_px = geometry.next_legal(net, 48)
+    height, width = crop_px + 5, crop_px + 9
     margin = geometry.margin(net)
-    inner = x[:, margin : crop_px - margin, margin : crop_px - margin, 0]
-    np.testing.assert_array_equal(inner, y)
+    image = np.arange(height * width, dtype=np.float32).reshape(height, width)
+    sample = data.Sample("a", image, np.zeros((height, width), np.uint8), image[..., None])
+    mirrored = np.pad(image, margin, mode="symmetric")
+    settings = DataConfig(batch=400, crop_px=crop_px)
+    made = data.batch([sample], 0, data=settings, net=net, seed=0)
+    starts = set()
+    for crop in made.x[..., 0]:
+        row, column = divmod(int(crop[margin, margin]), width)
+        starts.add((row, column))
+        window = mirrored[row : row + crop_px, column : column + crop_px]
+        np.testing.assert_array_equal(crop, window)
+    rows, columns = (sorted({start[axis] for start in starts}) for axis in (0, 1))
+    # the last output of the image is reached, and none beyond it
+    assert rows == list(range(height - crop_px + 2 * margin + 1))
+    assert columns == list(range(width - crop_px + 2 * margin + 1))
 
 
 def test_split_holds_out_a_part_and_loses_nothing():
@@ -100,9 +230,16 @@ def test_synthetic_cells_are_reproducible_and_of_both_classes():
     assert image[mask == 1].mean() > image[mask == 0].mean()
 
 
+FOUR = DataConfig(batch=4, crop_px=32)
+
+
 def _synthetic(seed):
     image, mask = synthetic.cells(seed, height=40, width=56)
     return data.make_sample(f"{seed}", image, mask, NET, Preprocessing())
+
+
+def _weighted(sample):
+    return dataclasses.replace(sample, weight=sample.x[..., 0] ** 2)
 
 
 def _no_mask(images, masks):
@@ -127,10 +264,49 @@ def _smeared(images, masks):
     Image.fromarray(noise).save(masks / "1.jpg")
 
 
+def _blended(images, masks):
+    Image.fromarray(np.arange(480, dtype=np.uint8).reshape(20, 24)).save(masks / "1.png")
+
+
+def _void(images, masks):
+    Image.fromarray(np.tile(np.array([0, 1, 255], np.uint8), (20, 8))).save(masks / "1.png")
+
+
 def _coloured(images, masks):
     pixels = np.zeros((20, 24, 3), np.uint8)
-    pixels[..., 0] = 200
+    pixels[:3, :4] = (200, 16, 0)
     Image.fromarray(pixels).save(masks / "1.png")
+
+
+def _deep(images, masks):
+    Image.fromarray(np.full((20, 24), 700, np.uint16)).save(masks / "1.png")
+
+
+def _negative(images, masks):
+    (masks / "1.png").unlink()
+    tifffile.imwrite(masks / "1.tif", np.full((20, 24), -1, np.int16), photometric="minisblack")
+
+
+def _fractions(images, masks):
+    (masks / "1.png").unlink()
+    values = np.full((20, 24), 0.5, np.float32)
+    tifffile.imwrite(masks / "1.tif", values, photometric="minisblack")
+
+
+def _missing_values(images, masks):
+    (masks / "1.png").unlink()
+    values = np.full((20, 24), np.nan, np.float32)
+    tifffile.imwrite(masks / "1.tif", values, photometric="minisblack")
+
+
+def _as_it_was(images, masks):
+    pass
+
+
+def _more_pages(images, masks):
+    (masks / "1.png").unlink()
+    pages = np.zeros((2, 20, 24), np.uint8)
+    tifffile.imwrite(masks / "1.tif", pages, photometric="minisblack")
 
 
 def _emptied(images, masks):
@@ -138,21 +314,63 @@ def _emptied(images, masks):
         path.unlink()
 
 
+def _words(value):
+    """The id of a parameter: the damage, and what masks hold where it is not classes."""
+    if callable(value):
+        return value.__name__.strip("_").replace("_", " ")
+    return value.get("mask_values", "classes") if isinstance(value, dict) else ""
+
+
+COLOURS = {"mask_values": "colours", "palette": ("000000", "FFFFFF")}
+INSTANCES = {"mask_values": "instances"}
+
+
 @pytest.mark.parametrize(
-    ("damage", "name", "rule"),
+    ("damage", "settings", "name", "rule"),
     [
-        (_no_mask, "images/1.png", "no mask named 1"),
-        (_no_image, "masks/1.png", "no image named 1"),
-        (_other_shape, "masks/1.png", "must be the same"),
-        (_other_values, "masks/1.png", "values 7"),
-        (_smeared, "masks/1.jpg", "PNG or TIFF"),
-        (_coloured, "masks/1.png", "colours"),
-        (_emptied, "images", "holds no image"),
+        (_no_mask, {}, "images/1.png", "no mask named 1"),
+        (_no_image, {}, "masks/1.png", "no image named 1"),
+        (_other_shape, {}, "masks/1.png", "must be the same"),
+        (_more_pages, {}, "masks/1.tif", "2 pages for the 1 of"),
+        (_other_values, {}, "masks/1.png", "values 7"),
+        (_as_it_was, {"classes": 3}, "masks/0.png", "values 0, 255 do not fit 3 classes"),
+        (_fractions, {}, "masks/1.tif", "values 0.5 "),
+        (_missing_values, {}, "masks/1.tif", "values nan "),
+        (_void, {}, "masks/1.png", "loss.ignore_index=255"),
+        (_smeared, {}, "masks/1.jpg", "; JPEG smears masks: make it again as PNG or TIFF"),
+        (_blended, {}, "masks/1.png", "; numbers of objects need data.mask_values=instances"),
+        (_coloured, {}, "masks/1.png", "data.mask_values=colours"),
+        (_coloured, COLOURS, "masks/1.png", "12 pixels have .*, 12 of them C81000; add it"),
+        (_smeared, COLOURS, "masks/1.jpg", "JPEG smears masks"),
+        (_deep, COLOURS, "masks/1.png", "8 bits a channel, these are uint16"),
+        (_smeared, INSTANCES, "masks/1.jpg", "JPEG smears masks"),
+        (_negative, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
+        (_fractions, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
+        (_missing_values, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
+        (_emptied, {}, "images", "holds no image"),
     ],
+    ids=_words,
 )
-def test_a_wrong_pair_is_one_sentence_that_names_it(tmp_path, damage, name, rule):
+def test_a_wrong_pair_is_one_sentence_that_names_it(tmp_path, damage, settings, name, rule):
     images, masks = _folders(tmp_path)
     damage(images, masks)
     with pytest.raises(InputError, match=rule) as refusal:
-        _read(images, masks)
+        _read(images, masks, **settings)
     assert str(tmp_path / name) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"mask_values": "instances", "classes": 3}, "makes 2 classes, and net.classes=3"),
+        ({"mask_values": "colours"}, "data.palette needs 2 different colours"),
+        ({"mask_values": "colours", "palette": ("000000", "000000")}, "2 different colours"),
+        ({"mask_values": "colours", "palette": ("000000", "white")}, "RRGGBB"),
+        ({"ignore_index": 256}, "loss.ignore_index is a mask value from 0 to 255, got 256"),
+        ({"classes": 257}, "masks hold 256 classes"),
+    ],
+    ids=["instances", "no palette", "twice", "no colour", "ignored", "classes"],
+)
+def test_settings_that_do_not_fit_are_refused_before_a_file_is_read(tmp_path, settings, rule):
+    with pytest.raises(InputError, match=rule):
+        _read(tmp_path / "none", tmp_path / "none", **settings)

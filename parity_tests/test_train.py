@@ -1,160 +1,214 @@
 import json
+import os
+import signal
 from dataclasses import replace
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 import unet_jax
 import unet_torch
-from train import loop
-from train.config import CELLS, DataConfig, TrainConfig
-from train.losses import cross_entropy
-from train.metrics import confusion, foreground_iou, iou
-from train.progress import Progress
-from train.step import make_step
-from unet_parity.oracle import OUTPUT_BOUND
-from unet_spec import InputError, UNetConfig, training_state
+from train import loop, overfit, run_folder, start
+from train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
+from train.data import Batch
+from train.progress import Progress, StepBar
+from train.record import read
+from train.samples import load
+from train.step import init
+from train.tripwire import diagnose
+from unet_spec import InputError, UNetConfig, training_state, weight_file
 from unet_spec.recipe import Optimizer, Recipe, Schedule
 
 TINY = TrainConfig(
     net=UNetConfig(widths=(4, 6), norm="batch", dropout=0.2),
     data=DataConfig(batch=2, crop_px=32, synthetic=4),
+    augment=AugmentConfig(rotation_deg=10, elastic_px=2, noise=0.1),
+    loss=LossConfig(dice=0.5),
+    mesh=MeshConfig(data=1),
     steps=6,
     validate_every=3,
+    checkpoint_every=2,
+    ema=0.9,
 )
 
 
-def _quiet():
+def quiet():
     return Progress(Console(quiet=True))
 
 
-def test_cross_entropy_equals_torchs():
-    rng = np.random.default_rng(0)
-    logits, truth = rng.normal(size=(2, 5, 7, 3)) * 9, rng.integers(0, 3, (2, 5, 7))
-    with jax.enable_x64(True):
-        # the loss computes in float32 or, here, is cast to it: compared at its resolution
-        ours = float(cross_entropy(jax.numpy.asarray(logits), jax.numpy.asarray(truth)))
-    theirs = torch.nn.functional.cross_entropy(
-        torch.tensor(logits).movedim(-1, 1), torch.tensor(truth)
-    )
-    assert abs(ours - float(theirs)) <= 4 * np.finfo(np.float32).eps * float(theirs)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder, result) of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, loop.run(TINY, folder, progress=quiet(), command="unet train cells")
 
 
-def test_confusion_counts_equal_a_loop():
-    rng = np.random.default_rng(0)
-    predicted, truth = rng.integers(0, 3, (4, 5)), rng.integers(0, 3, (4, 5))
-    counted = np.zeros((3, 3))
-    for p, t in zip(predicted.ravel(), truth.ravel(), strict=True):
-        counted[t, p] += 1
-    np.testing.assert_array_equal(confusion(predicted, truth, classes=3), counted)
-
-
-def test_iou_of_a_known_matrix():
-    matrix = np.array([[6, 2], [1, 3]])
-    np.testing.assert_allclose(iou(matrix), [6 / 9, 3 / 6], rtol=OUTPUT_BOUND)
-    assert foreground_iou(matrix) == 0.5
-    assert foreground_iou(np.array([[9, 0], [0, 0]])) == 1.0
-
-
-def test_one_step_equals_torchs_forward_backward_and_adamw():
-    """The same weights and batch through torch, with torch's own AdamW, in float32."""
-    config = replace(
-        TINY,
-        net=UNetConfig(widths=(4, 6)),
-        optimizer=Optimizer(weight_decay=0.1),
-        schedule=Schedule("one_cycle", max_lr=1e-2),
-    )
-    init, step = make_step(config)
-    state = init()
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 32, 32, 1)).astype(np.float32)
-    truth = rng.integers(0, 2, (2, 32, 32))
-    twin = unet_torch.weights.from_weights(loop.to_weight_file(config, state)).train()
-    rate = 1e-2 / 25  # the first step of the schedule
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=rate, weight_decay=0.1)
-    logits = twin(torch.tensor(x).permute(0, 3, 1, 2))
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(truth))
-    loss.backward()
-    optimizer.step()
-    state, metrics = step(state, x, truth)
-    assert abs(float(metrics.loss) - loss.item()) < 1e-6
-    after = loop.to_weight_file(config, state).tensors
-    for name, tensor in twin.state_dict().items():
-        # Adam's first step is lr * sign(gradient): a wrong one differs by 2 * lr
-        worst = np.abs(after[name] - tensor.numpy()).max()
-        assert worst < 0.02 * rate, (name, worst)
-
-
-def test_the_step_is_compiled_once_and_counts():
-    init, step = make_step(TINY)
-    state = init()
-    x = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
-    truth = np.zeros((2, 32, 32), np.uint8)
-    for _ in range(3):
-        state, _ = step(state, x, truth)
-    assert int(state.step) == 3
-    assert int(state.stats["neck.conv.1.num_batches_tracked"]) == 3
-    assert step._cache_size() == 1  # type: ignore[attr-defined]
-
-
-def test_overfits_one_image_to_perfection():
-    config = replace(
-        TINY,
-        net=UNetConfig(widths=(8, 12)),
-        schedule=Schedule("one_cycle", max_lr=1e-2, pct_start=0.2, cycle_momentum=False),
-        steps=120,
-    )
-    init, step = make_step(config)
-    state = init()
-    x = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
-    truth = (x[..., 0] > 0).astype(np.uint8)
-    for _ in range(120):
-        state, metrics = step(state, x, truth)
-    assert foreground_iou(np.asarray(metrics.confusion)) > 0.99
-
-
-def test_a_run_leaves_whole_files_that_both_frameworks_open(tmp_path):
-    result = loop.run(TINY, tmp_path / "run", progress=_quiet())
+def test_a_run_leaves_whole_files_that_both_frameworks_open(run):
+    folder, result = run
     model, twin = unet_jax.load(result.weights), unet_torch.load(result.weights)
     assert model.class_names == twin.class_names == ("background", "cell")
     image = np.random.default_rng(0).integers(0, 255, (37, 51), np.uint8)
     assert unet_jax.predict(model, image).shape == (37, 51)
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [3, 6]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 6
-    assert list((tmp_path / "run" / "pictures").glob("*.png"))
+    kinds = {(line["kind"], line["step"]) for line in read(folder)}
+    assert {("validation", 3), ("validation", 6), ("train", 6)} <= kinds
+    assert json.loads((folder / "config.json").read_text())["steps"] == 6
+    assert (result.step, result.stopped_by) == (6, None)
+    for name in ("best.safetensors", "report.html", "augmented.png"):
+        assert (folder / name).stat().st_size
+    assert list((folder / "pictures").glob("*.png"))
 
 
-def test_a_run_leaves_the_state_that_training_goes_on_from(tmp_path):
-    loop.run(TINY, tmp_path / "run", progress=_quiet())
-    state = training_state.read(tmp_path / "run")
+def test_a_run_leaves_the_state_that_training_goes_on_from(run):
+    state = training_state.read(run[0] / "last")
     assert state.step == TINY.steps
     assert state.recipe == TINY.recipe == Recipe(TINY.optimizer, TINY.schedule).for_steps(6)
     assert all(tensor.any() for tensor in state.slots["exp_avg_sq"].values())
 
 
-def test_equal_runs_end_in_equal_bytes(tmp_path):
-    for name in ("one", "two"):
-        loop.run(TINY, tmp_path / name, progress=_quiet())
-    one, two = ((tmp_path / n / "weights.safetensors").read_bytes() for n in ("one", "two"))
-    assert one == two
+def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not(
+    run, tmp_path, monkeypatch
+):
+    settle = StepBar.settle
+
+    def stop(bar):
+        settle(bar)
+        if bar._done == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StepBar, "settle", stop)
+    first = loop.run(TINY, tmp_path / "run", progress=quiet())
+    assert (first.stopped_by, first.step) == ("SIGTERM", 5)
+    monkeypatch.undo()
+    second = loop.run(replace(TINY, keep=1), tmp_path / "run", progress=quiet())
+    assert second.step == 6
+    assert second.mean_image_iou == run[1].mean_image_iou
+    for name in ("weights.safetensors", "best.safetensors", "last/training_state.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (run[0] / name).read_bytes(), name
+    steps = [line["step"] for line in read(tmp_path / "run") if line["kind"] == "validation"]
+    assert steps == [3, 6]
 
 
-def test_an_existing_run_is_not_written_over(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"net": replace(TINY.net, widths=(4, 8))}, "net.widths was"),
+        ({"optimizer": replace(TINY.optimizer, lr=1.0)}, "optimizer.lr was 0.002, now 1.0"),
+        ({"steps": 12}, "steps was 6, now 12"),  # the schedule ends at the last step
+    ],
+    ids=["seed", "net", "optimizer", "steps"],
+)
+def test_another_config_is_refused_by_name(run, change, names):
+    with pytest.raises(InputError, match=names):
+        run_folder.check(run[0], replace(TINY, **change), load(TINY))
+
+
+def test_what_the_weights_do_not_depend_on_may_change(run):
+    changed = replace(TINY, mesh=MeshConfig(data=2), validate_every=2)
+    assert run_folder.check(run[0], changed, load(TINY)) == [
+        "mesh.data was 1, now 2",
+        "validate_every was 3, now 2",
+    ]
+
+
+def test_other_images_are_refused(run):
+    samples = load(TINY)
+    mask = samples[1].mask.copy()
+    mask[3, 4] = 1 - mask[3, 4]
+    with pytest.raises(InputError, match="the images or masks are not those"):
+        run_folder.check(run[0], TINY, [samples[0], replace(samples[1], mask=mask), *samples[2:]])
+
+
+def test_an_existing_folder_is_not_written_over(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        loop.run(TINY, tmp_path / "run", progress=_quiet())
+        loop.run(TINY, tmp_path / "run", progress=quiet())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     config = replace(TINY, schedule=Schedule("one_cycle", max_lr=1e30))
-    with pytest.raises(InputError, match=r"lower --schedule\.max-lr"):
-        loop.run(config, tmp_path / "run", progress=_quiet())
+    with pytest.raises(InputError, match=r"is not finite: .*; lower --schedule\.max-lr"):
+        loop.run(config, tmp_path / "run", progress=quiet())
+
+
+def infected(where):
+    """(state, batch) of TINY with one value that is not finite."""
+    state = init(TINY)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 32, 32, 1)), jnp.float32)
+    truth = jnp.asarray(rng.integers(0, 2, (2, 32, 32)), jnp.uint8)
+    if where == "input":
+        x = x.at[1, 2, 3, 0].set(jnp.nan)
+    if where == "weights":
+        bias = state.params["up_1.up.bias"].at[0].set(jnp.inf)
+        state = state._replace(params={**state.params, "up_1.up.bias": bias})
+    if where == "module":  # finite, but its square is not
+        x = x.at[1].set(1e30)
+        state = state._replace(
+            params={**state.params, "down_1.conv.conv.0.weight": jnp.full((3, 3, 1, 4), 1e30)}
+        )
+    return state, Batch(x, truth, None)
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("input", "the input made from b.png holds NaN"),
+        ("weights", "up_1.up.bias holds NaN"),
+        ("module", "down_1.conv.conv.0 is the first module whose output is not finite, in b.png"),
+    ],
+)
+def test_the_tripwire_names_module_and_image(where, told):
+    state, batch = infected(where)
+    assert told in diagnose(TINY, state, batch, ["a.png", "b.png"])
+
+
+def test_the_smoke_test_knows_a_net_that_learns_from_one_that_does_not(monkeypatch):
+    config = replace(TINY, net=UNetConfig(widths=(8, 12)), loss=LossConfig())
+    monkeypatch.setattr(overfit, "IOU", 0.6)
+    assert overfit.overfit(config, progress=quiet())
+    monkeypatch.setattr(overfit, "LR", 0.0)
+    monkeypatch.setattr(overfit, "STEPS", 20)
+    assert not overfit.overfit(config, progress=quiet())
+
+
+def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
+    source = start.read(run[0])
+    given = replace(TINY, net=CELLS.net, schedule=CELLS.schedule, steps=9, start=run[0])
+    config = start.adopted(given, source)
+    assert (config.net, config.recipe) == (TINY.net, TINY.recipe)
+    state = start.state_from(config, source, init(config))
+    assert int(state.step) == int(state.optimizer.step) == 6
+    held = training_state.read(run[0] / "last")
+    np.testing.assert_array_equal(state.params["out.bias"], held.weights.tensors["out.bias"])
+    np.testing.assert_array_equal(
+        state.optimizer.slots["exp_avg"]["out.bias"], held.slots["exp_avg"]["out.bias"]
+    )
+
+
+def test_a_start_from_weights_begins_at_step_0(run):
+    source = start.read(run[0] / "best.safetensors")
+    config = start.adopted(replace(TINY, net=CELLS.net), source)
+    state = start.state_from(config, source, init(config))
+    assert int(state.step) == 0
+    expected = weight_file.read(run[0] / "best.safetensors").tensors["out.bias"]
+    np.testing.assert_array_equal(state.params["out.bias"], expected)
+    np.testing.assert_array_equal(state.ema["out.bias"], expected)
+
+
+def test_a_start_that_a_flag_contradicts_is_refused(run):
+    config = replace(TINY, net=replace(TINY.net, widths=(5, 7)))
+    with pytest.raises(InputError, match=r"net\.widths=\(4, 6\), not \(5, 7\); leave out"):
+        start.adopted(config, start.read(run[0]))
+
+
+def test_a_start_at_the_last_step_is_refused(run):
+    with pytest.raises(InputError, match="it is at step 6 already"):
+        start.adopted(TINY, start.read(run[0]))
 
 
 @pytest.mark.parametrize(
@@ -163,18 +217,18 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         ({"data": DataConfig(crop_px=33)}, "crop_px=33"),
         ({"data": DataConfig(holdout=1.0)}, "holdout"),
         ({"steps": 0}, "steps"),
+        ({"accumulate": 3}, "accumulate=3 does not divide"),
+        ({"ema": 1.0}, "ema"),
+        ({"loss": LossConfig(class_weights=(1.0, 2.0, 3.0))}, "class_weights"),
         ({"optimizer": Optimizer("sgd", dampening=0.5), "schedule": Schedule()}, "dampening"),
         ({"class_names": ("one",)}, "class_names"),
     ],
+    ids=["crop", "holdout", "steps", "accumulate", "ema", "weights", "dampening", "names"],
 )
 def test_a_config_that_cannot_be_is_refused(change, names):
     with pytest.raises(InputError, match=names):
         replace(CELLS, **change)
 
 
-def test_bfloat16_compute_keeps_float32_parameters():
-    init, step = make_step(replace(TINY, compute="bfloat16"))
-    x = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
-    state, metrics = step(init(), x, np.zeros((2, 32, 32), np.uint8))
-    assert {a.dtype for a in state.params.values()} == {np.dtype("float32")}
-    assert np.isfinite(float(metrics.loss))
+def test_no_signal_is_caught_after_a_run(run):
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,8 +1,14 @@
-"""Images and masks as samples, and batches that are a pure function of (seed, step)."""
+"""Images and masks as samples, and batches that are a pure function of (seed, step).
 
+All images are read, and held in memory, before the first step: none can go missing later.
+"""
+
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -10,6 +16,22 @@ import unet_image
 from train.config import DataConfig
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
 from unet_spec.preprocessing import prepare
+
+Stored = Literal["0/255", "indices", "all 0", "colours", "instances"]
+
+
+class Truth(NamedTuple):
+    """A mask as classes.
+
+    Attributes:
+        mask: (h, w) class indices, uint8; pixels that count nothing hold `ignore_index`.
+        objects: (h, w) numbers of objects, int32, 0 the background; of masks of instances.
+        stored: what the mask held.
+    """
+
+    mask: np.ndarray
+    objects: np.ndarray | None = None
+    stored: Stored = "indices"
 
 
 @dataclass(frozen=True)
@@ -19,46 +41,72 @@ class Sample:
     Attributes:
         name: of the file, with the page of a stack.
         image: (h, w) or (h, w, c), as read.
-        mask: (h, w) class indices, uint8.
+        mask, objects, stored: as in `Truth`.
         x: (h, w, in_channels) float32, the net's input.
+        weight: (h, w) float32, of each pixel in the loss.
     """
 
     name: str
     image: np.ndarray
     mask: np.ndarray
     x: np.ndarray
+    objects: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    stored: Stored = "indices"
+
+
+class Batch(NamedTuple):
+    """Crops: NumPy's arrays on the host, JAX's on a device.
+
+    Attributes:
+        x: (b, h, w, c) float32.
+        truth: (b, h, w) uint8.
+        weight: (b, h, w) float32, where samples have one.
+    """
+
+    x: Any
+    truth: Any
+    weight: Any = None
 
 
 def read_samples(
-    images: Path, masks: Path, *, net: UNetConfig, preprocessing: Preprocessing
+    data: DataConfig,
+    *,
+    net: UNetConfig,
+    preprocessing: Preprocessing,
+    ignore_index: int | None = None,
 ) -> list[Sample]:
-    """Every image of a folder (or stack) with the mask of the same name.
+    """Every image of `data.images` with its mask: of the same name in a folder, of the same page
+    in a stack.
 
     Raises:
         InputError: an image without a mask or the reverse, other shapes, values that are no
-            classes, a file that is not a whole image.
+            classes, a file that is not a whole image, settings that do not fit the net.
     """
+    if data.images is None or data.masks is None:
+        raise InputError("data.images and data.masks say what is read; give both")
+    _check_settings(data, net, ignore_index)
     samples = []
-    for image_path, mask_path in _pairs(images, masks):
-        pages, truths = (
-            unet_image.read_pages(image_path),
-            unet_image.read_pages(mask_path, indices=True),
-        )
-        if len(pages) != len(truths):
+    for image_path, mask_path in _pairs(data.images, data.masks):
+        images = unet_image.read_pages(image_path)
+        masks = unet_image.read_pages(mask_path, indices=data.mask_values != "colours")
+        if len(images) != len(masks):
             raise InputError(
-                f"{mask_path}: {len(truths)} pages for the {len(pages)} of {image_path}; "
+                f"{mask_path}: {len(masks)} pages for the {len(images)} of {image_path}; "
                 "a stack needs one mask for each image"
             )
-        for page, (image, truth) in enumerate(zip(pages, truths, strict=True)):
-            name = image_path.name if len(pages) == 1 else f"{image_path.name}[{page}]"
-            where = str(mask_path) if len(pages) == 1 else f"{mask_path}[{page}]"
-            mask = class_indices(truth, classes=net.classes, source=where)
-            if mask.shape != image.shape[:2]:
+        for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            page = f"[{number}]" if len(images) > 1 else ""
+            where = f"{mask_path}{page}"
+            truth = to_truth(mask, data=data, net=net, ignore_index=ignore_index, source=where)
+            if truth.mask.shape != image.shape[:2]:
                 raise InputError(
-                    f"{where}: the mask is {mask.shape} and its image {image_path} is "
+                    f"{where}: the mask is {truth.mask.shape} and its image {image_path} is "
                     f"{image.shape[:2]} (height, width); they must be the same"
                 )
-            samples.append(make_sample(name, image, mask, net, preprocessing))
+            name = f"{image_path.name}{page}"
+            sample = make_sample(name, image, truth.mask, net, preprocessing)
+            samples.append(replace(sample, objects=truth.objects, stored=truth.stored))
     return samples
 
 
@@ -73,32 +121,21 @@ def make_sample(
     return Sample(name, image, mask, x)
 
 
-def class_indices(truth: np.ndarray, *, classes: int, source: str) -> np.ndarray:
-    """(h, w) class indices from a mask as read: 0/255 with two classes, or the indices.
+def to_truth(
+    mask: np.ndarray, *, data: DataConfig, net: UNetConfig, ignore_index: int | None, source: str
+) -> Truth:
+    """A mask as read, (h, w) or (h, w, c), as classes; `data.mask_values` says what it holds.
 
     Raises:
-        InputError: colours, or values that are neither.
+        InputError: it holds something else.
     """
-    if truth.ndim == 3:
-        colours = truth[..., :3] if truth.shape[-1] >= 3 else truth[..., :1]
-        if (colours != colours[..., :1]).any():
-            raise InputError(
-                f"{source}: a mask in colours; store class indices 0 to {classes - 1} in one "
-                "channel"
-            )
-        truth = colours[..., 0]
-    values = np.unique(truth)
-    if classes == 2 and np.isin(values, (0, 255)).all():
-        return (truth == 255).astype(np.uint8)
-    if values.min() >= 0 and values.max() < classes and (values == values.astype(int)).all():
-        return truth.astype(np.uint8)
-    smeared = " (JPEG smears masks: store them as PNG or TIFF)" if values.size > 16 else ""
-    found = ", ".join(str(v) for v in values[:6]) + (", ..." if values.size > 6 else "")
-    binary = "0 and 255, or " if classes == 2 else ""
-    raise InputError(
-        f"{source}: mask values {found} do not fit {classes} classes: "
-        f"{binary}0 to {classes - 1} are needed{smeared}"
-    )
+    if data.mask_values == "colours":
+        return Truth(_of_colours(mask, data.palette, source), stored="colours")
+    values = _one_channel(mask, net.classes, source)
+    if data.mask_values == "instances":
+        objects = _numbers(values, source)
+        return Truth((objects > 0).astype(np.uint8), objects, "instances")
+    return _of_values(values, net.classes, ignore_index, source)
 
 
 def split(
@@ -113,18 +150,65 @@ def split(
 
 
 def batch(
-    samples: Sequence[Sample], step: int, *, data: DataConfig, net: UNetConfig, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The batch of a step: inputs (b, crop, crop, c) float32 and truths (b, out, out) uint8.
+    samples: Sequence[Sample],
+    step: int,
+    *,
+    data: DataConfig,
+    net: UNetConfig,
+    seed: int,
+    rows: slice = slice(None),
+) -> Batch:
+    """The crops of a step, `data.crop_px` high and wide, truth and weight as large as the input.
 
-    Every epoch is a permutation of all samples; crops are uniform, flips and quarter turns
-    equally likely. A function of its arguments alone, so a run can go on at any step.
+    Every image of it depends on (seed, step, its place) alone: a run can go on at any step, and
+    each process can make its own `rows` of the whole batch. What the net will answer for lies
+    uniformly in the image; what it sees beyond the border is mirrored.
     """
-    rng = np.random.default_rng((seed, step))
-    first = step * data.batch
-    chosen = [_shuffled(first + i, len(samples), seed) for i in range(data.batch)]
-    cuts = [_cut(samples[i], rng, crop_px=data.crop_px, net=net) for i in chosen]
-    return np.stack([x for x, _ in cuts]), np.stack([y for _, y in cuts])
+    shown = chosen(samples, step, data=data, seed=seed, rows=rows)
+    cuts = [
+        _cut(sample, np.random.default_rng((seed, step, place)), data.crop_px, net)
+        for place, sample in zip(range(data.batch)[rows], shown, strict=True)
+    ]
+    return Batch(*(None if part[0] is None else np.stack(part) for part in zip(*cuts, strict=True)))
+
+
+def chosen(
+    samples: Sequence[Sample],
+    step: int,
+    *,
+    data: DataConfig,
+    seed: int,
+    rows: slice = slice(None),
+) -> list[Sample]:
+    """The samples that a step shows, in the order of the batch; every epoch is a permutation of
+    all."""
+    count = len(samples)
+    positions = [step * data.batch + place for place in range(data.batch)[rows]]
+    return [samples[_order(p // count, count, seed)[p % count]] for p in positions]
+
+
+def _check_settings(data: DataConfig, net: UNetConfig, ignore_index: int | None) -> None:
+    if ignore_index is not None and not 0 <= ignore_index <= 255:
+        raise InputError(f"loss.ignore_index is a mask value from 0 to 255, got {ignore_index}")
+    if net.classes > 256:
+        raise InputError(f"net.classes={net.classes}: masks hold 256 classes at most")
+    if data.mask_values == "instances" and net.classes != 2:
+        raise InputError(
+            f"data.mask_values=instances makes 2 classes, and net.classes={net.classes}; use 2"
+        )
+    if data.mask_values == "colours":
+        colours = _palette(data.palette)
+        if len(colours) != net.classes or len(set(colours)) != net.classes:
+            raise InputError(
+                f"data.palette needs {net.classes} different colours, one for each of "
+                f"net.classes, got {data.palette}"
+            )
+
+
+def _palette(palette: Sequence[str]) -> list[int]:
+    if not all(re.fullmatch("#?[0-9a-fA-F]{6}", colour) for colour in palette):
+        raise InputError(f"data.palette holds colours as RRGGBB, got {tuple(palette)}")
+    return [int(colour.lstrip("#"), 16) for colour in palette]
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
@@ -159,25 +243,96 @@ def _and_more(paths: list[Path]) -> str:
     return f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else ""
 
 
-def _shuffled(position: int, count: int, seed: int) -> int:
-    epoch, place = divmod(position, count)
-    return int(np.random.default_rng((seed, epoch, count)).permutation(count)[place])
+def _colours(mask: np.ndarray) -> np.ndarray:
+    """(h, w, 3), or (h, w, 1) of a gray mask; without alpha."""
+    if mask.ndim == 2:
+        return mask[..., None]
+    return mask[..., :3] if mask.shape[-1] >= 3 else mask[..., :1]
 
 
-def _cut(
-    sample: Sample, rng: np.random.Generator, *, crop_px: int, net: UNetConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """A random square and its truth. What the net sees beyond the border is mirrored."""
+def _of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> np.ndarray:
+    if mask.dtype != np.uint8:
+        raise InputError(
+            f"{source}: colours have 8 bits a channel, these are {mask.dtype}; store it as PNG"
+        )
+    seen = (_colours(mask).astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+    hits = seen[..., None] == np.array(_palette(palette))
+    stray, pixels = np.unique(seen[~hits.any(-1)], return_counts=True)
+    if stray.size:
+        raise InputError(
+            f"{source}: {pixels.sum()} pixels have a colour that is not in data.palette, "
+            f"{pixels.max()} of them {stray[pixels.argmax()]:06X}; add it, or paint them in a "
+            f"colour of the palette{_of_jpeg(source)}"
+        )
+    return hits.argmax(-1).astype(np.uint8)
+
+
+def _one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray:
+    colours = _colours(mask)
+    if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
+        raise InputError(
+            f"{source}: a mask in colours; say which with data.mask_values=colours and "
+            f"data.palette, or store class indices 0 to {classes - 1} in one channel"
+            f"{_of_jpeg(source)}"
+        )
+    return colours[..., 0]
+
+
+def _of_values(values: np.ndarray, classes: int, ignore_index: int | None, source: str) -> Truth:
+    found = np.unique(values)
+    counted = found if ignore_index is None else found[found != ignore_index]
+    if classes == 2 and 255 in counted and np.isin(counted, (0, 255)).all():
+        mask = np.where(values == ignore_index, values, values == 255)
+        return Truth(mask.astype(np.uint8), stored="0/255")
+    if np.isin(counted, np.arange(classes)).all():
+        return Truth(values.astype(np.uint8), stored="indices" if counted.any() else "all 0")
+    listed = ", ".join(str(v) for v in counted[:6]) + (", ..." if counted.size > 6 else "")
+    binary = "0 and 255, or " if classes == 2 else ""
+    raise InputError(
+        f"{source}: mask values {listed} do not fit {classes} classes: {binary}0 to {classes - 1} "
+        f"are needed{_of_jpeg(source) or _likely(counted)}"
+    )
+
+
+def _likely(values: np.ndarray) -> str:
+    """What values that are no classes may be."""
+    if values.size > 16:
+        return (
+            "; numbers of objects need data.mask_values=instances, and a mask that was blended in "
+            "resizing or as JPEG has to be made again, as PNG or TIFF"
+        )
+    return "; if 255 marks pixels that count nothing: loss.ignore_index=255" * (255 in values)
+
+
+def _numbers(values: np.ndarray, source: str) -> np.ndarray:
+    fits = (values >= 0) & (values <= np.iinfo(np.int32).max)
+    # a JPEG's values look like numbers of objects, whatever it was made from
+    if not fits.all() or (values % 1 != 0).any() or _of_jpeg(source):
+        raise InputError(
+            f"{source}: numbers of objects are whole, from 0 to {np.iinfo(np.int32).max}; store "
+            f"them so{_of_jpeg(source)}"
+        )
+    return values.astype(np.int32)
+
+
+def _of_jpeg(source: str) -> str:
+    jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
+    return "; JPEG smears masks: make it again as PNG or TIFF" if jpeg else ""
+
+
+@lru_cache(maxsize=64)
+def _order(epoch: int, count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, count)).permutation(count)
+
+
+def _cut(sample: Sample, rng: np.random.Generator, crop_px: int, net: UNetConfig) -> Batch:
     out_px = geometry.output_size(net, crop_px)
     before = (crop_px - out_px) // 2
     starts = [rng.integers(0, max(1, size - out_px + 1)) for size in sample.mask.shape]
     seen = [start - before + np.arange(crop_px) for start in starts]
-    told = [start + np.arange(out_px) for start in starts]
-    x = sample.x[_mirrored(seen, sample.mask.shape)]
-    y = sample.mask[_mirrored(told, sample.mask.shape)]
-    turns, flip = int(rng.integers(4)), int(rng.integers(2))
-    x, y = np.rot90(x, turns), np.rot90(y, turns)
-    return (x[:, ::-1], y[:, ::-1]) if flip else (x, y)
+    inside = _mirrored(seen, sample.mask.shape)
+    weight = None if sample.weight is None else sample.weight[inside]
+    return Batch(sample.x[inside], sample.mask[inside], weight)
 
 
 def _mirrored(indices: list[np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -1,10 +1,12 @@
-"""The run: data in, steps, validation, files out. Effects live here."""
+"""The run: data in, steps, validation, checkpoints, files out. Effects live here."""
 
-import json
+import signal
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,170 +14,371 @@ import jax
 import numpy as np
 
 import unet_image
-from train import data, synthetic
+from train import data, doctor, mesh, page, run_folder, start
+from train.checkpoint import Checkpoints
 from train.config import TrainConfig, to_plain
-from train.metrics import confusion, foreground_iou, iou
-from train.progress import Progress
-from train.step import State, make_step
+from train.data import Batch, Sample
+from train.preview import preview
+from train.progress import Progress, StepBar
+from train.record import Record, read
+from train.samples import load
+from train.step import State, Steps, compiled
+from train.tripwire import diagnose
+from train.validation import Scores, validate
 from unet_jax import UNet, predict
 from unet_jax.training_state import to_training_state
 from unet_jax.weights import from_weights
-from unet_spec import InputError, layout, training_state
+from unet_spec import InputError, layout, training_state, weight_file
 from unet_spec.environment import environment
 from unet_spec.files import refuse_existing, written
 from unet_spec.weight_file import WeightFile
 
-PICTURES = 8
+PICTURES = 3
+PREVIEWED = 4  # images of the first batch
+AHEAD = 2  # batches that are made while one is used
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far, and how many came after it."""
+
+    step: int = 0
+    score: float = -1.0
+    since: int = 0
+
+    def after(self, step: int, score: float) -> "Best":
+        """With one more validation."""
+        if score > self.score:
+            return Best(step, score, 0)
+        return replace(self, since=self.since + 1)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with.
+    """What a run ended with; the scores are those of the last weights, not of the best.
 
     Attributes:
         mean_image_iou: mean over the held-out images of the mean IoU of classes 1 and up.
         pooled_iou: of each class, over all held-out pixels.
-        seconds: from reading the first image to the last picture.
+        stopped_by: the signal that ended the run early, by its name.
+        seconds: of this command, from reading the first image to the last picture.
     """
 
     weights: str
+    step: int
     loss: float
     mean_image_iou: float
     pooled_iou: list[float]
+    best_step: int
+    best_mean_image_iou: float
     training_images: int
     validation_images: int
     images_per_s: float
+    waiting_share: float
     seconds: float
+    stopped_by: str | None
     environment: dict[str, str]
 
 
-def run(config: TrainConfig, out: Path, *, progress: Progress) -> Result:
-    """Train, validate, and leave in `out` weights, training state, config, metrics and pictures.
+def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = "") -> Result:
+    """Train, or go on where a run stopped, and leave in `out` all that it made.
+
+    Args:
+        command: that repeats the run, for its page.
 
     Raises:
-        InputError: data or an output that cannot be used, before anything is written; a loss
-            that is not finite.
+        InputError: data, a config or an output that cannot be used, before anything is written;
+            a loss that is not finite.
     """
-    refuse_existing(out)
     began = time.monotonic()
-    training, validation = data.split(load(config), holdout=config.data.holdout, seed=config.seed)
-    progress.say(f"{len(training)} images to train on, {len(validation)} held out")
-    out.mkdir(parents=True, exist_ok=True)
-    with written(out / "config.json") as stream:
-        stream.write(json.dumps(to_plain(config), indent=2).encode())
-    init, step = make_step(config)
-    state = init()
-    progress.say(f"compiling the step for {jax.devices()[0].device_kind}")
-    with progress.steps(config.steps) as bar:
-        for done, (x, truth) in enumerate(batches(training, config), start=1):
-            state, metrics = step(state, x, truth)
-            bar.advance(metrics, images=len(x))
-            if done % config.validate_every and done < config.steps:
-                continue
-            bar.settle()
-            _refuse_infinite(bar.loss, done)
-            model, scores = _saved(config, state, validation, out)
-            line = {"step": done, "loss": bar.loss, "images_per_s": bar.images_per_s, **scores}
-            with (out / "metrics.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            progress.say(
-                f"step {done}: validation IoU {scores['mean_image_iou']:.3f} (mean of images), "
-                f"{scores['pooled_iou'][-1]:.3f} (pooled)"
-            )
-            bar.resume()
-    draw(model, validation[:PICTURES], out / "pictures")
+    source = None if config.start is None else start.read(config.start)
+    config = config if source is None else start.adopted(config, source)
+    placement = mesh.place(config)
+    samples = load(config)
+    training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
+    resuming = run_folder.is_run(out)
+    changes = run_folder.check(out, config, samples) if resuming else []
+    for change in changes:
+        progress.say(f"other than before: {change}")
+    if not resuming:
+        refuse_existing(out)
+    diagnosis = doctor.examine(
+        training, validation, net=config.net, data=config.data,
+        ignore_index=config.loss.ignore_index, class_names=config.class_names,
+    )  # fmt: skip
+    doctor.show(diagnosis, progress.console)
+    if jax.process_index() == 0 and not resuming:
+        run_folder.begin(out, config, samples)
+        unet_image.write_picture(out / run_folder.AUGMENTED, _augmented(config, training))
+    progress.say(f"compiling for {placement.told()}")
+    steps = compiled(config, placement)
+    mesh.wait_for_all("compiled")
+    with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
+        going = _Run(config, out, placement, steps, (training, validation), saved, progress)
+        going.begin(source, resuming)
+        going.go()
+        saved.wait()
+    scores = going.scores or going.validated()
+    if jax.process_index() == 0:
+        going.draw(scores, diagnosis, command)
     return Result(
-        weights=str(out / "weights.safetensors"),
-        loss=bar.loss,
-        **scores,
+        weights=str(out / run_folder.WEIGHTS),
+        step=int(going.state.step),
+        loss=going.window.get("loss", float("nan")),
+        mean_image_iou=scores.mean_image_iou,
+        pooled_iou=scores.pooled_iou,
+        best_step=going.best.step,
+        best_mean_image_iou=going.best.score,
         training_images=len(training),
         validation_images=len(validation),
-        images_per_s=bar.images_per_s,
+        images_per_s=going.window.get("images_per_s", 0.0),
+        waiting_share=going.window.get("waiting_share", 0.0),
         seconds=time.monotonic() - began,
-        environment={**environment(), "device": jax.devices()[0].device_kind},
+        stopped_by=going.stopped_by,
+        environment=_environment(),
     )
+
+
+class _Run:
+    """A run under way: what it has, and what changes from step to step."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        placement: mesh.Placement,
+        steps: Steps,
+        samples: tuple[list[Sample], list[Sample]],
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ):
+        self.config, self.out, self.placement, self.steps = config, out, placement, steps
+        self.training = samples[0]
+        self.validation = samples[1]
+        self.checkpoints, self.progress = checkpoints, progress
+        self.lead = jax.process_index() == 0
+        self.state = steps.init()
+        self.best = Best()
+        self.scores: Scores | None = None
+        self.scored = -1  # at which step
+        self.window: dict[str, float] = {}
+        self.stopped_by: str | None = None
+
+    def begin(self, source: Any, resuming: bool) -> None:
+        """Take the state of the last checkpoint, of `config.start`, or of step 0."""
+        if source is not None:
+            self.state = start.state_from(self.config, source, self.state)
+        found = self.checkpoints.restore(self.state) if resuming else None
+        if found is not None:
+            self.state, self.best = found.state, Best(**found.card["best"])
+            self.progress.say(f"going on at step {found.step} of {self.config.steps}")
+        elif resuming:
+            self.progress.say("no checkpoint yet: the run begins again")
+
+    def go(self) -> None:
+        """Step, validate and save until the end, or until somebody asks to stop."""
+        config, first = self.config, int(self.state.step)
+        with (
+            closing(batches(config, self.placement, self.training, first=first)) as made,
+            self._recorded(first) as record,
+            _signals() as asked,
+            self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
+        ):
+            for step, (batch, waited_s) in enumerate(made, start=first + 1):
+                seen = self.steps.prepare(batch, np.int32(step - 1))
+                self.state, metrics = self.steps.step(self.state, seen)
+                bar.advance(metrics, images=config.data.batch, waited_s=waited_s)
+                ends = step == config.steps or _asked(asked, step)
+                if step % config.validate_every == 0 or step == config.steps:
+                    ends |= self._validate(bar, record, step)
+                if step % config.checkpoint_every == 0 or ends:
+                    bar.settle()
+                    self._save(step)
+                    bar.resume()
+                if ends:
+                    break
+        if asked and int(self.state.step) < config.steps:
+            self.stopped_by = asked[0]
+
+    def validated(self) -> Scores:
+        """The scores of the weights as they are now."""
+        return validate(self._model(), self.validation)
+
+    def draw(self, scores: Scores, diagnosis: doctor.Diagnosis, command: str) -> None:
+        """The pictures and the page."""
+        order = np.argsort([image.iou for image in scores.images], kind="stable")
+        model = self._model()
+        folder = self.out / run_folder.PICTURES
+        folder.mkdir(exist_ok=True)
+        chosen = dict.fromkeys([*order[:PICTURES], *order[-PICTURES:]])
+        pictures = {}
+        for index in chosen:
+            sample = self.validation[index]
+            picture = unet_image.overlay(sample.image, predict(model, sample.image), sample.mask)
+            unet_image.write_picture(folder / f"{_stem(sample.name)}.png", picture)
+            pictures[sample.name] = picture
+        report = page.Report(
+            config=to_plain(self.config),
+            environment=_environment(),
+            metrics=read(self.out),
+            scores=scores,
+            pictures=pictures,
+            class_names=self.config.class_names,
+            findings=diagnosis.findings,
+        )
+        with written(self.out / run_folder.PAGE) as stream:
+            stream.write(page.html(report, command=command).encode())
+
+    def _validate(self, bar: StepBar, record: Record | None, step: int) -> bool:
+        """Score the weights and write their files; whether patience is at its end."""
+        bar.settle()
+        self.scores, self.scored = self.validated(), step
+        self.best = self.best.after(step, self.scores.mean_image_iou)
+        if self.lead:
+            self._write()
+        if record is not None:
+            told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
+            record.scalars(step, told)
+        self.progress.say(
+            f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
+            f"{np.mean(self.scores.pooled_iou[1:]):.3f} (pooled)"
+        )
+        bar.resume()
+        patience = self.config.patience
+        if patience is None or self.best.since < patience:
+            return False
+        self.progress.say(
+            f"no better validation since step {self.best.step} ({patience} of them): the run ends"
+        )
+        return True
+
+    def _save(self, step: int) -> None:
+        card = {"best": asdict(self.best), "devices": self.placement.told()}
+        score = self.scores.mean_image_iou if self.scored == step and self.scores else None
+        self.checkpoints.save(step, self.state, card=card, score=score)
+
+    def _write(self) -> None:
+        """The weight files, and the training state beside the weights that it belongs to."""
+        middle = self._middle()
+        folder = self.out / run_folder.LAST
+        folder.mkdir(exist_ok=True)
+        training_state.write(folder, middle)
+        weights = self._weights()
+        weight_file.write(self.out / run_folder.WEIGHTS, weights)
+        if self.best.since == 0:
+            weight_file.write(self.out / run_folder.BEST, weights)
+
+    def _middle(self) -> training_state.TrainingState:
+        config, state = self.config, mesh.gathered(self.state)
+        return to_training_state(
+            config.net, config.recipe, state.params, state.stats, state.optimizer,
+            preprocessing=config.preprocessing, class_names=config.class_names,
+        )  # fmt: skip
+
+    def _weights(self) -> WeightFile:
+        """What predicts: the average of the weights, where the config has one."""
+        return to_weight_file(self.config, mesh.gathered(self.state))
+
+    def _model(self) -> UNet:
+        return from_weights(self._weights())
+
+    def _on(self, record: Record | None) -> Callable[[int, dict[str, float]], None]:
+        """What happens with the means of a window of steps."""
+
+        def on_window(step: int, means: dict[str, float]) -> None:
+            self.window = means
+            if record is not None:
+                record.scalars(step, {f"train/{name}": value for name, value in means.items()})
+            if not np.isfinite(means["loss"]) or bool(self.state.stopped):
+                self._refuse_infinite()
+
+        return on_window
+
+    def _refuse_infinite(self) -> None:
+        step, config = int(self.state.step), self.config
+        names = [
+            s.name for s in data.chosen(self.training, step, data=config.data, seed=config.seed)
+        ]
+        with closing(batches(config, self.placement, self.training, first=step)) as made:
+            seen = self.steps.prepare(next(made)[0], np.int32(step))
+        reason = diagnose(self.config, mesh.gathered(self.state), mesh.gathered(seen), names)
+        raise InputError(
+            f"step {step + 1} is not finite: {reason}; lower --schedule.max-lr (--optimizer.lr "
+            "without one_cycle), clip with --optimizer.clip-norm, or mend that image; the "
+            "checkpoints before it are kept"
+        )
+
+    def _recorded(self, first: int) -> AbstractContextManager[Record | None]:
+        return Record(self.out, resume_at=first) if self.lead else nullcontext()
 
 
 def batches(
-    samples: list[data.Sample], config: TrainConfig
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of a run in order; the next one is made while one is used."""
+    config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
+) -> Generator[tuple[Batch, float], None, None]:
+    """The batches of the steps from `first` on, on the devices, with the seconds that each was
+    waited for; the next ones are made while one is used."""
+    rows = placement.local(config.data.batch)
 
-    def made(step: int) -> Future[tuple[np.ndarray, np.ndarray]]:
-        return reader.submit(
-            data.batch, samples, step, data=config.data, net=config.net, seed=config.seed
+    def made(step: int) -> Batch:
+        batch = data.batch(
+            training, step, data=config.data, net=config.net, seed=config.seed, rows=rows
         )
+        return placement.put(batch, batch=config.data.batch)
 
     with ThreadPoolExecutor(1) as reader:
-        ahead = made(0)
-        for step in range(config.steps):
-            current, ahead = ahead, made(step + 1)
-            yield current.result()
+        ahead = deque(reader.submit(made, step) for step in range(first, first + AHEAD))
+        for step in range(first, config.steps):
+            began = time.monotonic()
+            batch = ahead.popleft().result()
+            waited_s = time.monotonic() - began
+            ahead.append(reader.submit(made, step + AHEAD))
+            yield batch, waited_s
 
 
-def _saved(
-    config: TrainConfig, state: State, validation: list[data.Sample], out: Path
-) -> tuple[UNet, dict[str, Any]]:
-    """Write the weight file and the training state; the net in them, and its scores."""
-    middle = to_training_state(
-        config.net,
-        config.recipe,
-        state.params,
-        state.stats,
-        state.optimizer,
-        preprocessing=config.preprocessing,
-        class_names=config.class_names,
-    )
-    training_state.write(out, middle)
-    model = from_weights(middle.weights)
-    return model, validate(model, validation)
-
-
-def load(config: TrainConfig) -> list[data.Sample]:
-    """The samples of a run: its folders, or synthetic cells."""
-    folders = config.data.images, config.data.masks
-    if folders[0] is not None and folders[1] is not None:
-        return data.read_samples(
-            folders[0], folders[1], net=config.net, preprocessing=config.preprocessing
-        )
-    pairs = [synthetic.cells(config.seed * 100_000 + i) for i in range(config.data.synthetic)]
-    return [
-        data.make_sample(f"synthetic {i}", image, mask, config.net, config.preprocessing)
-        for i, (image, mask) in enumerate(pairs)
-    ]
+def _augmented(config: TrainConfig, training: list[Sample]) -> np.ndarray:
+    """What the net will see of the first batch."""
+    rows = slice(0, PREVIEWED)
+    first = data.batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
+    return preview(first.x, first.truth, config=config.augment, seed=config.seed, count=5)
 
 
 def to_weight_file(config: TrainConfig, state: State) -> WeightFile:
-    """The state's weights with all that prediction needs."""
-    arrays = {name: np.asarray(a) for name, a in {**state.params, **state.stats}.items()}
-    tensors = layout.to_torch(config.net, arrays)
+    """The weights of a state with all that prediction needs; their average, where there is one."""
+    arrays = {**state.params, **state.ema, **state.stats}
+    tensors = layout.to_torch(config.net, {name: np.asarray(a) for name, a in arrays.items()})
     return WeightFile(config.net, tensors, config.preprocessing, config.class_names)
 
 
-def validate(model: UNet, samples: list[data.Sample]) -> dict[str, Any]:
-    """IoU on whole images, through the same prediction as `unet predict`."""
-    matrices = [
-        np.asarray(confusion(predict(model, s.image), s.mask, classes=model.config.classes))
-        for s in samples
-    ]
-    return {
-        "mean_image_iou": float(np.mean([foreground_iou(m) for m in matrices])),
-        "pooled_iou": iou(np.sum(matrices, axis=0)).tolist(),
-    }
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """The names of the signals that ask to stop; the second one of a kind kills as usual."""
+    asked: list[str] = []
+    before: dict[int, Any] = {}
+
+    def ask(number: int, _: Any) -> None:
+        asked.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        before[wanted] = signal.signal(wanted, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def draw(model: UNet, samples: list[data.Sample], folder: Path) -> None:
-    """Validation images with predicted (orange) and true (blue) outlines."""
-    folder.mkdir(exist_ok=True)
-    for number, sample in enumerate(samples):
-        picture = unet_image.overlay(sample.image, predict(model, sample.image), sample.mask)
-        unet_image.write_picture(folder / f"validation_{number}.png", picture)
+def _asked(asked: list[str], step: int) -> bool:
+    """Whether to stop after this step; all processes of a run agree on it."""
+    if jax.process_count() == 1:
+        return bool(asked)
+    return mesh.preempted(step)
 
 
-def _refuse_infinite(loss: float, step: int) -> None:
-    if not np.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss} at step {step}; lower --schedule.max-lr (--optimizer.lr "
-            "without one_cycle), or look for damaged images; the weights of the last validation "
-            "are kept"
-        )
+def _stem(name: str) -> str:
+    """A file name made from that of a sample."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def _environment() -> dict[str, str]:
+    return {**environment(), "device": jax.devices()[0].device_kind}

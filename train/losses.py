@@ -1,16 +1,136 @@
+"""What a step makes small: cross-entropy, soft Dice, focal loss, or a weighted sum of them.
+
+All are sums over a one-hot axis: a gather of the true class has a scatter as its gradient, and
+XLA on CPU folds the constants of optax's form for seconds at compile time.
+"""
+
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
+
+from train.config import LossConfig
+from unet_spec import InputError
 
 
-def cross_entropy(
-    logits: Float[Array, "b h w k"], truth: Integer[Array, "b h w"]
-) -> Float[Array, ""]:
-    """Mean over pixels of -log softmax(logits)[truth], in float32.
+class Counts(NamedTuple):
+    """What the losses of a batch are divided by: of truth and map alone, known before any logits.
 
-    As a sum over a one-hot axis: optax's form with integer labels gathers, and XLA on CPU then
-    folds constants for seconds at compile time.
+    Attributes:
+        weights: sum over pixels of their weight in the cross-entropy: class weight and map.
+        class_weights: likewise without the map, for the focal loss.
+        images: number of images in which a pixel counts, for the Dice loss.
     """
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    one_hot = jax.nn.one_hot(truth, logits.shape[-1], dtype=jnp.float32)
-    return -(one_hot * log_p).sum(-1).mean()
+
+    weights: Float[Array, ""]
+    class_weights: Float[Array, ""]
+    images: Float[Array, ""]
+
+
+def counts(
+    truth: Integer[Array, "b h w"],
+    weight: Float[Array, "b h w"] | None = None,
+    *,
+    config: LossConfig,
+) -> Counts:
+    """What `loss` divides by; of a whole batch, so that the losses of its parts add up."""
+    return Counts(
+        _weights(truth, weight, config).sum(),
+        _class_weights(truth, config).sum(),
+        _counted(truth, config).any((1, 2)).sum().astype(float),
+    )
+
+
+def loss(
+    logits: Float[Array, "b h w k"],
+    truth: Integer[Array, "b h w"],
+    weight: Float[Array, "b h w"] | None = None,
+    *,
+    config: LossConfig,
+    over: Counts | None = None,
+) -> Float[Array, ""]:
+    """The sum of the losses that `config` asks for, in float32 at least.
+
+    A pixel's weight in the cross-entropy is the paper's w_c + w0 * exp(...): `class_weights` of
+    its class, plus the map. The cross-entropy is divided by the sum of these weights, as torch's
+    is: the map moves it between pixels, and leaves its scale to the learning rate and to the
+    other losses. Where no pixel counts, loss and gradient are 0.
+
+    Args:
+        weight: the map of `border_weights`, the extra alone.
+        over: counts of the batch that this is a part of; by default, of this alone.
+
+    Raises:
+        InputError: more or fewer class weights than classes.
+    """
+    classes = logits.shape[-1]
+    if config.class_weights and len(config.class_weights) != classes:
+        raise InputError(
+            f"loss.class_weights needs {classes} values, one for each class, got "
+            f"{config.class_weights}"
+        )
+    divisors = counts(truth, weight, config=config) if over is None else over
+    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    is_class = truth[..., None] == jnp.arange(classes)
+    log_p_true = jnp.where(is_class, log_p, 0).sum(-1)
+    total = jnp.zeros((), log_p.dtype)
+    if config.cross_entropy:
+        pixels = -_weights(truth, weight, config) * log_p_true
+        total += config.cross_entropy * _ratio(pixels.sum(), divisors.weights)
+    if config.dice:
+        images = _dice(jnp.exp(log_p), is_class, _counted(truth, config))
+        total += config.dice * _ratio(images.sum(), divisors.images)
+    if config.focal:
+        pixels = _class_weights(truth, config) * _focal(log_p_true, config.focal_gamma)
+        total += config.focal * _ratio(pixels.sum(), divisors.class_weights)
+    return total
+
+
+def _dice(
+    p: Float[Array, "b h w k"], is_class: Bool[Array, "b h w k"], counted: Bool[Array, "b h w"]
+) -> Float[Array, " b"]:
+    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) of each image, mean over classes 1 and up.
+
+    The ones make a class that is neither there nor found perfect, not 0 / 0.
+    """
+    inside = counted[..., None]
+    p, t = (jnp.where(inside, array[..., 1:], 0) for array in (p, is_class.astype(p.dtype)))
+    score = (2 * (p * t).sum((1, 2)) + 1) / (p.sum((1, 2)) + t.sum((1, 2)) + 1)
+    return (1 - score).mean(-1)
+
+
+def _focal(log_p: Float[Array, "b h w"], gamma: float) -> Float[Array, "b h w"]:
+    """-(1 - p)^gamma log p of each pixel (Lin et al., Focal Loss for Dense Object Detection, 2017).
+
+    1 - p is never quite 0: there its power has no finite slope if gamma is below 1.
+    """
+    wrong = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny)
+    return -(wrong**gamma) * log_p
+
+
+def _weights(
+    truth: Integer[Array, "b h w"], weight: Float[Array, "b h w"] | None, config: LossConfig
+) -> Float[Array, "b h w"]:
+    by_class = _class_weights(truth, config)
+    return by_class if weight is None else by_class + jnp.where(_counted(truth, config), weight, 0)
+
+
+def _class_weights(truth: Integer[Array, "b h w"], config: LossConfig) -> Float[Array, "b h w"]:
+    counted = _counted(truth, config).astype(float)
+    if not config.class_weights:
+        return counted
+    is_class = truth[..., None] == jnp.arange(len(config.class_weights))
+    return counted * jnp.where(is_class, jnp.asarray(config.class_weights, float), 0).sum(-1)
+
+
+def _counted(truth: Integer[Array, "b h w"], config: LossConfig) -> Bool[Array, "b h w"]:
+    """Which pixels count."""
+    if config.ignore_index is None:
+        return jnp.ones(truth.shape, bool)
+    return truth.astype(jnp.int32) != config.ignore_index  # -100, torch's own, is no uint8
+
+
+def _ratio(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:
+    """0 for 0 / 0."""
+    return total / jnp.where(count > 0, count, 1)

@@ -1,19 +1,25 @@
 """What a person sees of a run: a live bar on a terminal, a line now and then elsewhere."""
 
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
+from rich.text import Text
 
 from train.metrics import foreground_iou
 from train.step import Metrics
 
 LINE_EVERY_S = 15.0
 WINDOW = 20
+
+OnWindow = Callable[[int, dict[str, float]], None]
 
 
 class Progress:
@@ -23,60 +29,134 @@ class Progress:
         self.console = console
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        """Print a line, above the bar where there is one."""
+        whole = not self.console.is_interactive  # a log has no width
+        self.console.print(text, highlight=False, markup=False, soft_wrap=whole)
 
     @contextmanager
-    def steps(self, count: int) -> Iterator["StepBar"]:
-        """A bar over so many steps."""
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )  # fmt: skip
-        live = RichBar(*columns, console=self.console, disable=not self.console.is_terminal)
-        with live:
-            yield StepBar(self, live, live.add_task("step", total=count), count)
+    def steps(
+        self, count: int, *, start: int = 0, on_window: OnWindow | None = None
+    ) -> Iterator["StepBar"]:
+        """A bar over so many steps, of which the first `start` are done.
+
+        Args:
+            on_window: called with the last step and `means` of every window of steps.
+        """
+        with _View(self.console) as view:
+            yield StepBar(self, view, count, start, on_window)
 
 
 class StepBar:
-    """Loss, IoU and images per second over the last steps.
+    """Means over the last steps.
 
     Steps run ahead of the numbers: only every few steps is their result waited for.
+
+    Attributes:
+        means: of the last window of steps: loss, iou, grad_norm, lr (of the last step),
+            peak_memory_bytes (so far), and from the second window on images_per_s and
+            waiting_share, the part of the time spent waiting for the next batch.
     """
 
-    def __init__(self, progress: Progress, live: RichBar, task: TaskID, count: int):
-        self.loss = float("nan")
-        self.images_per_s = 0.0
-        self._progress, self._live, self._task, self._count = progress, live, task, count
+    def __init__(
+        self, progress: Progress, view: "_View", count: int, start: int, on_window: OnWindow | None
+    ):
+        self.means: dict[str, float] = {}
+        self._progress, self._view, self._on_window = progress, view, on_window
+        self._task = view.add_task("step", total=count, completed=start)
+        self._count, self._first, self._done = count, start + 1, start
         self._pending: list[Metrics] = []
-        self._done = 0
-        self._images = 0
+        self._images, self._waited_s = 0, 0.0
         self._since = self._said = time.monotonic()
 
-    def advance(self, metrics: Metrics, *, images: int) -> None:
-        """Count one step of so many images."""
+    def advance(self, metrics: Metrics, *, images: int, waited_s: float = 0.0) -> None:
+        """Count one step of so many images, whose batch was waited for so long."""
         self._done += 1
         self._images += images
+        self._waited_s += waited_s
         self._pending.append(metrics)
-        if self._done == 1 or len(self._pending) == WINDOW:
+        if self._done == self._first or len(self._pending) == WINDOW:
             self.settle()
 
     def settle(self) -> None:
         """Wait for the steps under way, and show what they gave."""
         if not self._pending:
             return
-        self.loss = float(np.mean([float(m.loss) for m in self._pending]))
-        score = foreground_iou(np.sum([np.asarray(m.confusion) for m in self._pending], axis=0))
-        now = time.monotonic()
-        if self._done > 1:  # the first step compiles
-            self.images_per_s = self._images / (now - self._since)
-        self._pending, self._images, self._since = [], 0, now
-        text = f"loss {self.loss:.4f}  IoU {score:.3f}  {self.images_per_s:.1f} images/s"
-        self._live.update(self._task, completed=self._done, description=text)
-        due = now - self._said > LINE_EVERY_S or self._done in (1, self._count)
-        if self._live.disable and due:
-            self._said = now
-            self._progress.say(f"step {self._done} of {self._count}: {text}")
+        self.means = self._measured(jax.device_get(self._pending))
+        self._pending, self._images, self._waited_s = [], 0, 0.0
+        self._since = time.monotonic()
+        self._show()
+        if self._on_window is not None:
+            self._on_window(self._done, self.means)
 
     def resume(self) -> None:
         """Start the clock again after a pause, so that it does not count as slowness."""
         self._since = time.monotonic()
+
+    def _measured(self, steps: list[Metrics]) -> dict[str, float]:
+        elapsed_s = time.monotonic() - self._since
+        matrix = np.asarray([step.confusion for step in steps], np.float64).sum(axis=0)
+        means = {
+            "loss": float(np.mean([step.loss for step in steps], dtype=np.float64)),
+            "iou": foreground_iou(matrix),
+            "lr": float(steps[-1].lr),
+            "grad_norm": float(np.mean([step.grad_norm for step in steps], dtype=np.float64)),
+            "peak_memory_bytes": float(peak_memory_bytes()),
+        }
+        if self._done == self._first:  # with what happens only once
+            return means
+        speed = {
+            "images_per_s": self._images / elapsed_s,
+            "waiting_share": self._waited_s / elapsed_s,
+        }
+        return {**means, **speed}
+
+    def _show(self) -> None:
+        self._view.numbers = text = told(self.means)
+        self._view.update(self._task, completed=self._done)
+        now = time.monotonic()
+        due = now - self._said > LINE_EVERY_S or self._done in (self._first, self._count)
+        if self._view.disable and due:
+            self._said = now
+            self._progress.say(f"step {self._done} of {self._count}: {text}")
+
+
+class _View(RichBar):
+    """The bar, and the numbers below it."""
+
+    def __init__(self, console: Console):
+        self.numbers = ""
+        columns = (
+            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("left"),
+        )  # fmt: skip
+        # by default the speed is that of half a minute, in which large nets do not make a window
+        super().__init__(
+            *columns,
+            console=console,
+            disable=not console.is_interactive,
+            speed_estimate_period=600,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.numbers:
+            yield Text(self.numbers)
+
+
+def told(means: dict[str, float]) -> str:
+    """The numbers of a window in a line of less than 80 characters."""
+    parts = [f"loss {means['loss']:.4f}", f"IoU {means['iou']:.3f}", f"lr {means['lr']:.1e}"]
+    if "images_per_s" in means:
+        parts.append(f"{means['images_per_s']:.1f} images/s")
+        parts.append(f"input wait {100 * means['waiting_share']:.0f} %")
+    return "  ".join([*parts, f"{means['peak_memory_bytes'] / 1e9:.1f} GB"])
+
+
+def peak_memory_bytes() -> int:
+    """The most that was in use at once on any accelerator of this process, or, where JAX does not
+    tell it, as on CPU, in the process."""
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
+    if any(peaks):
+        return max(peaks)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

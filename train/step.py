@@ -1,19 +1,25 @@
 """One training step: a pure function of state and batch, compiled once."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.typing import ArrayLike
 
+from train import losses
+from train.augment import augment_batch
 from train.config import TrainConfig
-from train.losses import cross_entropy
+from train.data import Batch
+from train.mesh import Placement, place
 from train.metrics import confusion
 from unet_jax import Numerics, functional
 from unet_jax import recipe as optimizers
+from unet_spec import geometry
+
+Arrays = dict[str, Array]
 
 
 class State(NamedTuple):
@@ -23,47 +29,178 @@ class State(NamedTuple):
         params: trained arrays by the slides' names.
         stats: batch norm's statistics.
         optimizer: of `unet_jax.recipe`.
+        ema: running average of `params`; {} where the config has none.
         step: number of steps done.
+        stopped: a loss or gradient was not finite: this is the state before it, and no step
+            changes it any more.
     """
 
-    params: dict[str, Array]
-    stats: dict[str, Array]
+    params: Arrays
+    stats: Arrays
     optimizer: optimizers.State
+    ema: Arrays
     step: Array
+    stopped: Array
 
 
 class Metrics(NamedTuple):
-    """What a step measured: mean loss, and the batch's confusion matrix."""
+    """What a step measured: the batch's loss and confusion matrix, the learning rate that it
+    used, and the norm of its gradients before any clipping."""
 
     loss: Array
     confusion: Array
+    lr: Array
+    grad_norm: Array
 
 
-def make_step(
-    config: TrainConfig,
-) -> tuple[Callable[[], State], Callable[[State, ArrayLike, ArrayLike], tuple[State, Metrics]]]:
-    """(init, step): `init()` gives the state at step 0, `step(state, x, truth)` the next one.
+class Steps(NamedTuple):
+    """A run as three compiled functions.
 
-    The state given to `step` is donated: only the one that it returns may be used after it.
+    Attributes:
+        init: `init() -> State` at step 0.
+        prepare: `prepare(batch, step) -> Batch`, augmented and cut to the net's output.
+        step: `step(state, batch) -> (State, Metrics)`; the state given is donated, only the one
+            that it returns may be used after it.
     """
-    net = functional(config.net, numerics=Numerics(dtype=jnp.dtype(config.compute)))
-    optimizer = optimizers.build(config.recipe)
 
-    def init() -> State:
-        params, stats = net.init(jax.random.key(config.seed))
-        return State(params, stats, optimizer.init(params), jnp.zeros((), jnp.int32))
+    init: Callable[[], State]
+    prepare: Callable[[Batch, Any], Batch]
+    step: Callable[[State, Batch], tuple[State, Metrics]]
 
-    def step(state: State, x: Array, truth: Array) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss(params: dict[str, Array]) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-            logits, stats = net.apply(params, x, state.stats, train=True, key=key)
-            return cross_entropy(logits, truth), (logits, stats)
+def make_steps(config: TrainConfig, placement: Placement | None = None) -> Steps:
+    """The functions of a run, for the devices of a placement (by default, of the config)."""
+    placement = placement or place(config)
+    shardings = placement.state(jax.eval_shape(partial(init, config)))
+    return Steps(
+        jax.jit(partial(init, config), out_shardings=shardings),
+        jax.jit(partial(prepare, config), out_shardings=placement.rows),
+        jax.jit(
+            partial(step, config),
+            out_shardings=(shardings, placement.everywhere),
+            donate_argnums=0,
+        ),
+    )
 
-        (value, (logits, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params, value=value)
-        params = optax.apply_updates(state.params, updates)
-        matrix = confusion(logits.argmax(-1), truth, classes=config.net.classes)
-        return State(params, stats, moments, state.step + 1), Metrics(value, matrix)
 
-    return jax.jit(init), jax.jit(step, donate_argnums=0)
+def compiled(config: TrainConfig, placement: Placement) -> Steps:
+    """The functions of a run, compiled now and for ever: another shape is an error, not a
+    compilation."""
+    steps: Any = make_steps(config, placement)
+    side, count = config.data.crop_px, config.data.batch
+    shape = partial(jax.ShapeDtypeStruct, sharding=placement.images)
+    weighted = config.loss.border_w0 > 0
+    batch = Batch(
+        shape((count, side, side, config.net.in_channels), jnp.float32),
+        shape((count, side, side), jnp.uint8),
+        shape((count, side, side), jnp.float32) if weighted else None,
+    )
+    now = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.everywhere)
+    first, prepared = steps.init.lower().compile(), steps.prepare.lower(batch, now).compile()
+    state = jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+        jax.eval_shape(partial(init, config)),
+        placement.state(jax.eval_shape(partial(init, config))),
+    )
+    seen = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement.rows),
+        jax.eval_shape(partial(prepare, config), batch, now),
+    )
+    return Steps(first, prepared, steps.step.lower(state, seen).compile())
+
+
+def init(config: TrainConfig) -> State:
+    """The state at step 0."""
+    params, stats = functional(config.net).init(jax.random.key(config.seed))
+    optimizer = optimizers.build(config.recipe).init(params)
+    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
+    return State(params, stats, optimizer, ema, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+
+def prepare(config: TrainConfig, batch: Batch, now: Array) -> Batch:
+    """What the net sees at step `now`, and the truth of what it answers for."""
+    x, truth, weight = augment_batch(*batch, seed=config.seed, step=now, config=config.augment)
+    out_px = geometry.output_size(config.net, config.data.crop_px)
+    before = (config.data.crop_px - out_px) // 2
+    inside = slice(before, before + out_px)
+    return Batch(x, truth[:, inside, inside], None if weight is None else weight[:, inside, inside])
+
+
+def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """The next state; the same one, stopped, where a loss or gradient is not finite."""
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    gradients, stats, loss, matrix = _accumulated(config, state, batch, key)
+    norm = optax.tree.norm(gradients)
+    updates, optimizer = optimizers.build(config.recipe).update(
+        gradients, state.optimizer, state.params, value=loss
+    )
+    params = optax.apply_updates(state.params, updates)
+    ema = _averaged(config.ema, state, params) if config.ema else {}
+    metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
+    following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
+    fine = jnp.isfinite(loss) & jnp.isfinite(norm) & ~state.stopped
+    kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), following, state)
+    return kept._replace(stopped=~fine), metrics
+
+
+def _accumulated(
+    config: TrainConfig, state: State, batch: Batch, key: Array
+) -> tuple[Arrays, Arrays, Array, Array]:
+    """(gradients, statistics, loss, confusion) of a batch, in `config.accumulate` parts.
+
+    Each part counts for what it is of the whole batch, so the sum is that of one large step;
+    only batch norm, as everywhere, sees each part by itself.
+    """
+    over = losses.counts(batch.truth, batch.weight, config=config.loss)
+    if config.accumulate == 1:
+        return _part(config, state.params, state.stats, batch, key, over)
+
+    def add(sums: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
+        (gradients, stats, loss, matrix), (index, images) = sums, part
+        new, stats, value, counted = _part(
+            config, state.params, stats, images, jax.random.fold_in(key, index), over
+        )
+        return (optax.tree.add(gradients, new), stats, loss + value, matrix + counted), None
+
+    classes = config.net.classes
+    nothing = (
+        jax.tree.map(jnp.zeros_like, state.params),
+        state.stats,
+        jnp.zeros((), jax.eval_shape(partial(init, config)).optimizer.lr.dtype),
+        jnp.zeros((classes, classes)),
+    )
+    parts = (jnp.arange(config.accumulate), _parts(batch, config.accumulate))
+    return jax.lax.scan(add, nothing, parts)[0]
+
+
+def _part(
+    config: TrainConfig, params: Arrays, stats: Arrays, batch: Batch, key: Array, over: Any
+) -> tuple[Arrays, Arrays, Array, Array]:
+    numerics = Numerics(dtype=jnp.dtype(config.compute), remat=config.remat)
+    apply = functional(config.net, numerics=numerics).apply
+
+    def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
+        logits, updated = apply(params, batch.x, stats, train=True, key=key)
+        value = losses.loss(logits, batch.truth, batch.weight, config=config.loss, over=over)
+        return value, (logits, updated)
+
+    (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+    matrix = confusion(logits.argmax(-1), batch.truth, classes=config.net.classes)
+    return gradients, updated, loss, matrix
+
+
+def _parts(batch: Batch, count: int) -> Batch:
+    """(parts, b / parts, ...): every part has images of every device."""
+    return jax.tree.map(
+        lambda array: array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def _averaged(decay: float, state: State, params: Arrays) -> Arrays:
+    """The running average after this step; `decay` is reached slowly, so that the first weights
+    are soon forgotten."""
+    done = state.step.astype(float)
+    rate = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
+    return {
+        name: old + rate.astype(old.dtype) * (params[name] - old) for name, old in state.ema.items()
+    }

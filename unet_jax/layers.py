@@ -27,11 +27,14 @@ class Numerics:
         param_dtype: in which parameters are kept.
         precision: of products, as in `jax.lax.Precision`; `highest` for real float32 on
             accelerators, whose default is TF32 or one bfloat16 pass.
+        remat: compute each `DoubleConv` again in the backward pass, in place of keeping what is
+            inside it: less memory, more time, the same values.
     """
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     precision: Any = None
+    remat: bool = False
 
 
 def conv(

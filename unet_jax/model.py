@@ -22,11 +22,17 @@ class DoubleConv(nnx.Module):
             *conv_block(out_channels, out_channels, config, numerics, rngs),
         )
         self.drop = Dropout(dropout)
+        self.remat = numerics.remat
 
     def __call__(
         self, x: Float[Array, "b h w c"], keep: Array | None = None, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b h2 w2 k"]:
-        return self.drop(self.conv(x), keep, rngs)
+        conv = nnx.remat(_conv) if self.remat else _conv
+        return self.drop(conv(self, x), keep, rngs)
+
+
+def _conv(module: DoubleConv, x: Array) -> Array:
+    return module.conv(x)
 
 
 class Down(nnx.Module):

@@ -28,6 +28,7 @@ from unet_spec.weight_file import WeightFile
 VERSION = 1
 WEIGHTS = "weights.safetensors"
 STATE = "training_state.safetensors"
+LAST = "last"  # where `unet train` keeps the pair inside its RUN/
 
 Scheduler = Mapping[str, float]
 

@@ -1,0 +1,93 @@
+"""Does a run that is killed again and again end in the bytes of one that was not?
+
+`python -m benchmarks.killed IMAGES MASKS` trains once in peace, then again with 20 SIGKILLs at
+random moments, and writes `results/killed.json` (some minutes on two cores).
+"""
+
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from unet_spec.environment import environment
+from unet_spec.files import written
+
+RESULT = Path(__file__).parent / "results" / "killed.json"
+KILLS, STEPS, EVERY = 20, 600, 10
+LONGEST_S = 30.0  # a start takes about 10 s, so a kill may hit it as well
+SEED = 0
+FLAGS = [
+    "nuclei", "--net.widths", "8", "16", "32", "--net.norm", "batch", "--data.crop-px", "96",
+    "--data.batch", "4", "--steps", str(STEPS), "--validate-every", "200",
+    "--checkpoint-every", str(EVERY), "--ema", "0.99", "--augment.elastic-px", "5",
+]  # fmt: skip
+
+
+def killed(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
+    """Both runs, and what each kill cost."""
+    flags = [*FLAGS, "--data.images", str(images), "--data.masks", str(masks)]
+    began = time.monotonic()
+    _started(flags, folder / "whole").wait()
+    whole_s = time.monotonic() - began
+    draw = random.Random(SEED)
+    kills: list[int] = []
+    while len(kills) < KILLS:
+        run = _started(flags, folder / "killed")
+        try:
+            run.wait(draw.uniform(1, LONGEST_S))
+            raise RuntimeError(f"the run came to its end after {len(kills)} kills")
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            kills.append(_reached(folder / "killed"))
+            print(f"kill {len(kills)}: step {kills[-1]}", flush=True)
+    last = _started(flags, folder / "killed")
+    if last.wait():
+        raise RuntimeError("the run did not come to its end")
+    hashes = {name: _hashes(folder / name) for name in ("whole", "killed")}
+    return {
+        "steps": STEPS,
+        "checkpoint_every": EVERY,
+        "kills": len(kills),
+        "steps_at_the_kills": kills,
+        "equal": hashes["whole"] == hashes["killed"],
+        "sha256": hashes,
+        "whole_s": whole_s,
+        "environment": environment(),
+    }
+
+
+def _started(flags: list[str], out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "unet_cli", "train", *flags, "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def _reached(run: Path) -> int:
+    """The step of the newest checkpoint after a kill."""
+    folders = (run / "checkpoints").glob("*") if run.exists() else ()
+    return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    files = ("weights.safetensors", "best.safetensors", "last/training_state.safetensors")
+    return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files}
+
+
+if __name__ == "__main__":
+    place = Path(tempfile.mkdtemp())
+    try:
+        result = {
+            "command": "python -m benchmarks.killed IMAGES MASKS",
+            **killed(Path(sys.argv[1]), Path(sys.argv[2]), place),
+        }
+    finally:
+        shutil.rmtree(place)
+    print(json.dumps({key: result[key] for key in ("kills", "equal", "steps_at_the_kills")}))
+    with written(RESULT) as stream:
+        stream.write(json.dumps(result, indent=2).encode() + b"\n")

@@ -1,0 +1,162 @@
+"""Does a run on many devices compute what it does on one, and with how much memory?
+
+`python -m benchmarks.sharding` trains the same 20 steps on meshes of `data` x `rows` host devices,
+and in two processes, and writes `results/sharding.json` (some minutes on two cores).
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# before JAX is imported: it reads the flag once
+_DEVICES = int(os.environ.get("SHARDING_DEVICES", "8"))
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from train import data, mesh  # noqa: E402
+from train.config import AugmentConfig, DataConfig, MeshConfig, TrainConfig  # noqa: E402
+from train.hlo import collectives, gathered_bytes  # noqa: E402
+from train.samples import load  # noqa: E402
+from train.step import Steps, compiled  # noqa: E402
+from unet_spec import UNetConfig  # noqa: E402
+from unet_spec.environment import environment  # noqa: E402
+from unet_spec.files import written  # noqa: E402
+
+COMMAND = "python -m benchmarks.sharding"
+RESULT = Path(__file__).parent / "results" / "sharding.json"
+STEPS = 20
+MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 2), (4, 2), (2, 4))
+CONFIG = TrainConfig(
+    net=UNetConfig(widths=(8, 16, 32, 64), norm="batch"),
+    data=DataConfig(crop_px=128, batch=8, synthetic=16),
+    augment=AugmentConfig(rotation_deg=10, elastic_px=5),
+    steps=STEPS,
+)
+
+
+def sharding(*, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The losses of all meshes beside those of one device, and what the compiled steps hold."""
+    reference = run(CONFIG)
+    order = run(CONFIG, turned=True)["losses"]
+    rows = []
+    for meshed in MESHES:
+        config = replace(CONFIG, mesh=MeshConfig(data=meshed[0], rows=meshed[1]))
+        rows.append(row(config, reference["losses"]))
+        say(json.dumps(rows[-1]))
+    rows.append(row(CONFIG, reference["losses"], found=two_processes()))
+    say(json.dumps(rows[-1]))
+    return {
+        "command": COMMAND,
+        "steps": STEPS,
+        "loss": reference["losses"][-1],
+        "other_order": _apart(reference["losses"], order),
+        "rows": rows,
+        "environment": {**environment(), "device": jax.devices()[0].device_kind},
+    }
+
+
+def row(
+    config: TrainConfig, reference: list[float], *, found: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """One mesh of the table."""
+    processes = 1 if found is None else 2
+    found = found or run(config)
+    return {
+        "data": found["mesh"][0],
+        "rows": found["mesh"][1],
+        "processes": processes,
+        "loss": found["losses"][-1],
+        "apart": _apart(reference, found["losses"]),
+        "memory_mb": found["memory_mb"],
+        "collectives": found["collectives"],
+        "largest_gather_kb": found["largest_gather_kb"],
+    }
+
+
+def run(config: TrainConfig, *, turned: bool = False) -> dict[str, Any]:
+    """The losses of the steps on a mesh.
+
+    Args:
+        turned: every batch the other way round, which only changes the order of sums.
+    """
+    placement = mesh.place(config if jax.process_count() > 1 else _on_one(config))
+    steps = compiled(config, placement)
+    mesh.wait_for_all("compiled")
+    samples = load(config)
+    rows = placement.local(config.data.batch)
+    state, losses = steps.init(), []
+    for step in range(STEPS):
+        batch = data.batch(
+            samples, step, data=config.data, net=config.net, seed=config.seed, rows=rows
+        )
+        seen = steps.prepare(placement.put(batch, batch=config.data.batch), np.int32(step))
+        if turned:
+            seen = jax.tree.map(lambda array: jax.device_put(array[::-1], array.sharding), seen)
+        state, metrics = steps.step(state, seen)
+        losses.append(float(metrics.loss))
+    return {"losses": losses, "mesh": list(placement.mesh.devices.shape), **_compiled(steps)}
+
+
+def two_processes() -> dict[str, Any]:
+    """The same run in two processes of four devices each, over the loopback interface."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.sharding", str(process), str(port)],
+            env={**os.environ, "SHARDING_DEVICES": "4"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    told = [child.communicate(timeout=600)[0] for child in children]
+    if any(child.returncode for child in children):
+        raise RuntimeError("one of the two processes failed")
+    return json.loads(told[0].splitlines()[-1])
+
+
+def _one_of_two(process: int, port: int) -> None:
+    settings = MeshConfig(
+        data=4, rows=2, processes=2, process=process, coordinator=f"127.0.0.1:{port}"
+    )
+    mesh.connect(settings)
+    print(json.dumps(run(replace(CONFIG, mesh=settings))))
+
+
+def _on_one(config: TrainConfig) -> TrainConfig:
+    return config if config.mesh.data else replace(config, mesh=MeshConfig(data=1))
+
+
+def _compiled(steps: Steps) -> dict[str, Any]:
+    step: Any = steps.step
+    counted: Counter[str] = collectives(step.as_text())
+    return {
+        "memory_mb": round(step.memory_analysis().temp_size_in_bytes / 1e6, 1),
+        "collectives": dict(counted),
+        "largest_gather_kb": round(gathered_bytes(step.as_text()) / 1e3, 1),
+    }
+
+
+def _apart(reference: list[float], found: list[float]) -> float:
+    """Largest relative difference of the losses."""
+    return float(np.max(np.abs(np.subtract(found, reference)) / np.abs(reference)))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        _one_of_two(int(sys.argv[1]), int(sys.argv[2]))
+    else:
+        result = sharding()
+        with written(RESULT) as stream:
+            stream.write(json.dumps(result, indent=2).encode() + b"\n")

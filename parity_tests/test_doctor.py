@@ -1,0 +1,372 @@
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from rich.console import Console
+
+from train import data, doctor, synthetic
+from train.config import DataConfig
+from unet_spec import Preprocessing, UNetConfig
+
+NET = UNetConfig(widths=(4, 6))
+HELD_OUT = 2  # of the eight images
+# measured over the images of these tests: unrelated ones reach 0.44, copies keep 0.9955
+UNRELATED, COPIED = 0.5, 0.99
+
+
+def _folders(tmp_path, *, count=8, shape=(64, 80)):
+    """Cells as 0.png, 1.png, ...; the last two will be held out."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(count):
+        image, mask = synthetic.cells(i, height=shape[0], width=shape[1])
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(255 * mask).save(tmp_path / "masks" / f"{i}.png")
+    return tmp_path
+
+
+def _examined(folder, *, net=NET, normalize="image", ignore_index=None, names=()):
+    settings = DataConfig(images=folder / "images", masks=folder / "masks", crop_px=32, batch=4)
+    samples = data.read_samples(
+        settings, net=net, preprocessing=Preprocessing(normalize), ignore_index=ignore_index
+    )
+    return doctor.examine(
+        samples[:-HELD_OUT], samples[-HELD_OUT:], net=net, data=settings,
+        ignore_index=ignore_index, class_names=names,
+    )  # fmt: skip
+
+
+def _image(folder, name):
+    return np.asarray(Image.open(folder / "images" / name))
+
+
+def _save_image(folder, name, pixels):
+    Image.fromarray(pixels).save(folder / "images" / name)
+
+
+def _save_mask(folder, name, pixels):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(folder / "masks" / name)
+
+
+def _mask(folder, name):
+    return np.asarray(Image.open(folder / "masks" / name)) // 255
+
+
+def test_clean_images_have_no_findings(tmp_path):
+    assert _examined(_folders(tmp_path)).findings == []
+
+
+def test_a_clean_stack_has_no_findings(tmp_path):
+    pairs = [synthetic.cells(i, height=64, width=80) for i in range(8)]
+    for name, part, factor in (("images", 0, 257), ("masks", 1, 255)):
+        pages = np.stack([pair[part].astype(np.uint16) * factor for pair in pairs])
+        tifffile.imwrite(tmp_path / name, pages, photometric="minisblack")
+        (tmp_path / name).rename(tmp_path / f"{name}.tif")
+    settings = DataConfig(images=tmp_path / "images.tif", masks=tmp_path / "masks.tif", crop_px=32)
+    samples = data.read_samples(settings, net=NET, preprocessing=Preprocessing())
+    found = doctor.examine(samples[:6], samples[6:], net=NET, data=settings)
+    assert (found.findings, found.kinds) == ([], {"1 channel of uint16": 8})
+
+
+def test_what_is_told_equals_what_numpy_counts(tmp_path):
+    folder = _folders(tmp_path)
+    _save_image(folder, "3.png", np.pad(_image(folder, "3.png"), ((0, 0), (0, 9)), "reflect"))
+    _save_mask(folder, "3.png", np.pad(255 * _mask(folder, "3.png"), ((0, 0), (0, 9)), "reflect"))
+    found = _examined(folder, names=("background", "cell"))
+    images = [_image(folder, f"{i}.png") for i in range(8)]
+    masks = [_mask(folder, f"{i}.png") for i in range(8)]
+    every = np.concatenate([image.ravel() for image in images])
+    assert (found.training, found.validation, found.steps_per_epoch) == (6, 2, 1.5)
+    assert found.sizes == [doctor.Size(64, 80, 7), doctor.Size(64, 89, 1)]
+    assert found.kinds == {"1 channel of uint8": 8}
+    assert found.stored == {"0/255": [f"{i}.png" for i in range(8)]}
+    assert found.memory_bytes == every.size * (1 + 1 + 4)
+    assert (found.as_read.low, found.as_read.high) == (every.min(), every.max())
+    np.testing.assert_allclose(found.as_read.mean, every.mean(), rtol=1e-12)
+    np.testing.assert_allclose(found.as_read.deviation, every.std(), rtol=1e-12)
+    np.testing.assert_allclose(found.as_input.deviation, 1, rtol=1e-6)
+    cells = np.concatenate([mask.ravel() for mask in masks[:6]]).mean()
+    assert [(s.name, s.training, s.validation) for s in found.classes] == [
+        ("background", 6, 2),
+        ("cell", 6, 2),
+    ]
+    np.testing.assert_allclose([s.pixels for s in found.classes], [1 - cells, cells], rtol=1e-12)
+
+
+def test_alpha_is_no_value_of_an_image(tmp_path):
+    folder = _folders(tmp_path)
+    plain = _examined(folder)
+    for i in range(8):
+        gray = _image(folder, f"{i}.png")
+        _save_image(folder, f"{i}.png", np.stack([gray, gray, gray, np.full_like(gray, 255)], -1))
+    found = _examined(folder)
+    assert found.findings == []
+    assert found.kinds == {"4 channels of uint8": 8}
+    np.testing.assert_allclose(found.as_read.mean, plain.as_read.mean, rtol=1e-12)
+    assert found.saturated_pixels == plain.saturated_pixels
+
+
+def test_pixels_that_count_nothing_are_of_no_class(tmp_path):
+    folder = _folders(tmp_path)
+    for i in range(8):
+        mask = _mask(folder, f"{i}.png")
+        mask[:16] = 255
+        _save_mask(folder, f"{i}.png", mask)
+    found = _examined(folder, ignore_index=255)
+    assert found.findings == []
+    assert found.ignored_pixels == 0.25
+    cells = np.stack([_counted(folder, i) for i in range(6)])
+    np.testing.assert_allclose(found.classes[1].pixels, cells.mean(), rtol=1e-12)
+
+
+def _counted(folder, i):
+    return np.asarray(Image.open(folder / "masks" / f"{i}.png"))[16:]
+
+
+def test_a_diagnosis_is_json(tmp_path):
+    found = _examined(_folders(tmp_path))
+    plain = dataclasses.asdict(found)
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def _blank(folder):
+    _save_image(folder, "3.png", np.full((64, 80), 7, np.uint8))
+
+
+def _coloured(folder):
+    gray = _image(folder, "3.png")
+    _save_image(folder, "3.png", np.stack([gray, gray // 2, 255 - gray], -1))
+
+
+def _deeper(folder):
+    _save_image(folder, "3.png", _image(folder, "3.png").astype(np.uint16) * 16)
+
+
+def _exposed(folder):
+    brighter = 3 * _image(folder, "3.png").astype(int)
+    _save_image(folder, "3.png", brighter.clip(0, 255).astype(np.uint8))
+
+
+def _exposed_12_bits(folder):
+    brighter = 48 * _image(folder, "3.png").astype(int)
+    _save_image(folder, "3.png", brighter.clip(0, 4095).astype(np.uint16))
+
+
+def _small(folder):
+    _save_image(folder, "3.png", _image(folder, "3.png")[:30])
+    _save_mask(folder, "3.png", 255 * _mask(folder, "3.png")[:30])
+
+
+def _no_cells(folder):
+    _save_mask(folder, "3.png", 0 * _mask(folder, "3.png"))
+
+
+def _other_storage(folder):
+    _save_mask(folder, "3.png", _mask(folder, "3.png"))
+
+
+def _held_out_twice(folder):
+    _save_image(folder, "7.png", _image(folder, "3.png"))
+
+
+def _trained_twice(folder):
+    _save_image(folder, "4.png", _image(folder, "3.png"))
+
+
+def _indices(folder):
+    for i in range(8):
+        _save_mask(folder, f"{i}.png", _mask(folder, f"{i}.png"))
+
+
+def _third_class(pixels, images):
+    def damage(folder):
+        _indices(folder)
+        for i in images:
+            mask = np.asarray(Image.open(folder / "masks" / f"{i}.png")).copy()
+            mask[:1, :pixels] = 2
+            _save_mask(folder, f"{i}.png", mask)
+
+    return damage
+
+
+def _nothing(folder):
+    pass
+
+
+THREE = {"net": dataclasses.replace(NET, classes=3)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "settings", "level", "text"),
+    [
+        (_blank, {}, "warning", "1 image of one value alone: 3.png; nothing"),
+        (_held_out_twice, {}, "warning", r"seen in training: 7.png is like 3.png \(1.000\)"),
+        (_trained_twice, {}, "note", r"1 image to train on more .*: 4.png is like 3.png \(1.000\)"),
+        (_coloured, {}, "note", "1 image in colour: 3.png; .* net.in_channels=3"),
+        (_deeper, {}, "note", "7 with 1 channel of uint8, 1 with 1 channel of uint16"),
+        (_exposed, {}, "note", "1 image with more than 5 % saturated pixels: 3.png"),
+        (_exposed_12_bits, {}, "note", "1 image with more than 5 % saturated pixels: 3.png"),
+        (_small, {}, "note", "1 image smaller than data.crop_px=32: 3.png"),
+        (_no_cells, {}, "note", "1 image of class 0 alone: 3.png"),
+        (_nothing, {"ignore_index": 255}, "note", "8 images of class 0 alone"),
+        (_other_storage, {}, "warning", "7 with 0/255: .*; 1 with indices: 3.png"),
+        (_nothing, {"ignore_index": 255}, "warning", "class 1 .* cannot be .*ignore_index=255"),
+        (_nothing, {"normalize": "none"}, "warning", "input reaches 25.*normalize=image"),
+        (_indices, THREE, "warning", "class 2 is in no image to train on"),
+        (_third_class(60, [6]), THREE, "warning", "class 2 is in no image to train on"),
+        (_third_class(60, range(6)), THREE, "warning", "class 2 is in no held-out image"),
+        (_third_class(5, range(8)), THREE, "note", r"class 2 has 0\.\d+ % of the pixels"),
+    ],
+    ids=[
+        "blank", "held out twice", "trained twice", "colour", "kinds", "saturated",
+        "saturated at 12 bits", "small", "no foreground", "all ignored", "storage",
+        "ignored class", "scale", "class nowhere", "class held out alone",
+        "class trained alone", "rare class",
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_found_and_named(tmp_path, damage, settings, level, text):
+    folder = _folders(tmp_path)
+    damage(folder)
+    findings = _examined(folder, **settings).findings
+    assert [f.level for f in findings if re.search(text, f.text)] == [level], findings
+    assert findings[0].level == max(f.level for f in findings)  # warnings come first
+
+
+def test_a_net_that_takes_colours_loses_none(tmp_path):
+    folder = _folders(tmp_path)
+    _coloured(folder)
+    assert _examined(folder, net=dataclasses.replace(NET, in_channels=3)).in_colour == []
+
+
+def test_a_mask_of_zeros_is_stored_as_any_other(tmp_path):
+    folder = _folders(tmp_path)
+    _no_cells(folder)
+    assert [f.level for f in _examined(folder).findings] == ["note"]
+
+
+def test_a_class_that_is_ignored_is_not_missed(tmp_path):
+    folder = _folders(tmp_path)
+    _third_class(60, range(8))(folder)
+    assert _examined(folder, ignore_index=2, **THREE).findings == []
+
+
+def test_five_names_stand_for_more(tmp_path):
+    folder = _folders(tmp_path)
+    for i in range(7):
+        _save_mask(folder, f"{i}.png", 0 * _mask(folder, f"{i}.png"))
+    texts = [finding.text for finding in _examined(folder).findings]
+    assert any("7 images of class 0 alone: 0.png, 1.png, 2.png, 3.png, 4.png and 2 more" in t
+               for t in texts)  # fmt: skip
+
+
+def _sample(image):
+    mask = np.zeros(image.shape[:2], np.uint8)
+    return data.make_sample("a", image, mask, NET, Preprocessing())
+
+
+def _cells(seed, **shape):
+    return synthetic.cells(seed, **shape)[0]
+
+
+def _likeness(images, others):
+    """Of each of the others, the correlation with the image that it looks like most."""
+    samples = [[_sample(one) for one in part] for part in (images, others)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor, "ALIKE", 0.0)
+        return [pair.correlation for pair in doctor._alike(*samples) if pair.held_out]
+
+
+def _jpeg(image):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "jpeg", quality=40)
+    return np.asarray(Image.open(stream))
+
+
+def _noisy(image):
+    noise = np.random.default_rng(0).normal(0, 15, image.shape)
+    return (image + noise).clip(0, 255).astype(np.uint8)
+
+
+COPIES = {
+    "same": lambda image: image,
+    "brighter": lambda image: (0.6 * image + 80).astype(np.uint8),
+    "gamma": lambda image: (255 * (image / 255) ** 0.6).astype(np.uint8),
+    "noisy": _noisy,
+    "jpeg": _jpeg,
+    "half as large": lambda image: np.asarray(Image.fromarray(image).resize((96, 80))),
+    "turned": np.rot90,
+    "mirrored": np.fliplr,
+    "mirrored and turned": np.transpose,
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_correlates_with_its_original_however_changed(copied):
+    images = [_cells(i) for i in range(6)]
+    found = _likeness(images, [np.ascontiguousarray(copied(image)) for image in images])
+    assert len(found) == 6
+    assert min(found) > COPIED > doctor.ALIKE, min(found)
+
+
+def test_unrelated_images_do_not_look_alike():
+    found = _likeness([_cells(i) for i in range(40)], [_cells(100 + i) for i in range(40)])
+    assert len(found) > 20
+    assert max(found) < UNRELATED < doctor.ALIKE, max(found)
+
+
+def test_a_lamp_that_all_images_share_does_not_make_them_alike():
+    """Cells of a tenth of the brightness, on a field that is darker in the corners by half."""
+    rows, columns = np.mgrid[-1:1:160j, -1:1:192j]
+    lamp = 200 * (1 - 0.25 * (rows**2 + columns**2))
+
+    def lit(seed):
+        return (lamp + 0.1 * _cells(seed)).astype(np.uint8)
+
+    found = _likeness([lit(i) for i in range(20)], [lit(100 + i) for i in range(20)])
+    assert max(found) < UNRELATED, max(found)
+
+
+def test_blank_images_do_not_look_alike():
+    blank = np.full((64, 80), 9, np.uint8)
+    assert _likeness([blank], [blank, blank + 1]) == []
+
+
+def test_a_copy_is_found_among_more_images_than_are_compared_at_once():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (300, 20, 24), np.uint8)
+    samples = [dataclasses.replace(_sample(image), name=f"{i}") for i, image in enumerate(noise)]
+    copy = [dataclasses.replace(samples[i], name=f"copy of {i}") for i in (2, 290)]
+    found = doctor._alike([*samples, copy[0]], [copy[1]])
+    assert sorted((pair.name, pair.like, pair.held_out) for pair in found) == [
+        ("copy of 2", "2", False),
+        ("copy of 290", "290", True),
+    ]
+
+
+def _shown(diagnosis, **settings):
+    stream = io.StringIO()
+    doctor.show(diagnosis, Console(file=stream, width=80, **settings))
+    return stream.getvalue()
+
+
+def test_what_is_shown_fits_and_holds_every_finding(tmp_path):
+    folder = _folders(tmp_path)
+    _blank(folder)
+    _no_cells(folder)
+    found = _examined(folder, names=("background", "[red]cell"))
+    told = _shown(found)
+    assert max(map(len, told.splitlines())) <= 80
+    words = " ".join(told.split())
+    for finding in found.findings:
+        assert finding.text in words
+    assert "6 to train on, 2 held out" in words
+    assert "[red]cell" in words
+
+
+def test_what_is_shown_of_clean_images_ends_with_the_classes(tmp_path):
+    assert _shown(_examined(_folders(tmp_path))).splitlines()[-1].split()[0] == "1"

@@ -1,0 +1,131 @@
+"""Scores against counting by hand: pixel by pixel, and pair by pair."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from train.metrics import confusion, dice, foreground_iou, iou, pixel_error, rand_score, segments_of
+
+ROUNDING = 1e-14
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 8))
+foregrounds = arrays(np.bool_, shapes, fill=st.nothing())  # or most values are the same
+
+
+def test_scores_of_a_confusion_equal_counting_of_pixels():
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 3, (5, 7)), rng.integers(0, 3, (5, 7))
+    matrix = np.asarray(confusion(predicted, truth, classes=3))
+    scores = []
+    for k in range(3):
+        found, true = set(np.flatnonzero(predicted == k)), set(np.flatnonzero(truth == k))
+        scores.append(2 * len(found & true) / (len(found) + len(true)))
+    np.testing.assert_allclose(dice(matrix), scores, rtol=ROUNDING)
+    assert pixel_error(matrix) == pytest.approx((predicted != truth).mean(), rel=ROUNDING)
+
+
+def test_dice_is_a_function_of_iou():
+    matrix = np.random.default_rng(0).integers(0, 99, (4, 4))
+    np.testing.assert_allclose(dice(matrix), 2 * iou(matrix) / (1 + iou(matrix)), rtol=ROUNDING)
+
+
+def test_scores_of_known_matrices():
+    matrix = np.array([[6, 2], [1, 3]])
+    np.testing.assert_allclose(dice(matrix), [12 / 15, 6 / 9], rtol=ROUNDING)
+    assert pixel_error(matrix) == pytest.approx(3 / 12, rel=ROUNDING)
+    absent = np.array([[9, 0], [0, 0]])
+    assert dice(absent)[1] == foreground_iou(absent) == 1.0
+    assert pixel_error(absent) == pixel_error(np.zeros((2, 2))) == 0.0
+
+
+def _rand_score(segments, truth):
+    """Over ordered pairs of true foreground pixels, each with itself as well."""
+    places = [tuple(p) for p in np.argwhere(truth > 0)]
+    in_truth = in_prediction = in_both = 0
+    for a in places:
+        for b in places:
+            objects = truth[a] == truth[b]
+            parts = a == b or (segments[a] == segments[b] != 0)
+            in_truth += objects
+            in_prediction += parts
+            in_both += objects and parts
+    return 2 * in_both / (in_truth + in_prediction) if places else 1.0
+
+
+@settings(max_examples=80)
+@given(st.data())
+def test_rand_score_equals_counting_of_pairs(data):
+    predicted = data.draw(foregrounds)
+    truth = data.draw(arrays(np.int32, predicted.shape, elements=st.sampled_from([0, 1, 2, 3_000])))
+    literal = _rand_score(segments_of(predicted), truth)
+    assert rand_score(predicted, truth) == pytest.approx(literal, rel=ROUNDING)
+
+
+SQUARES = np.zeros((9, 14), np.int32)
+SQUARES[1:8, 1:6], SQUARES[1:8, 8:13] = 1, 2  # of 35 pixels each
+
+
+def _bridge():
+    mask = SQUARES > 0
+    mask[4, 6:8] = True
+    return mask
+
+
+def _cut():
+    mask = SQUARES > 0
+    mask[4] = False
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("predicted", "score"),
+    [
+        (SQUARES > 0, 1.0),
+        (ndimage.binary_erosion(SQUARES > 0), 1.0),  # thinning makes up for wide borders
+        (_bridge(), 2 * 35**2 / (0.5 * 2 * 35**2 + 0.5 * 70**2)),
+        # halves of 15 pixels, and the 5 of the border between them, each by itself
+        (_cut(), 2 * (2 * 15**2 + 5) / (0.5 * 2 * 35**2 + 0.5 * 2 * (2 * 15**2 + 5))),
+        (np.zeros_like(SQUARES, bool), 70 / (0.5 * 2 * 35**2 + 0.5 * 70)),
+        (np.ones_like(SQUARES, bool), 2 * 35**2 / (0.5 * 2 * 35**2 + 0.5 * 70**2)),
+    ],
+    ids=["perfect", "eroded", "merged", "split", "nothing", "everything"],
+)
+def test_rand_score_of_known_maps(predicted, score):
+    assert rand_score(predicted, SQUARES) == pytest.approx(score, rel=ROUNDING)
+
+
+def test_rand_score_of_an_image_without_objects_is_1():
+    assert rand_score(SQUARES > 0, np.zeros_like(SQUARES)) == 1.0
+
+
+def test_rand_score_does_not_see_the_background_of_the_truth():
+    inside = ndimage.binary_dilation(SQUARES == 1)
+    predicted = SQUARES > 0
+    speck = predicted.copy()
+    speck[0, 13] = True
+    truth = np.where(inside, SQUARES, 0)
+    assert rand_score(predicted, truth) == rand_score(speck, truth) == 1.0
+
+
+@settings(max_examples=80)
+@given(foregrounds)
+def test_segments_grow_by_nearness_until_a_border_is_left(foreground):
+    segments, parts = segments_of(foreground), ndimage.label(foreground)[0]
+    np.testing.assert_array_equal(segments[foreground], parts[foreground])
+    places = np.argwhere(foreground)
+    for at in np.argwhere(segments > 0):
+        near = ((places - at) ** 2).sum(1)
+        nearest = {parts[tuple(p)] for p in places[near == near.min()]}
+        assert segments[tuple(at)] in nearest, at
+    for first, second in ((segments[1:], segments[:-1]), (segments[:, 1:], segments[:, :-1])):
+        assert ((first == second) | (first == 0) | (second == 0)).all()
+
+
+@pytest.mark.parametrize("gap_px", [1, 2, 3, 4, 9])
+def test_a_border_of_any_width_is_thinned_to_one_pixel(gap_px):
+    foreground = np.ones((4, 6 + gap_px), bool)
+    foreground[:, 3 : 3 + gap_px] = False
+    for turned in (foreground, foreground.T):
+        assert (segments_of(turned) == 0).sum() == 4

@@ -1,0 +1,166 @@
+"""What a terminal shows of a run, and what its windows of steps are."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from train import progress
+from train.metrics import foreground_iou
+from train.progress import LINE_EVERY_S, WINDOW, Progress
+from train.step import Metrics
+
+
+class Clock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr("train.progress.time.monotonic", lambda: self.now)
+
+    def passes(self, seconds):
+        self.now += seconds
+
+
+class Counted:
+    """An array of which it is known how often its numbers were asked for."""
+
+    asked = 0
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        Counted.asked += 1
+        return np.asarray(self.value, dtype)
+
+
+def _metrics(step=1):
+    matrix = np.random.default_rng(step).integers(0, 100, (3, 3)).astype(np.float32)
+    return Metrics(*map(jnp.asarray, (0.5 / step, matrix, 1e-3 * step, 2.0)))
+
+
+def _steps(count, *, terminal=False, width=80, **options):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=width, color_system=None)
+    return file, Progress(console).steps(count, **options)
+
+
+def test_means_of_a_window_equal_those_of_its_steps():
+    windows: dict[int, dict[str, float]] = {}
+    _, steps = _steps(50, on_window=windows.__setitem__)
+    with steps as bar:
+        for step in range(1, 46):
+            bar.advance(_metrics(step), images=8)
+        bar.settle()
+    assert list(windows) == [1, 1 + WINDOW, 1 + 2 * WINDOW, 45]
+    seen = [_metrics(step) for step in range(22, 42)]
+    found = windows[41]
+    assert found["loss"] == np.mean([m.loss for m in seen], dtype=np.float64)
+    assert found["iou"] == foreground_iou(np.sum([m.confusion for m in seen], axis=0))
+    assert (found["lr"], found["grad_norm"]) == (float(seen[-1].lr), 2.0)
+    assert bar.means == windows[45]
+
+
+def test_steps_run_ahead_of_their_numbers():
+    Counted.asked = 0
+    _, steps = _steps(100)
+    with steps as bar:
+        asked = []
+        for step in range(1, 2 * WINDOW + 2):
+            bar.advance(_metrics(step)._replace(loss=Counted(0.5)), images=8)
+            asked.append(Counted.asked)
+    assert asked == [1] * WINDOW + [1 + WINDOW] * WINDOW + [1 + 2 * WINDOW]
+
+
+def test_images_per_second_leave_out_the_first_step_and_pauses(monkeypatch):
+    clock = Clock(monkeypatch)
+    windows: dict[int, dict[str, float]] = {}
+    _, steps = _steps(1 + 2 * WINDOW, on_window=windows.__setitem__)
+    with steps as bar:
+        for step in range(1, 2 + 2 * WINDOW):
+            clock.passes(100 if step == 1 else 0.25)
+            bar.advance(_metrics(step), images=8, waited_s=0.05)
+            if step == 1 + WINDOW:
+                clock.passes(1000)
+                bar.resume()
+    assert {"images_per_s", "waiting_share"}.isdisjoint(windows[1])
+    for step in (1 + WINDOW, 1 + 2 * WINDOW):
+        assert windows[step]["images_per_s"] == pytest.approx(8 / 0.25)
+        assert windows[step]["waiting_share"] == pytest.approx(0.05 / 0.25)
+
+
+@pytest.mark.parametrize("start", [0, 30])
+def test_a_file_gets_the_first_line_the_last_and_one_in_15_s(monkeypatch, start):
+    clock = Clock(monkeypatch)
+    count = start + 1 + 6 * WINDOW
+    file, steps = _steps(count, start=start)
+    with steps as bar:
+        for step in range(start + 1, count + 1):
+            clock.passes(0.55 * LINE_EVERY_S / WINDOW)
+            bar.advance(_metrics(step), images=8)
+    lines = file.getvalue().splitlines()
+    told = re.findall(r"^step (\d+) of", file.getvalue(), re.MULTILINE)
+    assert len(lines) == len(told)
+    assert list(map(int, told)) == [start + 1 + n * WINDOW for n in (0, 2, 4, 6)]
+    assert f"of {count}: loss 0." in lines[-1]
+
+
+def test_a_terminal_gets_a_bar_with_the_numbers_in_80_columns(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(progress, "peak_memory_bytes", lambda: 12_340_000_000)
+    file, steps = _steps(100_000, terminal=True, start=99_979)
+    with steps as bar:
+        for step in range(21):
+            clock.passes(0.01)
+            bar.advance(_metrics(step + 1), images=100, waited_s=0.01)
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", file.getvalue())
+    last = shown.strip().splitlines()[-2:]
+    assert "100000/100000" in last[0]
+    assert last[1].strip() == progress.told(bar.means)
+    assert last[1].strip().endswith("10000.0 images/s  input wait 100 %  12.3 GB")
+    assert len(last[1].rstrip()) < 80
+
+
+def test_time_left_is_that_of_the_steps_not_done_before(monkeypatch):
+    clock = Clock(monkeypatch)
+    _, steps = _steps(1000, terminal=True, start=500)
+    with steps as bar:
+        task = bar._view.tasks[0]
+        assert (task.completed, task.total) == (500, 1000)
+        task.get_time = lambda: clock.now
+        bar._view.get_time = lambda: clock.now
+        for step in range(1 + 2 * WINDOW):
+            clock.passes(3)  # a window takes a minute
+            bar.advance(_metrics(step + 1), images=8)
+        assert task.time_remaining == pytest.approx(3 * (500 - 1 - 2 * WINDOW), abs=1)
+
+
+def test_what_is_said_keeps_its_brackets():
+    file = io.StringIO()
+    Progress(Console(file=file)).say("volume.tif[a] and [bold]")
+    assert file.getvalue() == "volume.tif[a] and [bold]\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_memory_lies_between_what_is_in_use_and_what_the_machine_has():
+    page = os.sysconf("SC_PAGE_SIZE")
+    now = page * int(Path("/proc/self/statm").read_text().split()[1])
+    assert 0.9 * now < progress.peak_memory_bytes() < page * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize("stats", [[{"peak_bytes_in_use": 7}, {"peak_bytes_in_use": 9}, None, {}]])
+def test_memory_is_that_of_the_fullest_device(monkeypatch, stats):
+    class Device:
+        def __init__(self, told):
+            self.memory_stats = lambda: told
+
+    monkeypatch.setattr(
+        "train.progress.jax.local_devices", lambda: [Device(told) for told in stats]
+    )
+    assert progress.peak_memory_bytes() == 9

@@ -1,0 +1,262 @@
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+import unet_torch
+from train import step as steps_of
+from train.config import AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
+from train.data import Batch
+from train.hlo import collectives, gathered_bytes
+from train.loop import to_weight_file
+from train.mesh import place
+from train.metrics import foreground_iou
+from train.step import State, compiled, make_steps
+from unet_spec import UNetConfig
+from unet_spec.recipe import Optimizer, Schedule
+
+ONE = TrainConfig(
+    net=UNetConfig(widths=(4, 6)),
+    data=DataConfig(batch=4, crop_px=32, synthetic=4),
+    mesh=MeshConfig(data=1),
+    steps=6,
+    validate_every=3,
+)
+
+
+def batch(config, *, seed=0):
+    """A random batch as the net sees it."""
+    rng = np.random.default_rng(seed)
+    count, side = config.data.batch, config.data.crop_px
+    kind = jnp.result_type(float)
+    x = jnp.asarray(rng.normal(size=(count, side, side, config.net.in_channels)), kind)
+    truth = jnp.asarray(rng.integers(0, config.net.classes, (count, side, side)), jnp.uint8)
+    return Batch(x, truth, None)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def widened(config, state):
+    """The state, and the config, of a run in float64."""
+    config = replace(config, compute="float64")
+
+    def wide(array):
+        return array.astype(float) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return config, jax.tree.map(wide, state)
+
+
+def furthest(one, other):
+    """Largest difference of two trees, relative to the largest value of each array."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape
+        worst = max(worst, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)))
+    return worst
+
+
+def test_one_step_equals_torchs_forward_backward_and_adamw():
+    """The same weights and batch through torch, with torch's own AdamW, in float32."""
+    config = replace(
+        ONE,
+        optimizer=Optimizer(weight_decay=0.1),
+        schedule=Schedule("one_cycle", max_lr=1e-2),
+    )
+    steps = make_steps(config)
+    state, seen = steps.init(), batch(config)
+    twin = unet_torch.weights.from_weights(to_weight_file(config, state)).train()
+    rate = 1e-2 / 25  # the first step of the schedule
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=rate, weight_decay=0.1)
+    logits = twin(torch.tensor(np.array(seen.x)).permute(0, 3, 1, 2))
+    truth = torch.tensor(np.array(seen.truth, np.int64))
+    loss = torch.nn.functional.cross_entropy(logits, truth)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
+    optimizer.step()
+    state, metrics = steps.step(state, seen)
+    assert abs(float(metrics.loss) - loss.item()) < 1e-6
+    assert abs(float(metrics.grad_norm) - norm.item()) < 1e-5 * norm.item()
+    assert abs(float(metrics.lr) - rate) < 1e-5 * rate
+    after = to_weight_file(config, state).tensors
+    for name, tensor in twin.state_dict().items():
+        # Adam's first step is lr * sign(gradient): a wrong one differs by 2 * lr
+        worst = np.abs(after[name] - tensor.numpy()).max()
+        assert worst < 0.02 * rate, (name, worst)
+
+
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(dice=1.0, focal=0.5, ignore_index=1)],
+                         ids=["cross_entropy", "sum_with_ignored"])  # fmt: skip
+def test_accumulated_gradients_equal_those_of_the_large_batch(float64, loss):
+    config, state = widened(ONE, steps_of.init(ONE))
+    config = replace(config, loss=loss)
+    seen, key = batch(config), jax.random.key(0)
+    whole = steps_of._accumulated(config, state, seen, key)
+    for count in (2, 4):
+        parts = steps_of._accumulated(replace(config, accumulate=count), state, seen, key)
+        assert furthest(whole, parts) <= 1e-12
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_step_with_remat_equals_one_without(float64, norm):
+    config = replace(ONE, net=replace(ONE.net, norm=norm))
+    config, state = widened(config, steps_of.init(config))
+    seen = batch(config)
+    plain = steps_of.step(config, state, seen)
+    again = steps_of.step(replace(config, remat=True), state, seen)
+    assert furthest(plain, again) <= 1e-12
+
+
+def test_remat_computes_the_convolutions_of_every_level_again():
+    def convolutions(remat):
+        config = replace(ONE, remat=remat)
+        steps: Any = make_steps(config)
+        text = steps.step.lower(steps.init(), batch(config)).as_text()
+        return text.count("stablehlo.convolution"), text.count("optimization_barrier")
+
+    (plain, none), (again, barriers) = convolutions(False), convolutions(True)
+    # two of each of the three levels; the barriers keep XLA from folding them into one
+    assert (none, again - plain) == (0, 6)
+    assert barriers >= 3
+
+
+def test_the_average_of_weights_equals_a_loop(float64):
+    config = replace(ONE, ema=0.3)
+    config, state = widened(config, steps_of.init(config))
+    expected = {name: np.array(a) for name, a in state.params.items()}
+    for number in range(5):
+        state, _ = steps_of.step(config, state, batch(config, seed=number))
+        decay = min(0.3, (1 + number) / (10 + number))
+        for name, array in state.params.items():
+            expected[name] = decay * expected[name] + (1 - decay) * np.asarray(array)
+    assert furthest(expected, state.ema) <= 1e-14
+    file = to_weight_file(config, state)
+    np.testing.assert_array_equal(file.tensors["out.bias"], np.asarray(state.ema["out.bias"]))
+
+
+def test_the_step_is_compiled_once_and_counts():
+    config = replace(ONE, net=replace(ONE.net, norm="batch", dropout=0.2))
+    steps = make_steps(config)
+    state = steps.init()
+    for _ in range(3):
+        state, _ = steps.step(state, batch(config))
+    assert int(state.step) == 3
+    assert int(state.stats["neck.conv.1.num_batches_tracked"]) == 3
+    assert steps.step._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_overfits_one_image_to_perfection():
+    config = replace(
+        ONE,
+        net=UNetConfig(widths=(8, 12)),
+        data=DataConfig(batch=1, crop_px=32),
+        schedule=Schedule("one_cycle", max_lr=1e-2, pct_start=0.2, cycle_momentum=False),
+        steps=120,
+    )
+    steps = make_steps(config)
+    state = steps.init()
+    x = batch(config).x
+    truth = (x[..., 0] > 0).astype(jnp.uint8)
+    for _ in range(120):
+        state, metrics = steps.step(state, Batch(x, truth, None))
+    assert foreground_iou(np.asarray(metrics.confusion)) > 0.99
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_none_after_it_does():
+    steps = make_steps(ONE)
+    state = steps.init()
+    seen = batch(ONE)
+    state, _ = steps.step(state, seen)
+    before = jax.tree.map(np.array, state)
+    state, metrics = steps.step(state, seen._replace(x=seen.x.at[1, 3, 4, 0].set(jnp.inf)))
+    assert not np.isfinite(float(metrics.loss))
+    state, metrics = steps.step(state, seen)
+    assert np.isfinite(float(metrics.loss))
+    assert bool(state.stopped)
+    assert not bool(before.stopped)
+    assert furthest(before._replace(stopped=state.stopped), state) == 0
+
+
+def test_bfloat16_compute_keeps_float32_parameters():
+    config = replace(ONE, compute="bfloat16")
+    steps = make_steps(config)
+    state, metrics = steps.step(steps.init(), batch(config))
+    assert {a.dtype for a in state.params.values()} == {np.dtype("float32")}
+    assert np.isfinite(float(metrics.loss))
+
+
+PADDED = TrainConfig(
+    net=UNetConfig(widths=(4, 6, 8), norm="batch"),
+    data=DataConfig(batch=8, crop_px=64, synthetic=4),
+    augment=AugmentConfig(),
+    steps=3,
+)
+MESHES = {"data": (4, 1), "rows": (1, 4), "both": (2, 4)}
+
+
+def trained(config):
+    """(state, losses, text of the step) after three steps."""
+    placement = place(config)
+    steps = compiled(config, placement)
+    state, losses = steps.init(), []
+    for number in range(3):
+        made = jax.tree.map(np.asarray, batch(config, seed=number))
+        seen = steps.prepare(placement.put(made, batch=config.data.batch), np.int32(number))
+        state, metrics = steps.step(state, seen)
+        losses.append(float(metrics.loss))
+    return jax.tree.map(np.asarray, state), losses, steps.step
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return trained(replace(PADDED, mesh=MeshConfig(data=1)))
+
+
+@pytest.mark.parametrize("meshed", MESHES)
+def test_a_mesh_of_devices_equals_one_device(alone, meshed):
+    count, rows = MESHES[meshed]
+    _, losses, step = trained(replace(PADDED, mesh=MeshConfig(data=count, rows=rows)))
+    # float32 sums in another order; 2e-6 was the largest seen
+    np.testing.assert_allclose(losses, alone[1], rtol=2e-5)
+    counted = collectives(step.as_text())
+    assert counted["all-reduce"]
+    # rows: their borders go to the neighbour, and no map is ever put together
+    assert (counted["collective-permute"] > 0) == (rows > 1)
+    whole_map = PADDED.data.batch * PADDED.data.crop_px**2 * 4
+    assert gathered_bytes(step.as_text()) < whole_map / count
+    assert (
+        step.memory_analysis().temp_size_in_bytes
+        < alone[2].memory_analysis().temp_size_in_bytes / 2
+    )
+
+
+def test_parameters_in_parts_equal_copies_of_them(alone):
+    config = replace(PADDED, mesh=MeshConfig(data=4, shard_parameters=True))
+    held = place(config).state(jax.eval_shape(lambda: steps_of.init(config)))
+    assert not held.params["neck.conv.0.weight"].is_fully_replicated
+    _, losses, _ = trained(config)
+    np.testing.assert_allclose(losses, alone[1], rtol=2e-5)
+
+
+def test_state_is_all_that_a_step_changes():
+    assert State._fields == ("params", "stats", "optimizer", "ema", "step", "stopped")
+
+
+def test_clipping_by_norm_reaches_the_step():
+    config = replace(ONE, optimizer=Optimizer("sgd", lr=1.0, clip_norm=1e-3), schedule=Schedule())
+    steps = make_steps(config)
+    state = steps.init()
+    before = jax.tree.map(np.array, state.params)
+    state, metrics = steps.step(state, batch(config))
+    moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, state.params, before))
+    assert float(metrics.grad_norm) > 1e-2
+    assert abs(float(moved) - 1e-3) < 1e-5

@@ -1,0 +1,408 @@
+"""A look at the data before the first step: what is there, and what seems wrong."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from train.config import DataConfig
+from train.data import Sample
+from unet_spec import UNetConfig
+
+SHOWN = 5  # names in a sentence
+BLOCKS = 16  # along each side of what images are compared by
+# over 85 images of nuclei and 96 of synthetic cells, unrelated pairs reach 0.57; copies that are
+# brighter, noisier, half as large or smeared as JPEG keep 0.957 or more
+ALIKE = 0.9
+SATURATED = 0.05  # part of an image; a few highlights do no harm
+RARE = 0.01  # part of the pixels
+_MARKS = {
+    "warning": Text("!", style="bold yellow"),
+    "note": Text("-", style="dim"),
+}
+# onto polynomials of degree 4: P @ image @ P is the lamp's part of an image of BLOCKS x BLOCKS
+_DEGREE_4 = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, BLOCKS), 4))[0]
+_LAMP = _DEGREE_4 @ _DEGREE_4.T
+
+
+Level = Literal["note", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about the data; a warning, where a run is likely to go wrong."""
+
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """Number of images of one size."""
+
+    height: int
+    width: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Values:
+    """Of all pixels and channels."""
+
+    low: float
+    high: float
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """One class: its part of the training pixels that count, and the images that have it."""
+
+    name: str
+    pixels: float
+    training: int
+    validation: int
+
+
+@dataclass(frozen=True)
+class Alike:
+    """An image that looks like one to train on, which may be turned or mirrored."""
+
+    name: str
+    like: str
+    correlation: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the data are; lists of strings name images.
+
+    Attributes:
+        steps_per_epoch: until every training image was shown once.
+        memory_bytes: of all samples, which stay in memory.
+        sizes: the smallest first.
+        kinds: channels and type as read, with the number of images.
+        stored: what masks hold, with the images.
+        as_read: without alpha.
+        as_input: what the net sees.
+        saturated_pixels: part of the pixels at the top of 8, 10, 12, 14 or 16 bits.
+        saturated: images that have more than `SATURATED` of them.
+        ignored_pixels: part of the training pixels that count nothing.
+        in_colour: images that lose their colours, because the net takes one channel.
+        blank: images of one value.
+        without_foreground: images of class 0 alone.
+        smaller_than_crop: images that are mirrored to fill a crop.
+        alike: each image with the one that it looks like most, the most alike first.
+    """
+
+    training: int
+    validation: int
+    steps_per_epoch: float
+    memory_bytes: int
+    sizes: list[Size]
+    kinds: dict[str, int]
+    stored: dict[str, list[str]]
+    as_read: Values
+    as_input: Values
+    saturated_pixels: float
+    saturated: list[str]
+    classes: list[Share]
+    ignored_pixels: float
+    in_colour: list[str]
+    blank: list[str]
+    without_foreground: list[str]
+    smaller_than_crop: list[str]
+    alike: list[Alike]
+    findings: list[Finding] = field(default_factory=list)
+
+
+def examine(
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    *,
+    net: UNetConfig,
+    data: DataConfig,
+    ignore_index: int | None = None,
+    class_names: Sequence[str] = (),
+) -> Diagnosis:
+    """The diagnosis of both sides of a split."""
+    samples = [*training, *validation]
+    pixels = [_without_alpha(sample.image, net.in_channels) for sample in samples]
+    at_top = np.array([_at_top(image) for image in pixels])
+    counts = np.stack([np.bincount(s.mask.ravel(), minlength=256) for s in samples])
+    ignored = np.zeros_like(counts)
+    if ignore_index is not None:
+        ignored[:, ignore_index] = counts[:, ignore_index]
+    counts -= ignored
+    grey = net.in_channels == 1
+    diagnosis = Diagnosis(
+        training=len(training),
+        validation=len(validation),
+        steps_per_epoch=len(training) / data.batch,
+        memory_bytes=sum(_bytes(sample) for sample in samples),
+        sizes=_sizes(samples),
+        kinds=dict(Counter(_kind(sample.image) for sample in samples).most_common()),
+        stored={
+            kind: _names(samples, [sample.stored == kind for sample in samples])
+            for kind in sorted({sample.stored for sample in samples})
+        },
+        as_read=_values(pixels),
+        as_input=_values([sample.x for sample in samples]),
+        saturated_pixels=float(np.average(at_top, weights=[s.mask.size for s in samples])),
+        saturated=_names(samples, at_top > SATURATED),
+        classes=_shares(counts[:, : net.classes], len(training), class_names),
+        ignored_pixels=float(
+            ignored[: len(training)].sum() / sum(sample.mask.size for sample in training)
+        ),
+        in_colour=_names(samples, [grey and _has_colour(image) for image in pixels]),
+        blank=_names(samples, [image.min() == image.max() for image in pixels]),
+        without_foreground=_names(samples, (counts[:, 1:] == 0).all(axis=1)),
+        smaller_than_crop=_names(samples, [min(s.mask.shape) < data.crop_px for s in samples]),
+        alike=_alike(training, validation),
+    )
+    findings = [
+        *_of_lists(diagnosis, data),
+        *_of_all(diagnosis),
+        *_of_classes(diagnosis, ignore_index),
+    ]
+    return replace(diagnosis, findings=sorted(findings, key=lambda f: f.level, reverse=True))
+
+
+def show(diagnosis: Diagnosis, console: Console) -> None:
+    """Print it: what there is, the classes, then each finding."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    for label, value in _facts(diagnosis):
+        facts.add_row(label, Text(value))
+    classes = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    classes.add_column("class")
+    for title in ("pixels", "in training", "held out"):
+        classes.add_column(title, justify="right")
+    for share in diagnosis.classes:
+        images = f"{share.training}", f"{share.validation}"
+        classes.add_row(Text(share.name), f"{100 * share.pixels:.1f} %", *images)
+    console.print(facts, "", classes, sep="\n")
+    if diagnosis.findings:
+        findings = Table.grid(padding=(0, 1))
+        for finding in diagnosis.findings:
+            findings.add_row(_MARKS[finding.level], Text(finding.text))
+        console.print("", findings, sep="\n")
+
+
+def _facts(d: Diagnosis) -> Iterator[tuple[str, str]]:
+    yield "images", f"{d.training} to train on, {d.validation} held out"
+    yield "an epoch", f"{round(d.steps_per_epoch, 1):,g} steps"
+    yield "memory", f"{d.memory_bytes / 1e6:,.0f} MB"
+    yield "sizes", _told_sizes(d.sizes)
+    yield "read as", _some([f"{count} with {kind}" for kind, count in d.kinds.items()])
+    yield "values", _told(d.as_read)
+    yield "saturated", f"{100 * d.saturated_pixels:.1f} % of the pixels"
+    yield "net's input", _told(d.as_input)
+    yield "masks", _some([f"{len(names)} with {kind}" for kind, names in d.stored.items()])
+    if d.ignored_pixels:
+        yield "ignored", f"{100 * d.ignored_pixels:.1f} % of the pixels to train on"
+
+
+def _told_sizes(sizes: Sequence[Size]) -> str:
+    told = [f"{size.height} x {size.width}" for size in sizes]
+    if len(sizes) <= 3:
+        return ", ".join(f"{size.images} of {one}" for size, one in zip(sizes, told, strict=True))
+    most = max(range(len(sizes)), key=lambda i: sizes[i].images)
+    return f"{len(sizes)}, {told[0]} to {told[-1]}; {sizes[most].images} images of {told[most]}"
+
+
+def _told(values: Values) -> str:
+    mean = values.mean if abs(values.mean) > 1e-6 * values.deviation else 0.0  # else rounding
+    low, high, middle, deviation = (
+        f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        for value in (values.low, values.high, mean, values.deviation)
+    )
+    return f"{low} to {high}, mean {middle}, standard deviation {deviation}"
+
+
+def _of_lists(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
+    """What is wrong with single images."""
+    held_out = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if a.held_out]
+    twice = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if not a.held_out]
+    found: list[tuple[Level, list[str], str, str]] = [
+        ("warning", d.blank, "of one value alone", "nothing can be learnt from it; take it out"),
+        ("warning", held_out, "held out and seen in training", "that flatters scores; take it out"),
+        ("note", twice, "to train on more than once", "it counts so often, unless it is taken out"),
+        ("note", d.in_colour, "in colour", "the net sees luma; net.in_channels=3 sees colours"),
+        (
+            "note",
+            d.saturated,
+            f"with more than {100 * SATURATED:.0f} % saturated pixels",
+            "if it is the cells, expose shorter",
+        ),
+        (
+            "note",
+            d.smaller_than_crop,
+            f"smaller than data.crop_px={data.crop_px}",
+            "mirror images fill the crop; a smaller one needs none",
+        ),
+        ("note", d.without_foreground, "of class 0 alone", "look whether the mask is whole"),
+    ]
+    for level, names, what, remedy in found:
+        if names:
+            images = f"{len(names)} image{'s' if len(names) > 1 else ''}"
+            yield Finding(level, f"{images} {what}: {_some(names)}; {remedy}")
+
+
+def _of_all(d: Diagnosis) -> Iterator[Finding]:
+    """What is wrong with the images as a whole."""
+    largest = max(-d.as_input.low, d.as_input.high)
+    if not 0.1 <= largest <= 100:
+        yield Finding(
+            "warning",
+            f"the net's input reaches {largest:.3g}, and nets learn from values of about 1; use "
+            "preprocessing.normalize=image, or mend hot pixels",
+        )
+    if len(d.kinds) > 1:
+        kinds = _some([f"{count} with {kind}" for kind, count in d.kinds.items()])
+        yield Finding("note", f"images of several kinds: {kinds}; look whether all belong")
+    stored = {kind: names for kind, names in d.stored.items() if kind != "all 0"}
+    if len(stored) > 1:
+        told = "; ".join(f"{len(n)} with {kind}: {_some(n)}" for kind, n in stored.items())
+        yield Finding("warning", f"masks that hold different things ({told}); store all alike")
+
+
+def _of_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Finding]:
+    for number, share in enumerate(d.classes):
+        if number == ignore_index:
+            continue
+        name = f"class {number}" if share.name == f"{number}" else f"class {number} ({share.name})"
+        if not share.training:
+            ignored = f", and loss.ignore_index={ignore_index}" if d.ignored_pixels else ""
+            yield Finding(
+                "warning",
+                f"{name} is in no image to train on and cannot be learnt; look at the masks' "
+                f"values, data.mask_values{ignored}",
+            )
+        elif not share.validation:
+            yield Finding(
+                "warning",
+                f"{name} is in no held-out image, so its score tells nothing; use a larger "
+                "data.holdout, or another seed",
+            )
+        if 0 < share.pixels < RARE:
+            yield Finding(
+                "note",
+                f"{name} has {100 * share.pixels:.2g} % of the pixels; loss.dice or "
+                "loss.class_weights make it count more",
+            )
+
+
+def _names(samples: Sequence[Sample], flags: ArrayLike) -> list[str]:
+    return [sample.name for sample, flag in zip(samples, np.asarray(flags), strict=True) if flag]
+
+
+def _some(words: Sequence[str]) -> str:
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + more
+
+
+def _without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
+    """(h, w, c) of what `prepare` uses."""
+    image = image[..., None] if image.ndim == 2 else image
+    found = image.shape[-1]
+    return image[..., :-1] if found in (2, 4) and found != channels else image
+
+
+def _has_colour(image: np.ndarray) -> bool:
+    return bool((image != image[..., :1]).any())
+
+
+def _at_top(image: np.ndarray) -> float:
+    """Part of the pixels with a channel at the top of what 8, 10, 12, 14 or 16 bits hold."""
+    if (top := image.max()) not in (255, 1023, 4095, 16383, 65535):
+        return 0.0
+    return float((image == top).any(axis=-1).mean())
+
+
+def _kind(image: np.ndarray) -> str:
+    channels = image.shape[-1] if image.ndim == 3 else 1
+    return f"{channels} channel{'s' if channels > 1 else ''} of {image.dtype}"
+
+
+def _bytes(sample: Sample) -> int:
+    arrays = (sample.image, sample.mask, sample.x, sample.objects, sample.weight)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def _sizes(samples: Sequence[Sample]) -> list[Size]:
+    found = Counter(sample.mask.shape for sample in samples)
+    return [Size(h, w, found[h, w]) for h, w in sorted(found, key=lambda size: size[0] * size[1])]
+
+
+def _values(arrays: Sequence[np.ndarray]) -> Values:
+    weights = [array.size for array in arrays]
+    means = np.array([array.mean(dtype=np.float64) for array in arrays])
+    mean = np.average(means, weights=weights)
+    within = np.array([array.var(dtype=np.float64) for array in arrays])
+    return Values(
+        low=float(min(array.min() for array in arrays)),
+        high=float(max(array.max() for array in arrays)),
+        mean=float(mean),
+        deviation=float(np.sqrt(np.average(within + (means - mean) ** 2, weights=weights))),
+    )
+
+
+def _shares(counts: np.ndarray, training: int, names: Sequence[str]) -> list[Share]:
+    """Of (images, classes) numbers of pixels, the images to train on first."""
+    parts = counts[:training].sum(axis=0) / max(1, counts[:training].sum())
+    seen = (counts[:training] > 0).sum(axis=0)
+    held_out = (counts[training:] > 0).sum(axis=0)
+    return [
+        Share(names[i] if i < len(names) else f"{i}", float(part), int(seen[i]), int(held_out[i]))
+        for i, part in enumerate(parts)
+    ]
+
+
+def _alike(training: Sequence[Sample], validation: Sequence[Sample]) -> list[Alike]:
+    """Images that look like an earlier one to train on, in any of eight orientations."""
+    samples = [*training, *validation]
+    prints = np.stack([_print(sample.x) for sample in samples])
+    turned = [
+        np.rot90(side, turns, axes=(1, 2)).reshape(len(samples), -1)
+        for side in (prints, prints[..., ::-1])
+        for turns in range(4)
+    ]
+    best, like = np.full(len(samples), ALIKE), np.zeros(len(samples), int)
+    for start in range(0, len(training), 256):  # in parts: all pairs at once may not fit
+        rows = turned[0][start : min(start + 256, len(training))]
+        every = np.max([rows @ other.T for other in turned], axis=0)
+        earlier = np.triu(every, k=start + 1)
+        better = earlier.max(axis=0) > best
+        best[better] = earlier.max(axis=0)[better]
+        like[better] = start + earlier.argmax(axis=0)[better]
+    found = [
+        Alike(samples[i].name, samples[like[i]].name, float(best[i]), bool(i >= len(training)))
+        for i in np.flatnonzero(best > ALIKE)
+    ]
+    return sorted(found, key=lambda one: -one.correlation)
+
+
+def _print(x: np.ndarray) -> np.ndarray:
+    """(BLOCKS, BLOCKS) means of the image over blocks, of length 1 as a vector.
+
+    Less a polynomial of degree 4 along each axis: without it the lamp, brighter in the middle,
+    made unrelated images with few cells alike (up to 0.998).
+    """
+    means = x.mean(axis=-1, dtype=np.float64)
+    for axis, size in enumerate(x.shape[:2]):
+        edges = np.linspace(0, size, BLOCKS + 1).astype(int)
+        widths = np.expand_dims(np.maximum(1, np.diff(edges)), 1 - axis)
+        means = np.add.reduceat(means, edges[:-1], axis=axis) / widths
+    rest = means - _LAMP @ means @ _LAMP
+    # what is left of an image without structure is rounding
+    length = np.linalg.norm(rest)
+    return (rest / length if length > 1e-6 * np.abs(means).max() else 0 * rest).astype(np.float32)

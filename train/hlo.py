@@ -1,0 +1,35 @@
+"""What a compiled step exchanges between devices."""
+
+import math
+import re
+from collections import Counter
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
+          "u64": 8, "f64": 8}  # fmt: skip
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+def collectives(text: str) -> Counter[str]:
+    """How many of each kind a compiled function (`as_text()`) holds: halos of rows are
+    `collective-permute`, sums of gradients `all-reduce`."""
+    return Counter(kind for _, kind in _OPERATION.findall(text))
+
+
+def gathered_bytes(text: str) -> int:
+    """The largest array that an `all-gather` makes; 0 without one."""
+    return max(
+        (_size(shape) for shape, kind in _OPERATION.findall(text) if kind == "all-gather"),
+        default=0,
+    )
+
+
+def _size(shapes: str) -> int:
+    return max(
+        (
+            _BYTES.get(kind, 8) * math.prod(int(n) for n in sizes.split(",") if n)
+            for kind, sizes in _SHAPE.findall(shapes)
+        ),
+        default=0,
+    )

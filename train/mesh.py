@@ -1,0 +1,175 @@
+"""Where the arrays of a run live: images over `data`, their rows over `rows`, weights everywhere.
+
+Nothing here moves data: shardings say where it is, and XLA's partitioner derives from them the
+exchange of the rows at the borders (halos) and the sums of the gradients.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
+
+from train.config import MeshConfig, TrainConfig
+from unet_spec import InputError
+
+WAIT_S = 600  # for the slowest process to read its data and compile
+
+
+def connect(config: MeshConfig) -> None:
+    """Join the processes of the run; before anything else of JAX.
+
+    Where the cluster tells coordinator and process (TPU pods, Slurm), it is asked.
+    """
+    if config.processes == 1:
+        return
+    if (config.coordinator is None) != (config.process is None):
+        raise InputError(
+            "mesh.coordinator and mesh.process belong together: give both, or neither where the "
+            "cluster knows them"
+        )
+    by_hand = config.coordinator is not None
+    try:
+        jax.distributed.initialize(
+            coordinator_address=config.coordinator,
+            num_processes=config.processes if by_hand else None,
+            process_id=config.process,
+            heartbeat_timeout_seconds=config.heartbeat_s,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the {config.processes} processes did not find each other "
+            f"({' '.join(str(error).split())[:200]}); start all of them with the same "
+            "mesh.coordinator and mesh.processes"
+        ) from error
+    if jax.process_count() != config.processes:
+        raise InputError(
+            f"mesh.processes={config.processes}, but the cluster has {jax.process_count()}; "
+            "give that number"
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The mesh of a run, and who holds what on it.
+
+    Attributes:
+        mesh: axes `data` and `rows`.
+        shard_parameters: keep parts of weights and moments on the devices of `data`.
+    """
+
+    mesh: Mesh
+    shard_parameters: bool = False
+
+    @property
+    def images(self) -> NamedSharding:
+        """Of whole images, (b, ...): what augmentation moves about."""
+        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Of what the net sees, (b, h, ...)."""
+        return NamedSharding(self.mesh, PartitionSpec("data", "rows"))
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Of what every device holds."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def state(self, shapes: Any) -> Any:
+        """Of each array of a state."""
+        return jax.tree.map(lambda array: self._part(array.shape), shapes)
+
+    def local(self, batch: int) -> slice:
+        """The images of a batch that this process has to make."""
+        parts = self.images.addressable_devices_indices_map((batch,)).values()
+        spans = [part[0].indices(batch) for part in parts if part is not None]
+        return slice(min(start for start, *_ in spans), max(stop for _, stop, _ in spans))
+
+    def put(self, tree: Any, *, batch: int) -> Any:
+        """The whole batch, of which this process has made its own images."""
+        return jax.tree.map(
+            lambda array: jax.make_array_from_process_local_data(
+                self.images, array, (batch, *array.shape[1:])
+            ),
+            tree,
+        )
+
+    def told(self) -> str:
+        """The mesh in words."""
+        data, rows = self.mesh.devices.shape
+        device = self.mesh.devices.flat[0].device_kind
+        count = "1 device" if data * rows == 1 else f"{data * rows} devices"
+        spread = "" if data * rows == 1 else f" (data {data} x rows {rows})"
+        processes = "" if jax.process_count() == 1 else f" in {jax.process_count()} processes"
+        return f"{count}{spread}{processes}: {device}"
+
+    def _part(self, shape: tuple[int, ...]) -> NamedSharding:
+        """A part of the longest axis that the devices of `data` divide, or the whole."""
+        count = self.mesh.shape["data"]
+        divisible = [axis for axis, size in enumerate(shape) if size % count == 0 and size > 0]
+        if not self.shard_parameters or not divisible:
+            return self.everywhere
+        axis = max(divisible, key=lambda axis: shape[axis])
+        spec = ["data" if i == axis else None for i in range(len(shape))]
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+
+def place(config: TrainConfig) -> Placement:
+    """The mesh that a config asks for.
+
+    Raises:
+        InputError: more devices than there are, or that do not divide the batch or the rows.
+    """
+    settings, devices = config.mesh, jax.devices()
+    data = settings.data or len(devices) // settings.rows
+    count = data * settings.rows
+    if not 0 < count <= len(devices) or (jax.process_count() > 1 and count < len(devices)):
+        raise InputError(
+            f"mesh.data={settings.data} x mesh.rows={settings.rows} does not fit the "
+            f"{len(devices)} devices that there are; change either"
+        )
+    part = config.data.batch // config.accumulate
+    if part % data:
+        raise InputError(
+            f"{data} devices do not divide the {part} images of a step (data.batch="
+            f"{config.data.batch} in {config.accumulate} parts); change data.batch or mesh.data"
+        )
+    # every level must divide, or XLA pads the rows of some devices
+    lowest = config.data.crop_px >> config.net.depth
+    if settings.rows > 1 and lowest % settings.rows:
+        raise InputError(
+            f"mesh.rows={settings.rows} does not divide the {lowest} rows of the lowest level of "
+            f"data.crop_px={config.data.crop_px}; use fewer, or larger crops"
+        )
+    grid = np.array(devices[:count]).reshape(data, settings.rows)
+    mesh = Mesh(grid, ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Placement(mesh, settings.shard_parameters)
+
+
+def wait_for_all(name: str) -> None:
+    """Meet all processes: what they compile takes unlike long, and the first exchange between
+    them is not waited for."""
+    if jax.process_count() > 1:
+        multihost.sync_global_processes(name, timeout=WAIT_S)
+
+
+def preempted(step: int) -> bool:
+    """Whether one of the processes was asked to stop; the same answer in all of them."""
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def gathered(tree: Any) -> Any:
+    """The whole arrays on the host, in every process."""
+
+    def whole(array: jax.Array) -> np.ndarray:
+        if not array.is_fully_replicated:
+            assert isinstance(array.sharding, NamedSharding)
+            everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+            array = jax.jit(lambda a: a, out_shardings=everywhere)(array)
+        return np.asarray(array.addressable_data(0))
+
+    return jax.tree.map(whole, tree)

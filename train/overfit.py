@@ -1,0 +1,50 @@
+"""A smoke test of data, net and loss: can the net learn one batch by heart?"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from train import data, mesh
+from train.config import AugmentConfig, TrainConfig
+from train.metrics import foreground_iou
+from train.progress import WINDOW, Progress
+from train.samples import load
+from train.step import compiled
+from unet_spec.recipe import Optimizer, Schedule
+
+STEPS, LR, IOU = 400, 2e-3, 0.95
+
+
+def overfit(config: TrainConfig, *, progress: Progress) -> bool:
+    """Whether the net can learn its first batch by heart: what a net that cannot, will not learn
+    either. Nothing is augmented, dropped, averaged or written."""
+    config = replace(
+        config,
+        net=replace(config.net, dropout=0.0),
+        augment=AugmentConfig(flips=False, quarter_turns=False),
+        optimizer=Optimizer(lr=LR),
+        schedule=Schedule(),
+        ema=0.0,
+    )
+    placement = mesh.place(config)
+    training = load(config)
+    progress.say(f"compiling for {placement.told()}")
+    steps = compiled(config, placement)
+    rows = placement.local(config.data.batch)
+    batch = data.batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
+    seen = steps.prepare(placement.put(batch, batch=config.data.batch), np.int32(0))
+    state, score = steps.init(), 0.0
+    with progress.steps(STEPS) as bar:
+        for step in range(1, STEPS + 1):
+            state, metrics = steps.step(state, seen)
+            bar.advance(metrics, images=config.data.batch)
+            score = foreground_iou(np.asarray(metrics.confusion)) if step % WINDOW == 0 else score
+            if score >= IOU:
+                break
+    learned = score >= IOU
+    verdict = "the net learns its first batch by heart" if learned else (
+        "the net does not learn even its first batch: look at augmented.png of a run for masks "
+        "that do not fit, and at the learning rate"
+    )  # fmt: skip
+    progress.say(f"{verdict} (IoU {score:.3f} after {step} steps)")
+    return learned

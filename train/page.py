@@ -1,0 +1,273 @@
+"""RUN/report.html: what a run gave, as one file that needs nothing beside it."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from statistics import fmean, median
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from train import plot
+from train.config import PRESETS, to_plain
+from train.doctor import Finding
+from train.plot import Dot, Line, Plot
+from train.validation import Scores
+
+PICTURE_PX = 800  # of the longer side
+NAMES = {
+    "mean_image_iou": "mean IoU of images",
+    "pooled_iou": "IoU of all pixels",
+    "pooled_dice": "Dice of all pixels",
+    "pixel_error": "pixel error",
+    "rand_score": "Rand score",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run was, and what it gave.
+
+    Attributes:
+        config: as in RUN/config.json.
+        metrics: lines of RUN/metrics.jsonl.
+        scores: of the last weights.
+        pictures: (h, w, 3) bytes of the worst and the best held-out images by their names, with
+            predicted outlines in orange and true ones in blue.
+        class_names: in their order; () for numbers.
+        findings: of the data doctor.
+    """
+
+    config: Mapping[str, Any]
+    environment: Mapping[str, str]
+    metrics: Sequence[Mapping[str, Any]]
+    scores: Scores
+    pictures: Mapping[str, np.ndarray]
+    class_names: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+
+
+def html(report: Report, *, command: str = "") -> str:
+    """The page.
+
+    Args:
+        command: that repeats the run.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        files("train").joinpath("page.html").read_text(encoding="utf-8")
+    )
+    preset, groups = _settings(report.config)
+    return template.render(
+        report=report,
+        command=command,
+        sentence=sentence(report),
+        figures=[*_figures(report)],
+        curves=[*_curves(report)],
+        strip=_strip(report.scores),
+        pictures=_pictures(report),
+        classes=[*_classes(report)],
+        preset=preset,
+        groups=groups,
+    )
+
+
+def sentence(report: Report) -> str:
+    """The result in one sentence."""
+    count, last = len(report.scores.images), _last(report)
+    planned = report.config["steps"]
+    steps = f"{last:,}" if last == planned else f"{last:,} of {planned:,}"
+    images = f"{count} held-out image{'s' if count > 1 else ''}"
+    text = f"Mean IoU {report.scores.mean_image_iou:.3f} over {images} after {steps} steps"
+    validations = _points(report, "validation", "mean_image_iou")
+    if not validations or (best := _highest(validations))[0] == last:
+        return f"{text}."
+    return f"{text}; best {best[1]:.3f} at step {best[0]:,}."
+
+
+def _last(report: Report) -> int:
+    """The last step that was recorded."""
+    return max((line["step"] for line in report.metrics), default=0)
+
+
+def _highest(points: plot.Points) -> tuple[float, float]:
+    """The best validation; of equals the first."""
+    return max(points, key=lambda point: point[1])
+
+
+def _points(report: Report, kind: str, name: str) -> list[tuple[float, float]]:
+    """(step, value) of what was finite."""
+    return [
+        (line["step"], line[name])
+        for line in report.metrics
+        if line["kind"] == kind and line.get(name) is not None
+    ]
+
+
+def _figures(report: Report) -> Iterator[tuple[str, str]]:
+    for name, value in report.scores.headline.items():
+        yield NAMES.get(name, name.replace("_", " ")), f"{value:.3f}"
+    speeds, waits, peaks = (
+        [value for _, value in _points(report, "train", name)]
+        for name in ("images_per_s", "waiting_share", "peak_memory_bytes")
+    )
+    if speeds:
+        yield "images per second, median", f"{median(speeds):.1f}"
+    if waits:
+        yield "time waiting for input", f"{100 * fmean(waits):.1f} %"
+    if peaks:
+        yield "peak memory", f"{max(peaks) / 1e9:.2f} GB"
+
+
+def _curves(report: Report) -> Iterator[Plot]:
+    x = plot.counted(_last(report))
+    if losses := [(step, loss) for step, loss in _points(report, "train", "loss") if loss > 0]:
+        yield _loss_curve(x, losses)
+    if scores := _points(report, "validation", "mean_image_iou"):
+        yield _iou_curve(x, scores, plot.thinned(_points(report, "train", "iou")))
+    if rates := _points(report, "train", "lr"):
+        yield _curve_from_0("Learning rate", f"last {rates[-1][1]:.3g}", x, rates)
+    if speeds := _points(report, "train", "images_per_s"):
+        middle = median(speed for _, speed in speeds)
+        yield _curve_from_0("Images per second", f"median {middle:.1f}", x, speeds)
+
+
+def _loss_curve(x: plot.Axis, losses: plot.Points) -> Plot:
+    raw = plot.thinned(losses)
+    values = [loss for _, loss in raw]
+    return Plot(
+        "Loss, logarithmic",
+        [("training", f"smoothed; last {losses[-1][1]:.3g}")],
+        x,
+        plot.logarithmic(min(values), max(values)),
+        [Line("training raw", raw), Line("training", plot.smoothed(raw))],
+        _alone(raw),
+    )
+
+
+def _iou_curve(x: plot.Axis, scores: plot.Points, training: plot.Points) -> Plot:
+    best = _highest(scores)
+    key = [("validation", f"held-out images; best {best[1]:.3f} at step {best[0]:,}")]
+    if training:
+        key.append(("training", "crops in training"))
+    dots = [
+        Dot(
+            f"validation{' best' if step == best[0] else ''}",
+            step,
+            iou,
+            f"step {step:,}: {iou:.3f}",
+        )
+        for step, iou in scores
+    ]
+    lines = [Line("training raw", training), Line("validation", scores)]
+    return Plot(
+        "Mean IoU", key, x, _iou_axis([iou for _, iou in (*scores, *training)]), lines, dots
+    )
+
+
+def _curve_from_0(title: str, told: str, x: plot.Axis, points: plot.Points) -> Plot:
+    few = plot.thinned(points)
+    y = plot.linear(0, max(value for _, value in few))
+    return Plot(title, [("training", told)], x, y, [Line("training", few)], _alone(few))
+
+
+def _alone(points: plot.Points) -> list[Dot]:
+    """A line of one point is not seen."""
+    return [Dot("training", x, y, f"step {x:,.0f}: {y:.3g}") for x, y in points[: len(points) == 1]]
+
+
+def _iou_axis(values: Sequence[float]) -> plot.Axis:
+    low, high = min(values), max(values)
+    return plot.linear(low, high) if high > low else plot.linear(0, 1)
+
+
+def _strip(scores: Scores) -> Plot:
+    """The IoU of every image, the worst first."""
+    rows = sorted(scores.images, key=lambda image: image.iou)
+    mean = scores.mean_image_iou
+    x = plot.Axis(-0.5, len(rows) - 0.5)
+    dots = [
+        Dot("validation", i, row.iou, f"{row.name}: IoU {row.iou:.3f}, Dice {row.dice:.3f}")
+        for i, row in enumerate(rows)
+    ]
+    line = Line("mean", [(x.low, mean), (x.high, mean)])
+    y = _iou_axis([row.iou for row in rows])
+    return Plot(
+        "IoU of every image, the worst first", [("mean", f"mean {mean:.3f}")], x, y, [line], dots
+    )
+
+
+def _pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The pictured images, the worst half and the best half."""
+    shown = [
+        {"image": image, "url": _url(report.pictures[image.name])}
+        for image in sorted(report.scores.images, key=lambda image: image.iou)
+        if image.name in report.pictures
+    ]
+    if len(shown) < 2:
+        return [("The held-out image", shown)] if shown else []
+    half = len(shown) // 2
+    return [("The worst", shown[:half]), ("The best", shown[half:])]
+
+
+def _url(pixels: np.ndarray) -> str:
+    """The picture as a data URL, at most `PICTURE_PX` on a side."""
+    picture, content = Image.fromarray(pixels), io.BytesIO()
+    picture.thumbnail((PICTURE_PX, PICTURE_PX))
+    picture.save(content, "PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _classes(report: Report) -> Iterator[dict[str, Any]]:
+    """The rows of the confusion matrix, as parts of the true pixels."""
+    scores = report.scores
+    for index, row in enumerate(scores.confusion):
+        pixels = sum(row)
+        yield {
+            "name": report.class_names[index] if report.class_names else f"{index}",
+            "pixels": pixels,
+            "cells": [(count, count / pixels if pixels else None) for count in row],
+            "iou": scores.pooled_iou[index],
+            "dice": scores.pooled_dice[index],
+        }
+
+
+def _settings(config: Mapping[str, Any]) -> tuple[str, dict[str, list[tuple[str, str, bool]]]]:
+    """The preset that is nearest to a config; and its fields, by part, as (name, value, whether
+    it is another one than the preset's)."""
+    ours = _flat(config)
+    others = {
+        name: {path for path, value in ours.items() if value != theirs.get(path)}
+        for name, theirs in ((name, _flat(to_plain(preset))) for name, preset in PRESETS.items())
+    }
+    nearest = min(others, key=lambda name: len(others[name]))
+    groups: dict[str, list[tuple[str, str, bool]]] = {"run": []}
+    for path, value in ours.items():
+        part, _, name = path.rpartition(".")
+        groups.setdefault(part or "run", []).append((name, _told(value), path in others[nearest]))
+    return nearest, groups
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Values by dotted names; JSON has no tuples."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{name}.")
+        else:
+            flat[before + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_told, value)) or "none"
+    return "none" if value is None else f"{value}"

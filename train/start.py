@@ -1,0 +1,92 @@
+"""Where a run starts from: a weight file, or a run in the middle, of either framework."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from train.config import PRESETS, TrainConfig
+from train.step import State
+from unet_jax.training_state import from_training_state
+from unet_spec import InputError, layout, training_state, weight_file
+from unet_spec.parameters import parameters
+from unet_spec.recipe import Recipe
+from unet_spec.training_state import TrainingState
+from unet_spec.weight_file import WeightFile
+
+
+def read(path: Path) -> TrainingState | WeightFile:
+    """What `config.start` names: a folder with a training state, or a weight file."""
+    if path.is_dir():
+        inside = path / training_state.LAST
+        return training_state.read(inside if inside.is_dir() else path)
+    return weight_file.read(path)
+
+
+def adopted(config: TrainConfig, source: TrainingState | WeightFile) -> TrainConfig:
+    """The config of a run that goes on from a source: its net and preprocessing, and the recipe
+    of a run in the middle.
+
+    Raises:
+        InputError: a flag that says otherwise.
+    """
+    weights = source.weights if isinstance(source, TrainingState) else source
+    known: dict[str, Any] = {"net": weights.config, "preprocessing": weights.preprocessing}
+    if weights.class_names:
+        known["class_names"] = weights.class_names
+    if isinstance(source, TrainingState):
+        recipe = _with_clip(source.recipe, config)
+        known |= {"optimizer": recipe.optimizer, "schedule": recipe.schedule}
+    for name, value in known.items():
+        _refuse_contradiction(name, getattr(config, name), value)
+    config = replace(config, **known)
+    if isinstance(source, TrainingState) and source.step >= config.steps:
+        raise InputError(
+            f"{config.start}: it is at step {source.step} already, and steps={config.steps}; "
+            "give the step at which the run shall end"
+        )
+    return config
+
+
+def state_from(config: TrainConfig, source: TrainingState | WeightFile, fresh: State) -> State:
+    """The state that a run begins with; `fresh` is that of step 0."""
+    if isinstance(source, TrainingState):
+        known = replace(source, recipe=config.recipe)
+        params, stats, optimizer = from_training_state(known)
+        step = jnp.asarray(source.step, jnp.int32)
+    else:
+        arrays = {n: jnp.asarray(a) for n, a in layout.to_jax(config.net, source.tensors).items()}
+        trained = {p.name for p in parameters(config.net) if p.trained}
+        params = {name: a for name, a in arrays.items() if name in trained}
+        stats = {name: a for name, a in arrays.items() if name not in trained}
+        optimizer, step = fresh.optimizer, fresh.step
+    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
+    # in the types of the run: a file may hold float64
+    return jax.tree.map(
+        lambda ours, theirs: jax.device_put(theirs.astype(ours.dtype), ours.sharding),
+        fresh,
+        fresh._replace(params=params, stats=stats, optimizer=optimizer, ema=ema, step=step),
+    )
+
+
+def _with_clip(recipe: Recipe, config: TrainConfig) -> Recipe:
+    """The recipe, with the clipping of the flags where the file knows of none: a torch checkpoint
+    does not hold it."""
+    if recipe.optimizer.clip_norm is not None or config.optimizer.clip_norm is None:
+        return recipe
+    clipped = replace(recipe.optimizer, clip_norm=config.optimizer.clip_norm)
+    return replace(recipe, optimizer=clipped)
+
+
+def _refuse_contradiction(name: str, given: Any, known: Any) -> None:
+    """Refuse a value that is neither the source's nor a preset's."""
+    for field in fields(given) if hasattr(given, "__dataclass_fields__") else ():
+        told, held = getattr(given, field.name), getattr(known, field.name)
+        usual = [getattr(getattr(preset, name), field.name) for preset in PRESETS.values()]
+        if told != held and told not in usual:
+            flag = f"{name}.{field.name}".replace("_", "-")
+            raise InputError(
+                f"the start has {name}.{field.name}={held}, not {told}; leave out --{flag}"
+            )

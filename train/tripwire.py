@@ -1,0 +1,101 @@
+"""Where the first value was made that is not finite."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from train import losses
+from train.config import TrainConfig
+from train.data import Batch
+from train.step import State
+from unet_jax import Numerics, functional
+from unet_jax.functional import with_arrays
+from unet_jax.model import UNet
+from unet_spec.parameters import parameters
+
+
+def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[str]) -> str:
+    """What is not finite, where it came to be and in which image, in words.
+
+    Args:
+        state: before the step.
+        batch: what the net saw in it.
+        names: of its images.
+    """
+    state, batch = jax.tree.map(jnp.asarray, (state, batch))
+    if (image := _bad_image(batch.x)) is not None:
+        return f"the input made from {names[image]} holds NaN or infinite values"
+    for path, array in {**state.params, **state.stats}.items():
+        if not _finite(array):
+            return f"{path} holds NaN or infinite values"
+    for path, output in _outputs(config, state, batch.x):
+        if (image := _bad_image(output)) is not None:
+            return f"{path} is the first module whose output is not finite, in {names[image]}"
+    for image, name in enumerate(names):
+        one = jax.tree.map(lambda array, i=image: array[i : i + 1], batch)
+        if not _finite(losses.loss(output[image : image + 1], *one[1:], config=config.loss)):
+            return f"every module is finite, but the loss is not, in {name}"
+    gradients = jax.grad(lambda params: _loss(config, params, state, batch))(state.params)
+    bad = [p.name for p in parameters(config.net) if p.trained and not _finite(gradients[p.name])]
+    if bad:  # from the loss backwards, so the last one is the first that went wrong
+        return f"the output is finite, but the gradient of {bad[-1]} is not"
+    return "outside of the compiled step every module and gradient is finite"
+
+
+def _outputs(config: TrainConfig, state: State, x: jax.Array) -> list[tuple[str, jax.Array]]:
+    """The output of every module that computes, in the order of the calls."""
+    numerics = Numerics(dtype=jnp.dtype(config.compute))
+    net = nnx.eval_shape(lambda: UNet(config.net, numerics=numerics, rngs=nnx.Rngs(0)))
+    model = with_arrays(net, {**state.params, **state.stats})
+    model.train()
+    seen: list[tuple[str, jax.Array]] = []
+    for path, module in list(nnx.iter_modules(model)):
+        if path and not any(isinstance(c, nnx.Module) for _, c in nnx.iter_children(module)):
+            name = ".".join(str(part) for part in path if part != "layers")
+            _put(model, path, _Watched(name, module, seen))
+    model(x, rngs=nnx.Rngs(dropout=config.seed))
+    return seen
+
+
+class _Watched:
+    """A module that writes down what it gave."""
+
+    def __init__(self, path: str, module: Any, seen: list[tuple[str, jax.Array]]):
+        self.path, self.module, self.seen = path, module, seen
+
+    def __call__(self, *arguments: Any) -> jax.Array:
+        output = self.module(*arguments)
+        self.seen.append((self.path, output))
+        return output
+
+
+def _put(model: nnx.Module, path: tuple[Any, ...], value: Any) -> None:
+    above: Any = model
+    for name in path[:-1]:
+        above = above[name] if isinstance(name, int) else getattr(above, name)
+    if isinstance(path[-1], int):
+        above[path[-1]] = value
+    else:
+        setattr(above, path[-1], value)
+
+
+def _loss(config: TrainConfig, params: Any, state: State, batch: Batch) -> jax.Array:
+    apply = functional(config.net, numerics=Numerics(dtype=jnp.dtype(config.compute))).apply
+    key = jax.random.key(config.seed)
+    logits, _ = apply(params, batch.x, state.stats, train=True, key=key)
+    return losses.loss(logits, batch.truth, batch.weight, config=config.loss)
+
+
+def _bad_image(array: Any) -> int | None:
+    """Index of the first image that is not finite."""
+    values = np.asarray(array, np.float32)
+    bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return int(bad.argmax()) if bad.any() else None
+
+
+def _finite(array: Any) -> bool:
+    return bool(np.isfinite(np.asarray(array, np.float32)).all())

@@ -1,0 +1,86 @@
+"""How good a net is on the images that were held out, whole, as `unet predict` sees them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.data import Sample
+from train.metrics import confusion, dice, foreground_iou, iou, pixel_error, rand_score
+from train.weight_map import objects_of
+from unet_jax import UNet, predict
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image: means over the classes 1 and up."""
+
+    name: str
+    height: int
+    width: int
+    iou: float
+    dice: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All held-out images.
+
+    Attributes:
+        mean_image_iou: mean over images of the mean IoU of classes 1 and up.
+        pooled_iou: of each class, over the pixels of all images.
+        pooled_dice: likewise.
+        pixel_error: part of the pixels whose class is wrong.
+        rand_score: mean over images of the EM challenge's foreground-restricted Rand score; None
+            for more than two classes.
+        confusion: pixels, rows are the truth, columns the prediction.
+        images: one by one.
+    """
+
+    mean_image_iou: float
+    pooled_iou: list[float]
+    pooled_dice: list[float]
+    pixel_error: float
+    rand_score: float | None
+    confusion: list[list[float]]
+    images: list[ImageScore]
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """The numbers that a curve is drawn of."""
+        told = {
+            "mean_image_iou": self.mean_image_iou,
+            "pooled_iou": float(np.mean(self.pooled_iou[1:])),
+            "pooled_dice": float(np.mean(self.pooled_dice[1:])),
+            "pixel_error": self.pixel_error,
+        }
+        return told if self.rand_score is None else {**told, "rand_score": self.rand_score}
+
+
+def validate(model: UNet, samples: Sequence[Sample]) -> Scores:
+    """The scores of a net."""
+    classes = model.config.classes
+    rows, matrices, rand = [], [], []
+    for sample in samples:
+        predicted = predict(model, sample.image)
+        matrix = np.asarray(confusion(predicted, sample.mask, classes=classes), np.float64)
+        matrices.append(matrix)
+        height, width = sample.mask.shape
+        rows.append(
+            ImageScore(
+                sample.name, height, width, foreground_iou(matrix), float(dice(matrix)[1:].mean())
+            )
+        )
+        if classes == 2:
+            objects = objects_of(sample.mask == 1) if sample.objects is None else sample.objects
+            rand.append(rand_score(predicted == 1, objects))
+    pooled = np.sum(matrices, axis=0)
+    return Scores(
+        mean_image_iou=float(np.mean([row.iou for row in rows])),
+        pooled_iou=iou(pooled).tolist(),
+        pooled_dice=dice(pooled).tolist(),
+        pixel_error=float(pixel_error(pooled)),
+        rand_score=float(np.mean(rand)) if rand else None,
+        confusion=pooled.tolist(),
+        images=rows,
+    )
