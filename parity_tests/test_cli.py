@@ -1,4 +1,4 @@
-"""The command as a process, as a person types it: status, sentence, files."""
+"""The command as a person types it: status, sentence, files."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import unet_cli
 import unet_image
 import unet_torch
 from unet_spec import UNetConfig, weight_file
@@ -225,13 +226,18 @@ def _illegal_crop(tmp_path, weights):
         (_illegal_crop, "not legal"),
     ],
 )
-def test_wrong_input_is_one_sentence_status_2_and_no_file(tmp_path, weights, images, make, says):
-    arguments = make(tmp_path, weights)
+def test_wrong_input_is_one_sentence_status_2_and_no_file(
+    tmp_path, weights, images, make, says, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["unet", *map(str, make(tmp_path, weights))])
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    done = unet(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        unet_cli.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert says in " ".join(told.split())
+    assert "Traceback" not in told
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert after == before
 

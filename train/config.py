@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from unet_spec import InputError, Preprocessing, UNetConfig, geometry
+from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry
 from unet_spec.recipe import Optimizer, Recipe, Schedule
 
 
@@ -246,9 +246,7 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-_SMALL = UNetConfig(widths=(16, 32, 64, 128, 256))
-
-NUCLEI = TrainConfig(net=_SMALL)
+NUCLEI = TrainConfig(net=UNetConfig(widths=(16, 32, 64, 128, 256)))
 CELLS = replace(
     NUCLEI,
     net=UNetConfig(widths=(8, 16, 32, 64)),
@@ -256,9 +254,47 @@ CELLS = replace(
     validate_every=75,
     checkpoint_every=75,
 )
+# Ronneberger et al., 2015; the learning rate, which they do not give, is ours
+PAPER_RECIPE = TrainConfig(
+    net=replace(PAPER, dropout=0.5),
+    data=DataConfig(crop_px=572, batch=1),
+    augment=AugmentConfig(
+        rotation_deg=180, shift_px=20, elastic_px=10, brightness=0.2, contrast=0.2
+    ),
+    loss=LossConfig(border_w0=10, border_sigma_px=5),
+    optimizer=Optimizer("sgd", lr=1e-3, momentum=0.99),
+    schedule=Schedule(),
+    steps=20_000,
+    validate_every=1000,
+    checkpoint_every=500,
+)
+MODERN = TrainConfig(
+    net=UNetConfig(norm="batch", bias=False),
+    data=DataConfig(crop_px=256, batch=16),
+    augment=AugmentConfig(
+        rotation_deg=180, scale=0.4, elastic_px=6, brightness=0.3, contrast=0.4, noise=0.1
+    ),
+    loss=LossConfig(dice=1),
+    optimizer=Optimizer(lr=1e-3, weight_decay=1e-2, clip_norm=1),
+    schedule=Schedule("cosine"),
+    steps=5000,
+    validate_every=500,
+    checkpoint_every=250,
+    compute="bfloat16",
+    ema=0.999,
+)
 
-PRESETS: dict[str, TrainConfig] = {"nuclei": NUCLEI, "cells": CELLS}
+PRESETS: dict[str, TrainConfig] = {
+    "nuclei": NUCLEI,
+    "cells": CELLS,
+    "paper": PAPER_RECIPE,
+    "modern": MODERN,
+}
 PROMISES = {
     "nuclei": "Padded, base width 16, for folders of microscopy images; minutes on a CPU.",
     "cells": "Padded, base width 8, on synthetic cells; under a minute on a CPU.",
+    "paper": "The U-Net paper's: unpadded, 572-pixel tiles, momentum 0.99, border weights, elastic "
+    "deformation; for an accelerator, not timed yet.",
+    "modern": "Padded, base width 64, batch norm, AdamW, cosine, bfloat16, Dice and cross-entropy, "
+    "averaged weights; for an accelerator, not timed yet.",
 }
