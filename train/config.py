@@ -246,13 +246,15 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-NUCLEI = TrainConfig(net=UNetConfig(widths=(16, 32, 64, 128, 256)))
-CELLS = replace(
-    NUCLEI,
-    net=UNetConfig(widths=(8, 16, 32, 64)),
-    steps=150,
-    validate_every=75,
-    checkpoint_every=75,
+NUCLEI = TrainConfig(
+    net=UNetConfig(in_channels=3, widths=(16, 32, 64, 128, 256), norm="batch"),
+    augment=AugmentConfig(rotation_deg=45, scale=0.4, brightness=0.3, contrast=0.4),
+    loss=LossConfig(dice=1),
+    steps=1000,
+    ema=0.99,
+)
+CELLS = TrainConfig(
+    net=UNetConfig(widths=(8, 16, 32, 64)), steps=150, validate_every=75, checkpoint_every=75
 )
 # Ronneberger et al., 2015; the learning rate, which they do not give, is ours
 PAPER_RECIPE = TrainConfig(

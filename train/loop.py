@@ -1,5 +1,6 @@
 """The run: data in, steps, validation, checkpoints, files out. Effects live here."""
 
+import re
 import signal
 import time
 from collections import deque
@@ -61,6 +62,7 @@ class Result:
         mean_image_iou: mean over the held-out images of the mean IoU of classes 1 and up.
         pooled_iou: of each class, over all held-out pixels.
         stopped_by: the signal that ended the run early, by its name.
+        compile_s: what compiling took, or reading what was compiled before.
         seconds: of this command, from reading the first image to the last picture.
     """
 
@@ -75,6 +77,7 @@ class Result:
     validation_images: int
     images_per_s: float
     waiting_share: float
+    compile_s: float
     seconds: float
     stopped_by: str | None
     environment: dict[str, str]
@@ -111,7 +114,10 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         run_folder.begin(out, config, samples)
         unet_image.write_picture(out / run_folder.AUGMENTED, _augmented(config, training))
     progress.say(f"compiling for {placement.told()}")
+    compiling = time.monotonic()
     steps = compiled(config, placement)
+    compile_s = time.monotonic() - compiling
+    progress.say(f"compiled in {compile_s:.1f} s")
     mesh.wait_for_all("compiled")
     with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
         going = _Run(config, out, placement, steps, (training, validation), saved, progress)
@@ -133,6 +139,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         validation_images=len(validation),
         images_per_s=going.window.get("images_per_s", 0.0),
         waiting_share=going.window.get("waiting_share", 0.0),
+        compile_s=compile_s,
         seconds=time.monotonic() - began,
         stopped_by=going.stopped_by,
         environment=_environment(),
@@ -376,8 +383,9 @@ def _asked(asked: list[str], step: int) -> bool:
 
 
 def _stem(name: str) -> str:
-    """A file name made from that of a sample."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    """A file name made from that of a sample: a.tif[3] is a_3_."""
+    without_suffix = re.sub(r"\.\w+(?=\[|$)", "", name)
+    return re.sub(r"[^\w.-]", "_", without_suffix)
 
 
 def _environment() -> dict[str, str]:
