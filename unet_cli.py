@@ -20,6 +20,11 @@ from unet_spec.files import refuse_existing, written
 
 Json = Annotated[Path | None, arg(metavar="FILE")]
 
+TOO_LARGE = (
+    "the device has too little memory for this run; lower --data.batch or --data.crop-px, or give "
+    "--accumulate or --remat"
+)
+
 
 def main() -> None:
     """Run a verb; wrong input ends in one sentence and status 2."""
@@ -278,7 +283,10 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
         if reason is not None:
             print(f"unet: {reason}", file=sys.stderr)
         return status
+    if supervise.is_watched():
+        supervise.die_with_the_parent()
     _keep_compilations()
+    import jax
     from rich.console import Console
 
     from train import loop, mesh
@@ -292,7 +300,19 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
         learned = learns(config, progress=progress)
         _write_json(json, {"learned": learned, "config": to_plain(config)})
         return int(not learned)
-    result = loop.run(config, out, progress=progress, command=_command())
+    try:
+        result = loop.run(config, out, progress=progress, command=_command())
+    except (InputError, OSError) as error:
+        print(f"unet: {_sentence(error)}", file=sys.stderr)
+        supervise.leave(2)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            print(f"unet: {TOO_LARGE}", file=sys.stderr)
+            supervise.leave(2)
+            return 2
+        supervise.leave(supervise.LOST)
+        raise
     if result.stopped_by is not None:
         print(
             f"{result.stopped_by}: saved at step {result.step} of {config.steps}; the same "

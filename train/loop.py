@@ -97,20 +97,21 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     source = None if config.start is None else start.read(config.start)
     config = config if source is None else start.adopted(config, source)
     placement = mesh.place(config)
+    lead = jax.process_index() == 0
+    resuming = mesh.told_by_the_first("resuming", run_folder.is_run(out))
+    if lead and not resuming:
+        refuse_existing(out)
     samples = load(config)
     training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
-    resuming = run_folder.is_run(out)
     changes = run_folder.check(out, config, samples) if resuming else []
     for change in changes:
         progress.say(f"other than before: {change}")
-    if not resuming:
-        refuse_existing(out)
     diagnosis = doctor.examine(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
     )  # fmt: skip
     doctor.show(diagnosis, progress.console)
-    if jax.process_index() == 0 and not resuming:
+    if lead and not resuming:
         run_folder.begin(out, config, samples)
         unet_image.write_picture(out / run_folder.AUGMENTED, _augmented(config, training))
     progress.say(f"compiling for {placement.told()}")
@@ -125,8 +126,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         going.go()
         saved.wait()
     scores = going.scores or going.validated()
-    if jax.process_index() == 0:
-        going.draw(scores, diagnosis, command)
+    going.draw(scores, diagnosis, command)
     return Result(
         weights=str(out / run_folder.WEIGHTS),
         step=int(going.state.step),
@@ -195,7 +195,7 @@ class _Run:
                 seen = self.steps.prepare(batch, np.int32(step - 1))
                 self.state, metrics = self.steps.step(self.state, seen)
                 bar.advance(metrics, images=config.data.batch, waited_s=waited_s)
-                ends = step == config.steps or _asked(asked, step)
+                ends = step == config.steps or _stops(asked, step)
                 if step % config.validate_every == 0 or step == config.steps:
                     ends |= self._validate(bar, record, step)
                 if step % config.checkpoint_every == 0 or ends:
@@ -213,8 +213,10 @@ class _Run:
 
     def draw(self, scores: Scores, diagnosis: doctor.Diagnosis, command: str) -> None:
         """The pictures and the page."""
-        order = np.argsort([image.iou for image in scores.images], kind="stable")
         model = self._model()
+        if not self.lead:
+            return
+        order = np.argsort([image.iou for image in scores.images], kind="stable")
         folder = self.out / run_folder.PICTURES
         folder.mkdir(exist_ok=True)
         chosen = dict.fromkeys([*order[:PICTURES], *order[-PICTURES:]])
@@ -241,8 +243,7 @@ class _Run:
         bar.settle()
         self.scores, self.scored = self.validated(), step
         self.best = self.best.after(step, self.scores.mean_image_iou)
-        if self.lead:
-            self._write()
+        self._write()
         if record is not None:
             told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
             record.scalars(step, told)
@@ -266,11 +267,12 @@ class _Run:
 
     def _write(self) -> None:
         """The weight files, and the training state beside the weights that it belongs to."""
-        middle = self._middle()
+        middle, weights = self._middle(), self._weights()
+        if not self.lead:
+            return
         folder = self.out / run_folder.LAST
         folder.mkdir(exist_ok=True)
         training_state.write(folder, middle)
-        weights = self._weights()
         weight_file.write(self.out / run_folder.WEIGHTS, weights)
         if self.best.since == 0:
             weight_file.write(self.out / run_folder.BEST, weights)
@@ -366,7 +368,8 @@ def _signals() -> Iterator[list[str]]:
         asked.append(signal.Signals(number).name)
         signal.signal(number, before[number])
 
-    for wanted in (signal.SIGTERM, signal.SIGINT):
+    # of several processes JAX itself hears SIGTERM, to tell the others
+    for wanted in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
         before[wanted] = signal.signal(wanted, ask)
     try:
         yield asked
@@ -375,11 +378,11 @@ def _signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _asked(asked: list[str], step: int) -> bool:
+def _stops(asked: list[str], step: int) -> bool:
     """Whether to stop after this step; all processes of a run agree on it."""
-    if jax.process_count() == 1:
-        return bool(asked)
-    return mesh.preempted(step)
+    if jax.process_count() > 1 and mesh.preempted(step):
+        asked.append("SIGTERM")
+    return bool(asked)
 
 
 def _stem(name: str) -> str:

@@ -157,6 +157,14 @@ def wait_for_all(name: str) -> None:
         multihost.sync_global_processes(name, timeout=WAIT_S)
 
 
+def told_by_the_first(name: str, answer: bool) -> bool:
+    """The answer of process 0, in all of them."""
+    if jax.process_count() == 1:
+        return answer
+    wait_for_all(name)
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(answer)))
+
+
 def preempted(step: int) -> bool:
     """Whether one of the processes was asked to stop; the same answer in all of them."""
     return multihost_utils.reached_preemption_sync_point(step)

@@ -1,13 +1,16 @@
-"""One process of several, watched: JAX ends it without a word where another one died."""
+"""One process of several, watched: JAX ends it in a page of C++ where another one died."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Sequence
 
 _WATCHED = "UNET_TRAIN_WATCHED"
 
+LOST = 75  # exit status of a child that noticed by itself
 DIED = (
     "another process of the run died or fell silent, so this one ended too; nothing but the steps "
     "since the last checkpoint is lost: start all processes again with the same commands"
@@ -20,14 +23,50 @@ def is_watched() -> bool:
 
 
 def watched(arguments: Sequence[str]) -> tuple[int, str | None]:
-    """Run the command `unet` again as a child: its exit status, and a sentence if JAX ended it.
+    """Run the command `unet` again as a child: its exit status, and a sentence if another process
+    ended it.
 
-    Signals are passed on.
+    Signals are passed on as SIGTERM, and its own sentences; all else that it says of errors, only
+    where it has no sentence for them.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "unet_cli", *arguments], env={**os.environ, _WATCHED: "1"}
-    )
+        [sys.executable, "-m", "unet_cli", *arguments],
+        env={**os.environ, _WATCHED: "1"}, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,  # Ctrl-C comes by way of this process alone
+    )  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: child.send_signal(n))
+        signal.signal(number, lambda *_: child.terminate())
+    assert child.stderr is not None
+    said, rest = False, deque[str](maxlen=500)
+    for line in child.stderr:
+        if line.startswith(("unet: ", "SIG")):
+            said = True
+            print(line, end="", file=sys.stderr, flush=True)
+        else:
+            rest.append(line)
     status = child.wait()
-    return (1, DIED) if status in (-signal.SIGABRT, -signal.SIGSEGV) else (status, None)
+    ended_by_jax = status < 0 and any("coordination_service" in line for line in rest)
+    if status == LOST or ended_by_jax:
+        return (1, None) if said else (1, DIED)
+    if status and not said:
+        sys.stderr.writelines(rest)
+    return status, None
+
+
+def die_with_the_parent() -> None:
+    """In a child: end at once when the process that watches is killed."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(LOST)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def leave(status: int) -> None:
+    """End this process at once after an error: a goodbye would wait for the other processes, and
+    they wait for this one."""
+    if is_watched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

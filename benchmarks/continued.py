@@ -1,0 +1,169 @@
+"""Does `unet train` go on with a PyTorch run as PyTorch itself does?
+
+`python -m benchmarks.continued IMAGES MASKS` trains with a plain PyTorch loop (AdamW, cosine,
+clipping), saves a checkpoint after a third of the steps and goes on; `unet convert` and
+`unet train --start` go on from the same checkpoint. Beside them, because training multiplies
+rounding errors: PyTorch once more, with sums in another order; and what is done by hand, the
+weights alone with a new optimizer. It writes `results/continued.json` (some minutes on two cores).
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import unet_torch
+from benchmarks.environment import environment
+from train import data
+from train.config import AugmentConfig, DataConfig, TrainConfig
+from train.data import Sample
+from train.metrics import confusion, foreground_iou
+from train.record import read
+from train.samples import load
+from unet_spec import UNetConfig
+from unet_spec.files import written
+from unet_spec.recipe import Optimizer, Schedule
+
+RESULT = Path(__file__).parent / "results" / "continued.json"
+COMMAND = "python -m benchmarks.continued IMAGES MASKS"
+STEPS, HANDOVER, EVERY = 600, 200, 50
+LR, CLIP = 2e-3, 1.0
+NET = UNetConfig(widths=(8, 16, 32, 64), norm="batch")
+FLAGS = ["--data.crop-px", "96", "--augment.no-flips", "--augment.no-quarter-turns", *(
+    f"--augment.{name}={value}" for name, value in
+    (("rotation-deg", 0), ("scale", 0), ("brightness", 0), ("contrast", 0))
+), "--loss.dice", "0", "--ema", "0", "--validate-every", str(EVERY)]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Of a run: loss of every step, and mean IoU of the held-out images at some of them."""
+
+    losses: dict[int, float]
+    ious: dict[int, float]
+
+
+def continued(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
+    """All runs, and how far each is from PyTorch's own."""
+    config = TrainConfig(
+        net=NET, data=DataConfig(images=images, masks=masks, crop_px=96),
+        augment=AugmentConfig(flips=False, quarter_turns=False), optimizer=Optimizer(lr=LR),
+        schedule=Schedule("cosine"), steps=STEPS,
+    )  # fmt: skip
+    sides = data.split(load(config), holdout=config.data.holdout, seed=config.seed)
+    torch.manual_seed(0)
+    first = _Torch(config, sides, unet_torch.UNet(NET))
+    before = first.train(HANDOVER)
+    torch.save(first.checkpoint(), folder / "run.pt")
+    turned = _Torch(config, sides, unet_torch.UNet(NET))
+    turned.model.to(memory_format=torch.channels_last)
+    turned.restore(deepcopy(first.checkpoint()), step=HANDOVER)
+    runs = {
+        "torch": first.train(STEPS),
+        "torch, sums in another order": turned.train(STEPS),
+    }
+    where = ["--data.images", str(images), "--data.masks", str(masks)]
+    _unet("convert", "run.pt", "start", cwd=folder)
+    _unet("train", "nuclei", *where, *FLAGS, "--start", "start", "--steps", str(STEPS),
+          "--optimizer.clip-norm", str(CLIP), "--out", "jax", cwd=folder)  # fmt: skip
+    runs["unet train --start"] = _curves(folder / "jax", after=HANDOVER)
+    _unet("convert", "run.pt", "run.safetensors", cwd=folder)
+    _unet("train", "nuclei", *where, *FLAGS, "--start", "run.safetensors", "--schedule.name",
+          "cosine", "--optimizer.lr", str(LR), "--optimizer.clip-norm", str(CLIP), "--steps",
+          str(STEPS - HANDOVER), "--out", "weights", cwd=folder)  # fmt: skip
+    runs["weights alone, a new optimizer"] = _curves(folder / "weights", after=0, shift=HANDOVER)
+    return {
+        "command": COMMAND,
+        "steps": STEPS,
+        "handed_over_at": HANDOVER,
+        "before": before.ious,
+        "iou": {name: run.ious for name, run in runs.items()},
+        "mean_loss": {name: float(np.mean([*run.losses.values()])) for name, run in runs.items()},
+        "furthest_iou": {name: _apart(runs["torch"], run) for name, run in runs.items()},
+        "environment": environment(),
+    }
+
+
+class _Torch:
+    """A training loop as it stands in many projects."""
+
+    def __init__(self, config: TrainConfig, sides: tuple[list[Sample], list[Sample]], model: Any):
+        self.config, self.sides, self.model = config, sides, model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, STEPS)
+        self.step = 0
+
+    def train(self, until: int) -> Curves:
+        losses, ious = {}, {}
+        while self.step < until:
+            made = data.batch(
+                self.sides[0], self.step, data=self.config.data, net=NET, seed=self.config.seed
+            )
+            logits = self.model.train()(torch.tensor(made.x).permute(0, 3, 1, 2))
+            loss = nn.functional.cross_entropy(logits, torch.tensor(made.truth).long())
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+            self.optimizer.step()
+            self.scheduler.step()
+            self.step += 1
+            losses[self.step] = loss.item()
+            if self.step % EVERY == 0:
+                ious[self.step] = self.iou()
+                print(f"torch, step {self.step}: IoU {ious[self.step]:.3f}", flush=True)
+        return Curves(losses, ious)
+
+    def iou(self) -> float:
+        """Mean over the held-out images."""
+        model = self.model.eval()
+        return float(np.mean([
+            foreground_iou(np.asarray(confusion(unet_torch.predict(model, s.image), s.mask,
+                                                classes=NET.classes), np.float64))
+            for s in self.sides[1]
+        ]))  # fmt: skip
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any], *, step: int) -> None:
+        for name, content in checkpoint.items():
+            getattr(self, name).load_state_dict(content)
+        self.step = step
+
+
+def _unet(*arguments: str, cwd: Path) -> None:
+    subprocess.run([sys.executable, "-m", "unet_cli", *arguments], cwd=cwd, check=True)
+
+
+def _curves(run: Path, *, after: int, shift: int = 0) -> Curves:
+    lines = [line for line in read(run) if line["step"] > after]
+    return Curves(
+        {n["step"] + shift: n["loss"] for n in lines if n["kind"] == "train"},
+        {n["step"] + shift: n["mean_image_iou"] for n in lines if n["kind"] == "validation"},
+    )
+
+
+def _apart(torch_run: Curves, other: Curves) -> float:
+    assert torch_run.ious.keys() == other.ious.keys()
+    return max(abs(other.ious[step] - iou) for step, iou in torch_run.ious.items())
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        images, masks = (Path(path).resolve() for path in sys.argv[1:3])
+        result = continued(images, masks, Path(place))
+    print(json.dumps({key: result[key] for key in ("furthest_iou", "mean_loss")}))
+    with written(RESULT) as stream:
+        stream.write(json.dumps(result, indent=2).encode() + b"\n")

@@ -1,0 +1,106 @@
+"""Runs of two processes over the loopback interface, as a person starts them."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from train.record import read
+from unet_spec import weight_file
+
+FLAGS = [
+    "cells", "--net.widths", "4", "6", "--net.norm", "batch", "--data.crop-px", "32",
+    "--data.batch", "4", "--data.synthetic", "4", "--ema", "0.9", "--validate-every", "1000000",
+    "--checkpoint-every", "5",
+]  # fmt: skip
+
+
+def started(out, *flags):
+    return subprocess.Popen(
+        [sys.executable, "-m", "unet_cli", "train", *FLAGS, *flags, "--out", str(out)],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def pair(out, *flags):
+    """Two processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    mesh = ["--mesh.processes", "2", "--mesh.coordinator", address]
+    return [started(out, *flags, *mesh, "--mesh.process", str(index)) for index in range(2)]
+
+
+def losses(run):
+    return [line["loss"] for line in read(run) if line["kind"] == "train"]
+
+
+@pytest.fixture
+def ended():
+    """Kills what a test has left."""
+    left = []
+    yield left
+    for process in left:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_train_what_one_does(tmp_path, ended):
+    steps = ["--steps", "6"]
+    ended += [
+        started(tmp_path / "alone", *steps, "--mesh.data", "1"),
+        *pair(tmp_path / "both", *steps, "--mesh.rows", "2", "--mesh.shard-parameters"),
+    ]
+    for process in ended:
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, out + err
+    one, two = (weight_file.read(tmp_path / n / "weights.safetensors") for n in ("alone", "both"))
+    np.testing.assert_allclose(losses(tmp_path / "both"), losses(tmp_path / "alone"), rtol=2e-5)
+    # Adam moves a weight by the learning rate whatever its gradient; what is 0 but for rounding
+    # (a bias before batch norm) moves either way
+    for name, tensor in one.tensors.items():
+        assert np.abs(tensor - two.tensors[name]).max() < 2 * 6 * 2e-3, name
+
+
+@pytest.mark.parametrize(("index", "dies"), [(0, "worker"), (1, "watcher")])
+def test_a_process_that_dies_ends_the_other_with_a_sentence(tmp_path, ended, index, dies):
+    """Each command is two processes: one that computes, and one that watches it."""
+    ended += pair(tmp_path / "run", "--steps", "1000000", "--mesh.heartbeat-s", "2")
+    until(lambda: list((tmp_path / "run" / "checkpoints").glob("[0-9]*")), ended)
+    watcher = ended[index].pid
+    workers = subprocess.run(["pgrep", "-P", str(watcher)], capture_output=True, text=True).stdout
+    os.kill(int(workers) if dies == "worker" else watcher, signal.SIGKILL)
+    other = ended[1 - index]
+    _, err = other.communicate(timeout=120)
+    assert other.returncode == 1, err
+    assert err.startswith("unet: another process of the run died")
+    assert err.count("\n") == 1
+    assert "start all processes again" in err
+
+
+def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path, ended):
+    ended += pair(tmp_path / "run", "--steps", "1000000")
+    until(lambda: list((tmp_path / "run" / "checkpoints").glob("[0-9]*")), ended)
+    ended[1].terminate()
+    told = [process.communicate(timeout=120)[1] for process in ended]
+    assert [process.returncode for process in ended] == [143, 143], told
+    steps = {re.search(r"saved at step (\d+)", err)[1] for err in told}
+    assert len(steps) == 1
+    assert (tmp_path / "run" / "checkpoints" / steps.pop()).is_dir()
+
+
+def until(there, processes, *, timeout_s=300):
+    """Wait for something that the processes make."""
+    began = time.monotonic()
+    while not there():
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() - began < timeout_s
+        time.sleep(0.2)
