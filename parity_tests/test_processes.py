@@ -45,7 +45,7 @@ def losses(run):
 @pytest.fixture
 def ended():
     """Kills what a test has left."""
-    left = []
+    left: list[subprocess.Popen[str]] = []
     yield left
     for process in left:
         process.kill()
@@ -91,9 +91,8 @@ def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path, ended):
     ended[1].terminate()
     told = [process.communicate(timeout=120)[1] for process in ended]
     assert [process.returncode for process in ended] == [143, 143], told
-    steps = {re.search(r"saved at step (\d+)", err)[1] for err in told}
-    assert len(steps) == 1
-    assert (tmp_path / "run" / "checkpoints" / steps.pop()).is_dir()
+    (step,) = {number for err in told for number in re.findall(r"saved at step (\d+)", err)}
+    assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 
 def until(there, processes, *, timeout_s=300):
