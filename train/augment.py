@@ -18,7 +18,7 @@ from train.config import AugmentConfig
 
 # each has a key of its own: switching one on leaves what the others draw
 PARTS = ("flips", "quarter_turns", "rotation", "shift", "scale", "elastic",
-         "contrast", "brightness", "invert", "noise")  # fmt: skip
+         "contrast", "brightness", "invert", "noise", "gamma")  # fmt: skip
 Keys = dict[str, PRNGKeyArray]
 
 
@@ -140,8 +140,15 @@ def _source(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> Float[
 
 
 def _tinted(x: Array, keys: Keys, config: AugmentConfig) -> Array:
-    """With other gray values: contrast about the crop's own mean in each channel; one factor, one
-    offset and one sign for all channels; noise of its own in each."""
+    """With other gray values: gamma between the extremes of each channel and contrast about its
+    mean, both the crop's own; one exponent, one factor, one offset and one sign for all channels;
+    noise of its own in each."""
+    if config.gamma:
+        low = x.min((0, 1), keepdims=True)
+        span = jnp.maximum(x.max((0, 1), keepdims=True) - low, jnp.finfo(x.dtype).tiny)
+        x = low + span * ((x - low) / span) ** jnp.exp(
+            _up_to(math.log1p(config.gamma), keys["gamma"])
+        )
     if config.contrast:
         mean = x.mean((0, 1), keepdims=True)
         factor = jnp.exp(_up_to(math.log1p(config.contrast), keys["contrast"]))

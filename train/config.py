@@ -54,6 +54,9 @@ class AugmentConfig:
     """Add up to this, either way; the input of a net has a standard deviation of about 1."""
     contrast: float = 0.0
     """Multiply by a factor of up to 1 + this, or its inverse."""
+    gamma: float = 0.0
+    """Bend the gray values between the crop's darkest and brightest by an exponent of up to
+    1 + this, or its inverse."""
     noise: float = 0.0
     """Standard deviation, at most, of normal noise."""
     invert: float = 0.0
