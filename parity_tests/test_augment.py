@@ -20,8 +20,8 @@ from train.preview import GAP_PX, preview
 OFF = AugmentConfig(flips=False, quarter_turns=False)
 MOVES = AugmentConfig()
 GEOMETRY = replace(MOVES, rotation_deg=25, shift_px=6, scale=0.3, elastic_px=3)
-GRAY = replace(OFF, contrast=0.4, brightness=0.3, invert=0.5, noise=0.2)
-ALL = replace(GEOMETRY, contrast=0.4, brightness=0.3, invert=0.5, noise=0.2)
+GRAY = replace(OFF, gamma=0.3, contrast=0.4, brightness=0.3, invert=0.5, noise=0.2)
+ALL = replace(GEOMETRY, gamma=0.3, contrast=0.4, brightness=0.3, invert=0.5, noise=0.2)
 
 # rounding of float32 coordinates and weights: 4 ULP of a coordinate of 30, times a step of 1
 INTERPOLATED = 5e-5  # coordinates in float32; 1.8e-5 was the largest seen
@@ -236,6 +236,15 @@ def _contrasts(config):
     )
 
 
+def _gammas(config):
+    """Where the crop reaches from 0 to 1, logarithms grow by the exponent."""
+    x = crop()[0]
+    x = (x - x.min((0, 1))) / np.ptp(x, (0, 1))
+    exponents = np.log(many(config, x)[0][:, 3, 5]) / np.log(x[3, 5])
+    np.testing.assert_allclose(exponents[:, 0], exponents[:, 1], rtol=1e-4)
+    return np.log(exponents[:, 0]) / np.log(1 + config.gamma)
+
+
 def _noises(config):
     """The deviation of many pixels is that of the noise; from [0, 1] to [-1, 1]."""
     x = crop(48, 48)[0]
@@ -250,9 +259,10 @@ def _noises(config):
         (replace(OFF, scale=0.5), _factors),
         (replace(OFF, brightness=0.7), _offsets),
         (replace(OFF, contrast=0.6), _contrasts),
+        (replace(OFF, gamma=0.5), _gammas),
         (replace(OFF, noise=0.3), _noises),
     ],
-    ids=["shift", "rotation", "scale", "brightness", "contrast", "noise"],
+    ids=["shift", "rotation", "scale", "brightness", "contrast", "gamma", "noise"],
 )
 def test_what_is_drawn_is_uniform_up_to_its_bound(config, measured):
     values = measured(config)
@@ -278,6 +288,16 @@ def test_contrast_keeps_the_mean_of_each_channel():
     x = crop()[0] + np.array([3, -5], np.float32)
     made = many(replace(OFF, contrast=1.0), x, count=50)[0]
     np.testing.assert_allclose(made.mean((1, 2)), np.tile(x.mean((0, 1)), (50, 1)), atol=1e-5)
+
+
+def test_gamma_keeps_extremes_and_order_and_flat_channels():
+    x = crop()[0]
+    x[..., 1] = 3
+    made = many(replace(OFF, gamma=2.0), x, count=20)[0]
+    np.testing.assert_allclose(made.min((1, 2)), np.tile(x.min((0, 1)), (20, 1)), atol=1e-6)
+    np.testing.assert_allclose(made.max((1, 2)), np.tile(x.max((0, 1)), (20, 1)), atol=1e-6)
+    ordered = made[..., 0].reshape(20, -1)[:, x[..., 0].ravel().argsort()]
+    assert (np.diff(ordered) >= 0).all()
 
 
 def test_inversion_turns_the_sign_in_its_part_of_the_crops():
