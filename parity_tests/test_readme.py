@@ -49,10 +49,15 @@ def test_the_exact_proof_in_the_readme_is_that_of_its_file():
 
 
 def test_the_training_figures_in_the_readme_are_those_of_their_file():
-    result = _result("train_nuclei.json")
-    assert f"mean IoU of {result['mean_image_iou']:.3f}" in README
-    assert f"{result['validation_images']} held-out images" in README
-    assert f"{result['seconds'] / 60:.1f} minutes" in README
+    result = _result("nuclei.json")
+    for shown in (
+        f"a mean IoU of {result['mean_image_iou']:.3f}",
+        f"± {result['standard_deviation']:.3f}",
+        f"{len(result['runs'])} seeds",
+        f"{result['runs'][0]['validation_images']} held-out images",
+        f"{result['longest_s'] / 60:.1f} minutes",
+    ):
+        assert shown in README, shown
 
 
 def test_the_timings_in_the_readme_are_those_of_their_file():
@@ -64,6 +69,42 @@ def test_the_timings_in_the_readme_are_those_of_their_file():
     assert len(shown) == len(rows)
     for case, ratio in shown:
         assert f"{rows[case]['ratio']:.2f}" == ratio, case
+
+
+TRAINING = (ROOT / "docs" / "training.md").read_text()
+
+
+def test_the_kills_in_the_docs_are_those_of_their_file():
+    found = _result("killed.json")
+    assert found["equal"]
+    assert f"killed {found['kills']} times" in TRAINING
+
+
+def test_the_run_that_changed_the_framework_in_the_docs_is_that_of_its_file():
+    found = _result("continued.json")
+    for name, furthest in found["furthest_iou"].items():
+        row = f"| {name} | {found['mean_loss'][name]:.4f} | {furthest:.3f} |"
+        assert row in TRAINING, row
+
+
+def test_the_share_of_the_pipeline_in_the_docs_is_that_of_its_file():
+    found = _result("pipeline.json")
+    first, second = found["starts"]
+    assert f"{100 * found['share']:.0f} % of the steps per second" in TRAINING
+    assert f"{first['compile_s']:.0f} s at the first start" in TRAINING
+    assert f"{second['compile_s']:.1f} s at the second" in TRAINING
+
+
+def test_the_meshes_in_the_docs_are_those_of_their_file():
+    found = _result("sharding.json")
+    shown = (ROOT / "docs" / "sharding.md").read_text()
+    for row in found["rows"]:
+        halos = row["collectives"].get("collective-permute", 0)
+        told = (
+            f"| {row['data']} x {row['rows']} | {row['processes']} | {row['apart']:.0e} "
+            f"| {row['memory_mb']:.1f} | {halos} | {row['largest_gather_kb']:.1f} |"
+        )
+        assert told in shown, told
 
 
 PARITY = (ROOT / "docs" / "parity.md").read_text()
