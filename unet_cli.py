@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -286,7 +287,6 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
     if supervise.is_watched():
         supervise.die_with_the_parent()
     _keep_compilations()
-    import jax
     from rich.console import Console
 
     from train import loop, mesh
@@ -294,25 +294,16 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
     from train.overfit import overfit as learns
     from train.progress import Progress
 
-    mesh.connect(config.mesh)
     progress = Progress(Console(quiet=(config.mesh.process or 0) > 0))
-    if overfit:
-        learned = learns(config, progress=progress)
-        _write_json(json, {"learned": learned, "config": to_plain(config)})
-        return int(not learned)
     try:
+        mesh.connect(config.mesh)
+        if overfit:
+            learned = learns(config, progress=progress)
+            _write_json(json, {"learned": learned, "config": to_plain(config)})
+            return int(not learned)
         result = loop.run(config, out, progress=progress, command=_command())
-    except (InputError, OSError) as error:
-        print(f"unet: {_sentence(error)}", file=sys.stderr)
-        supervise.leave(2)
-        return 2
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            print(f"unet: {TOO_LARGE}", file=sys.stderr)
-            supervise.leave(2)
-            return 2
-        supervise.leave(supervise.LOST)
-        raise
+    except BaseException as error:
+        return _failed(error)
     if result.stopped_by is not None:
         print(
             f"{result.stopped_by}: saved at step {result.step} of {config.steps}; the same "
@@ -322,10 +313,28 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
     else:
         print(
             f"{result.weights}: validation IoU {result.mean_image_iou:.3f} (mean of images), "
-            f"{result.images_per_s:.1f} images/s, {result.seconds:.0f} s"
+            f"{result.seconds:.0f} s"
         )
     _write_json(json, {**dataclasses.asdict(result), "config": to_plain(config)})
     return 0 if result.stopped_by is None else 128 + signal.Signals[result.stopped_by]
+
+
+def _failed(error: BaseException) -> int:
+    """The exit status of a run that an error ended; of several processes, this one ends here."""
+    import jax
+
+    from train import supervise
+
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        error = InputError(TOO_LARGE)
+    if isinstance(error, (InputError, OSError)):
+        print(f"unet: {_sentence(error)}", file=sys.stderr)
+        supervise.leave(2)
+        return 2
+    if supervise.is_watched():
+        traceback.print_exception(error)
+        supervise.leave(supervise.LOST if isinstance(error, jax.errors.JaxRuntimeError) else 1)
+    raise error
 
 
 def _keep_compilations() -> None:
@@ -404,7 +413,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return (
-            f"{where}{error.strerror}; nothing was half-written: free space or name another place"
+            f"{where}{error.strerror}; nothing was half-written: make room, or name another place, "
+            "and give the command again"
         )
     return " ".join(str(error).split())
 

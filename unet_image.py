@@ -40,7 +40,7 @@ def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
             return _read_tiff(path)
         with Image.open(path) as image:
             return [_read_pillow(image, indices=indices)]
-    except (OSError, SyntaxError, ValueError, EOFError, tifffile.TiffFileError) as error:
+    except Exception as error:  # decoders raise what they like: DeflateError, IndexError, ...
         reason = " ".join(str(error).replace(str(path), "the file").split())
         raise InputError(f"{path}: not a whole image ({reason}); replace the file") from error
 

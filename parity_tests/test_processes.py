@@ -29,13 +29,16 @@ def started(out, *flags):
     )  # fmt: skip
 
 
-def pair(out, *flags):
+def pair(out, *flags, each=((), ())):
     """Two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     mesh = ["--mesh.processes", "2", "--mesh.coordinator", address]
-    return [started(out, *flags, *mesh, "--mesh.process", str(index)) for index in range(2)]
+    return [
+        started(out, *flags, *each[index], *mesh, "--mesh.process", str(index))
+        for index in range(2)
+    ]
 
 
 def losses(run):
@@ -83,6 +86,15 @@ def test_a_process_that_dies_ends_the_other_with_a_sentence(tmp_path, ended, ind
     assert err.startswith("unet: another process of the run died")
     assert err.count("\n") == 1
     assert "start all processes again" in err
+
+
+def test_processes_with_other_flags_are_refused(tmp_path, ended):
+    ended += pair(tmp_path / "run", "--steps", "6", each=(["--seed", "1"], ["--seed", "2"]))
+    told = [process.communicate(timeout=120)[1] for process in ended]
+    assert [process.returncode for process in ended] == [2, 2], told
+    for err in told:
+        assert "process 1 was not given what process 0 was" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path, ended):

@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -67,19 +69,21 @@ def test_a_run_leaves_the_state_that_training_goes_on_from(run):
     assert all(tensor.any() for tensor in state.slots["exp_avg_sq"].values())
 
 
+@pytest.mark.parametrize("at", [3, 5], ids=["where it would validate", "between"])
 def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not(
-    run, tmp_path, monkeypatch
+    run, tmp_path, monkeypatch, at
 ):
     settle = StepBar.settle
 
     def stop(bar):
         settle(bar)
-        if bar._done == 4:
+        if bar._done == at - 1:  # it saves there
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(StepBar, "settle", stop)
     first = loop.run(TINY, tmp_path / "run", progress=quiet())
-    assert (first.stopped_by, first.step) == ("SIGTERM", 5)
+    assert (first.stopped_by, first.step) == ("SIGTERM", at)
+    assert first.mean_image_iou is None or at == 5  # it does not stay for a validation
     monkeypatch.undo()
     second = loop.run(replace(TINY, keep=1), tmp_path / "run", progress=quiet())
     assert second.step == 6
@@ -88,6 +92,43 @@ def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not
         assert (tmp_path / "run" / name).read_bytes() == (run[0] / name).read_bytes(), name
     steps = [line["step"] for line in read(tmp_path / "run") if line["kind"] == "validation"]
     assert steps == [3, 6]
+
+
+def test_a_run_that_patience_has_ended_does_not_go_on(tmp_path):
+    still = Schedule("one_cycle", max_lr=0.0)
+    config = replace(
+        TINY, net=UNetConfig(widths=(4, 6)), schedule=still, ema=0.0, steps=12, patience=1
+    )
+    first = loop.run(config, tmp_path / "run", progress=quiet())
+    assert (first.step, first.best_step) == (6, 3)
+    again = loop.run(config, tmp_path / "run", progress=quiet())
+    assert again.step == 6
+    assert again.mean_image_iou == first.mean_image_iou
+    assert again.loss is None
+
+
+def test_other_devices_are_told(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    stream = io.StringIO()
+    config = replace(TINY, mesh=MeshConfig(data=2))
+    loop.run(config, tmp_path / "run", progress=Progress(Console(file=stream, width=200)))
+    assert "not to the bit" in stream.getvalue()
+
+
+def test_a_kill_while_a_run_begins_leaves_nothing_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "to_plain", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_folder.begin(tmp_path / "run", TINY, load(TINY))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "start")
+    given = replace(TINY, net=CELLS.net, steps=9, start=tmp_path / "start")
+    config = start.adopted(given, start.known(given))
+    run_folder.begin(tmp_path / "run", config, load(TINY))
+    shutil.rmtree(tmp_path / "start")
+    assert start.adopted(given, start.known(given, run=tmp_path / "run")) == config
 
 
 @pytest.mark.parametrize(
@@ -179,7 +220,7 @@ def test_the_smoke_test_knows_a_net_that_learns_from_one_that_does_not(monkeypat
 def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
     source = start.read(run[0])
     given = replace(TINY, net=CELLS.net, schedule=CELLS.schedule, steps=9, start=run[0])
-    config = start.adopted(given, source)
+    config = start.adopted(given, start.known(given))
     assert (config.net, config.recipe) == (TINY.net, TINY.recipe)
     state = start.state_from(config, source, init(config))
     assert int(state.step) == int(state.optimizer.step) == 6
@@ -192,7 +233,8 @@ def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
 
 def test_a_start_from_weights_begins_at_step_0(run):
     source = start.read(run[0] / "best.safetensors")
-    config = start.adopted(replace(TINY, net=CELLS.net), source)
+    given = replace(TINY, net=CELLS.net, start=run[0] / "best.safetensors")
+    config = start.adopted(given, start.known(given))
     state = start.state_from(config, source, init(config))
     assert int(state.step) == 0
     expected = weight_file.read(run[0] / "best.safetensors").tensors["out.bias"]
@@ -201,14 +243,14 @@ def test_a_start_from_weights_begins_at_step_0(run):
 
 
 def test_a_start_that_a_flag_contradicts_is_refused(run):
-    config = replace(TINY, net=replace(TINY.net, widths=(5, 7)))
+    config = replace(TINY, net=replace(TINY.net, widths=(5, 7)), steps=9, start=run[0])
     with pytest.raises(InputError, match=r"net\.widths=\(4, 6\), not \(5, 7\); leave out"):
-        start.adopted(config, start.read(run[0]))
+        start.adopted(config, start.known(config))
 
 
 def test_a_start_at_the_last_step_is_refused(run):
     with pytest.raises(InputError, match="it is at step 6 already"):
-        start.adopted(TINY, start.read(run[0]))
+        start.known(replace(TINY, start=run[0]))
 
 
 @pytest.mark.parametrize(

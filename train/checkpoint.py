@@ -117,7 +117,13 @@ class Checkpoints:
                 f"{self.folder}: none of the checkpoints there is whole; bring one back from a "
                 "copy, or remove the folder to begin again"
             )
-        about = manifest.read(self._path(step))
+        try:
+            about = manifest.read(self._path(step))
+        except NotWholeError as reason:
+            raise InputError(
+                f"{self._path(step)}: process 0 takes this checkpoint, and it cannot be read from "
+                f"here ({reason}); name an --out that all processes see"
+            ) from reason
         return Restored(step, _read(self._path(step), about.arrays, like), about.card)
 
     def wait(self) -> None:

@@ -178,7 +178,8 @@ class TrainConfig:
     seed: int = 0
     """Of the initial weights, the split, the crops, their augmentation and the dropout."""
     compute: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the net; parameters and loss stay float32."""
+    """Arithmetic of the net; parameters and loss stay float32. On GPU and TPU as well, float32 is
+    full float32, without TF32."""
     accumulate: int = 1
     """Parts in which a batch is computed, one after the other, to save memory."""
     remat: bool = False

@@ -4,7 +4,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -56,7 +56,8 @@ class Best:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with; the scores are those of the last weights, not of the best.
+    """What a run ended with; the scores are those of the last weights, not of the best, or, where
+    a signal ended it, of the last validation. None is what this command did not measure.
 
     Attributes:
         mean_image_iou: mean over the held-out images of the mean IoU of classes 1 and up.
@@ -68,15 +69,15 @@ class Result:
 
     weights: str
     step: int
-    loss: float
-    mean_image_iou: float
-    pooled_iou: list[float]
+    loss: float | None
+    mean_image_iou: float | None
+    pooled_iou: list[float] | None
     best_step: int
     best_mean_image_iou: float
     training_images: int
     validation_images: int
-    images_per_s: float
-    waiting_share: float
+    images_per_s: float | None
+    waiting_share: float | None
     compile_s: float
     seconds: float
     stopped_by: str | None
@@ -94,18 +95,23 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
             a loss that is not finite.
     """
     began = time.monotonic()
-    source = None if config.start is None else start.read(config.start)
-    config = config if source is None else start.adopted(config, source)
+    resuming = mesh.told_by_the_first("begun", run_folder.is_run(out))
+    given = config
+    config = start.adopted(config, start.known(config, run=out if resuming else None))
+    for name, value in run_folder.changes(given, config):
+        progress.say(f"taken from {config.start}: {name}={value}")
     placement = mesh.place(config)
     lead = jax.process_index() == 0
-    resuming = mesh.told_by_the_first("resuming", run_folder.is_run(out))
     if lead and not resuming:
         refuse_existing(out)
     samples = load(config)
     training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
-    changes = run_folder.check(out, config, samples) if resuming else []
-    for change in changes:
-        progress.say(f"other than before: {change}")
+    mesh.refuse_unlike(run_folder.identity(config, samples))
+    if resuming and lead:
+        run_folder.clear(out)
+    if resuming:
+        for change in run_folder.check(out, config, samples):
+            progress.say(f"other than before: {change}")
     diagnosis = doctor.examine(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
@@ -120,25 +126,28 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     compile_s = time.monotonic() - compiling
     progress.say(f"compiled in {compile_s:.1f} s")
     mesh.wait_for_all("compiled")
+    if not lead:
+        run_folder.check(out, config, samples)  # it is seen from here as well
     with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
         going = _Run(config, out, placement, steps, (training, validation), saved, progress)
-        going.begin(source, resuming)
+        going.begin(resuming)
         going.go()
         saved.wait()
-    scores = going.scores or going.validated()
-    going.draw(scores, diagnosis, command)
+    scores = going.scores
+    if going.stopped_by is None:
+        scores = going.draw(diagnosis, command)
     return Result(
         weights=str(out / run_folder.WEIGHTS),
         step=int(going.state.step),
-        loss=going.window.get("loss", float("nan")),
-        mean_image_iou=scores.mean_image_iou,
-        pooled_iou=scores.pooled_iou,
+        loss=going.window.get("loss"),
+        mean_image_iou=None if scores is None else scores.mean_image_iou,
+        pooled_iou=None if scores is None else scores.pooled_iou,
         best_step=going.best.step,
         best_mean_image_iou=going.best.score,
         training_images=len(training),
         validation_images=len(validation),
-        images_per_s=going.window.get("images_per_s", 0.0),
-        waiting_share=going.window.get("waiting_share", 0.0),
+        images_per_s=going.window.get("images_per_s"),
+        waiting_share=going.window.get("waiting_share"),
         compile_s=compile_s,
         seconds=time.monotonic() - began,
         stopped_by=going.stopped_by,
@@ -166,66 +175,91 @@ class _Run:
         self.lead = jax.process_index() == 0
         self.state = steps.init()
         self.best = Best()
+        self.model: UNet | None = None  # of the last validation
         self.scores: Scores | None = None
         self.scored = -1  # at which step
         self.window: dict[str, float] = {}
         self.stopped_by: str | None = None
 
-    def begin(self, source: Any, resuming: bool) -> None:
+    def begin(self, resuming: bool) -> None:
         """Take the state of the last checkpoint, of `config.start`, or of step 0."""
-        if source is not None:
-            self.state = start.state_from(self.config, source, self.state)
         found = self.checkpoints.restore(self.state) if resuming else None
-        if found is not None:
-            self.state, self.best = found.state, Best(**found.card["best"])
-            self.progress.say(f"going on at step {found.step} of {self.config.steps}")
-        elif resuming:
-            self.progress.say("no checkpoint yet: the run begins again")
+        if found is None:
+            if self.config.start is not None:
+                source = start.read(self.config.start)
+                self.state = start.state_from(self.config, source, self.state)
+            if resuming:
+                self.progress.say("no checkpoint yet: the run begins again")
+            return
+        self.state, self.best = found.state, Best(**found.card["best"])
+        self.scored = found.card["scored"]
+        self.progress.say(f"going on at step {found.step} of {self.config.steps}")
+        if found.card["devices"] != self.placement.told():
+            self.progress.say(
+                f"on {self.placement.told()}, and it was {found.card['devices']}: from here on the "
+                "run equals the undisturbed one up to the order of sums, not to the bit"
+            )
 
     def go(self) -> None:
         """Step, validate and save until the end, or until somebody asks to stop."""
         config, first = self.config, int(self.state.step)
+        if self._out_of_patience():
+            return
         with (
             closing(batches(config, self.placement, self.training, first=first)) as made,
             self._recorded(first) as record,
             _signals() as asked,
             self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
         ):
+            if first and self._validates_at(first) and self.scored != first:
+                self._validate(bar, record, first)  # it was stopped before it could
             for step, (batch, waited_s) in enumerate(made, start=first + 1):
                 seen = self.steps.prepare(batch, np.int32(step - 1))
                 self.state, metrics = self.steps.step(self.state, seen)
                 bar.advance(metrics, images=config.data.batch, waited_s=waited_s)
-                ends = step == config.steps or _stops(asked, step)
-                if step % config.validate_every == 0 or step == config.steps:
-                    ends |= self._validate(bar, record, step)
-                if step % config.checkpoint_every == 0 or ends:
+                if _stops(asked, step) and step < config.steps:
+                    self.stopped_by = asked[0]  # and has no time for a validation
+                elif self._validates_at(step):
+                    self._validate(bar, record, step)
+                ends = self.stopped_by or step == config.steps or self._out_of_patience()
+                if step % config.checkpoint_every == 0 or ends or self.best.step == step:
                     bar.settle()
                     self._save(step)
                     bar.resume()
                 if ends:
                     break
-        if asked and int(self.state.step) < config.steps:
-            self.stopped_by = asked[0]
+
+    def _validates_at(self, step: int) -> bool:
+        return step % self.config.validate_every == 0 or step == self.config.steps
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        if patience is None or self.best.since < patience:
+            return False
+        self.progress.say(
+            f"no better validation since step {self.best.step} ({patience} of them): the run ends"
+        )
+        return True
 
     def validated(self) -> Scores:
         """The scores of the weights as they are now."""
-        return validate(self._model(), self.validation)
+        self.model = self._model()
+        return validate(self.model, self.validation)
 
-    def draw(self, scores: Scores, diagnosis: doctor.Diagnosis, command: str) -> None:
-        """The pictures and the page."""
-        model = self._model()
+    def draw(self, diagnosis: doctor.Diagnosis, command: str) -> Scores:
+        """The scores of the last weights, and of them the pictures and the page."""
+        scores = self.scores
+        if scores is None or self.scored != int(self.state.step):
+            scores = self.validated()
         if not self.lead:
-            return
+            return scores
         order = np.argsort([image.iou for image in scores.images], kind="stable")
         folder = self.out / run_folder.PICTURES
         folder.mkdir(exist_ok=True)
         chosen = dict.fromkeys([*order[:PICTURES], *order[-PICTURES:]])
-        pictures = {}
-        for index in chosen:
-            sample = self.validation[index]
-            picture = unet_image.overlay(sample.image, predict(model, sample.image), sample.mask)
-            unet_image.write_picture(folder / f"{_stem(sample.name)}.png", picture)
-            pictures[sample.name] = picture
+        pictures = self._overlays([self.validation[index] for index in chosen])
+        for name, picture in pictures.items():
+            unet_image.write_picture(folder / f"{_stem(name)}.png", picture)
         report = page.Report(
             config=to_plain(self.config),
             environment=_environment(),
@@ -237,31 +271,32 @@ class _Run:
         )
         with written(self.out / run_folder.PAGE) as stream:
             stream.write(page.html(report, command=command).encode())
+        return scores
 
-    def _validate(self, bar: StepBar, record: Record | None, step: int) -> bool:
-        """Score the weights and write their files; whether patience is at its end."""
+    def _validate(self, bar: StepBar, record: Record | None, step: int) -> None:
+        """Score the weights and write their files."""
         bar.settle()
         self.scores, self.scored = self.validated(), step
-        self.best = self.best.after(step, self.scores.mean_image_iou)
+        # processes whose scores differ in the last bit would not end at the same step
+        score = mesh.told_by_the_first(f"score {step}", self.scores.mean_image_iou)
+        self.best = self.best.after(step, score)
         self._write()
         if record is not None:
             told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
             record.scalars(step, told)
+            record.images(step, self._overlays(self.validation[:PICTURES]))
         self.progress.say(
             f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
             f"{np.mean(self.scores.pooled_iou[1:]):.3f} (pooled)"
         )
         bar.resume()
-        patience = self.config.patience
-        if patience is None or self.best.since < patience:
-            return False
-        self.progress.say(
-            f"no better validation since step {self.best.step} ({patience} of them): the run ends"
-        )
-        return True
 
     def _save(self, step: int) -> None:
-        card = {"best": asdict(self.best), "devices": self.placement.told()}
+        card = {
+            "best": asdict(self.best),
+            "scored": self.scored,
+            "devices": self.placement.told(),
+        }
         score = self.scores.mean_image_iou if self.scored == step and self.scores else None
         self.checkpoints.save(step, self.state, card=card, score=score)
 
@@ -288,6 +323,14 @@ class _Run:
         """What predicts: the average of the weights, where the config has one."""
         return to_weight_file(self.config, mesh.gathered(self.state))
 
+    def _overlays(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """Pictures with both outlines, by name, of the net of the last validation."""
+        assert self.model is not None
+        return {
+            s.name: unet_image.overlay(s.image, predict(self.model, s.image), s.mask)
+            for s in samples
+        }
+
     def _model(self) -> UNet:
         return from_weights(self._weights())
 
@@ -313,8 +356,8 @@ class _Run:
         reason = diagnose(self.config, mesh.gathered(self.state), mesh.gathered(seen), names)
         raise InputError(
             f"step {step + 1} is not finite: {reason}; lower --schedule.max-lr (--optimizer.lr "
-            "without one_cycle), clip with --optimizer.clip-norm, or mend that image; the "
-            "checkpoints before it are kept"
+            "without one_cycle), clip with --optimizer.clip-norm, or mend that image, in a run "
+            f"with another --out; --start {self.out} takes up its last validation there"
         )
 
     def _recorded(self, first: int) -> AbstractContextManager[Record | None]:

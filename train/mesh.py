@@ -4,6 +4,7 @@ Nothing here moves data: shardings say where it is, and XLA's partitioner derive
 exchange of the rows at the borders (halos) and the sums of the gradients.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,12 +158,30 @@ def wait_for_all(name: str) -> None:
         multihost.sync_global_processes(name, timeout=WAIT_S)
 
 
-def told_by_the_first(name: str, answer: bool) -> bool:
-    """The answer of process 0, in all of them."""
+def told_by_the_first(name: str, answer: Any) -> Any:
+    """The answer of process 0, a bool or a float, in all of them."""
     if jax.process_count() == 1:
         return answer
     wait_for_all(name)
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(answer)))
+    return type(answer)(multihost_utils.broadcast_one_to_all(np.asarray(answer, np.float32)))
+
+
+def refuse_unlike(identity: str) -> None:
+    """Refuse processes that would not run the same; each tells what it would run.
+
+    Raises:
+        InputError: they differ.
+    """
+    if jax.process_count() == 1:
+        return
+    wait_for_all("identity")
+    digest = np.frombuffer(hashlib.sha256(identity.encode()).digest(), np.uint8)
+    told = multihost_utils.process_allgather(digest)
+    if unlike := [i for i, other in enumerate(told) if (other != told[0]).any()]:
+        raise InputError(
+            f"process {unlike[0]} was not given what process 0 was: all need the same flags, but "
+            "for mesh.process, and see the same images and masks"
+        )
 
 
 def preempted(step: int) -> bool:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from train.config import TrainConfig, to_plain
 from train.data import Sample
 from unet_spec import InputError, training_state
-from unet_spec.files import written
+from unet_spec.files import written_folder
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -40,12 +41,39 @@ def is_run(out: Path) -> bool:
 
 
 def begin(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> None:
-    """Write what the run is."""
-    out.mkdir(parents=True, exist_ok=True)
-    with written(out / DATA) as stream:
-        stream.write(_json({"images": len(samples), "sha256": fingerprint(samples)}))
-    with written(out / CONFIG) as stream:
-        stream.write(_json(to_plain(config)))
+    """Write what the run is; a kill leaves all of it or nothing."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data = {"images": len(samples), "sha256": fingerprint(samples)}
+    with written_folder(out) as folder:
+        (folder / DATA).write_bytes(_json(data))
+        (folder / CONFIG).write_bytes(_json(to_plain(config)))
+
+
+def clear(out: Path) -> None:
+    """Remove what kills have left of files that were being written."""
+    for folder in (out, out / LAST):
+        for path in folder.glob(".*.????????"):
+            path.unlink()
+
+
+def identity(config: TrainConfig, samples: Sequence[Sample]) -> str:
+    """What all processes of a run must have in common."""
+    mesh = replace(config.mesh, process=None)
+    return json.dumps([to_plain(replace(config, mesh=mesh)), fingerprint(samples)])
+
+
+def changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any]]:
+    """Names and new values of what differs."""
+    return [(name, pair[1]) for name, pair in _differences(to_plain(old), to_plain(new))]
+
+
+def read_config(out: Path) -> dict[str, Any]:
+    """What `begin` wrote of the config.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return _read(out / CONFIG)
 
 
 def check(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
@@ -55,7 +83,7 @@ def check(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> list[str
     Raises:
         InputError: it differs in something that the weights depend on, or the images do.
     """
-    began = _read(out / CONFIG)
+    began = read_config(out)
     changed = dict(_differences(began, json.loads(_json(to_plain(config)))))
     if config.schedule == config.schedule.for_steps(config.steps):
         free: tuple[str, ...] = (*MAY_CHANGE, "steps")  # the schedule does not depend on it
@@ -72,7 +100,7 @@ def check(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> list[str
             f"{out}: the run there cannot go on with another config ({listed}); give the values "
             "that it began with, or name another --out"
         )
-    if _read(out / DATA)["sha256"] != fingerprint(samples):
+    if _read(out / DATA).get("sha256") != fingerprint(samples):
         raise InputError(
             f"{out}: the images or masks are not those with which the run there began; bring them "
             "back, or name another --out"
@@ -100,12 +128,16 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tupl
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        reason = "it holds no names and values"
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: it should say how the run began, and cannot be read ({error}); name another "
-            "--out"
-        ) from error
+        reason = str(error)
+    raise InputError(
+        f"{path}: it should say how the run began, and cannot be read ({reason}); name another "
+        "--out, or, where the run has several processes, one that all of them see"
+    )
 
 
 def _json(plain: Any) -> bytes:

@@ -1,5 +1,6 @@
 """Where a run starts from: a weight file, or a run in the middle, of either framework."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from train import run_folder
 from train.config import PRESETS, TrainConfig
 from train.step import State
 from unet_jax.training_state import from_training_state
-from unet_spec import InputError, layout, training_state, weight_file
+from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_state, weight_file
+from unet_spec.fields import from_json
 from unet_spec.parameters import parameters
-from unet_spec.recipe import Recipe
+from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 
@@ -25,29 +28,55 @@ def read(path: Path) -> TrainingState | WeightFile:
     return weight_file.read(path)
 
 
-def adopted(config: TrainConfig, source: TrainingState | WeightFile) -> TrainConfig:
-    """The config of a run that goes on from a source: its net and preprocessing, and the recipe
-    of a run in the middle.
+def known(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
+    """What `config.start` says of a run that goes on from it: its net and preprocessing, and the
+    recipe of a run in the middle. Empty where the config has no start.
+
+    Args:
+        run: a folder in which that run has begun; then it is asked, and the start may be gone.
+
+    Raises:
+        InputError: a start that cannot be read, or is at the last step already.
+    """
+    if config.start is None:
+        return {}
+    if run is not None:
+        plain = run_folder.read_config(run)
+        kinds: dict[str, type] = {
+            "net": UNetConfig,
+            "preprocessing": Preprocessing,
+            "optimizer": Optimizer,
+            "schedule": Schedule,
+        }
+        told: dict[str, Any] = {
+            name: from_json(kind, json.dumps(plain.get(name))) for name, kind in kinds.items()
+        }
+        return {**told, "class_names": tuple(plain.get("class_names", ()))}
+    source = read(config.start)
+    weights = source.weights if isinstance(source, TrainingState) else source
+    told = {"net": weights.config, "preprocessing": weights.preprocessing}
+    if weights.class_names:
+        told["class_names"] = weights.class_names
+    if isinstance(source, TrainingState):
+        recipe = _with_clip(source.recipe, config)
+        told |= {"optimizer": recipe.optimizer, "schedule": recipe.schedule}
+        if source.step >= config.steps:
+            raise InputError(
+                f"{config.start}: it is at step {source.step} already, and steps={config.steps}; "
+                "give the step at which the run shall end"
+            )
+    return told
+
+
+def adopted(config: TrainConfig, told: dict[str, Any]) -> TrainConfig:
+    """The config with what its start says.
 
     Raises:
         InputError: a flag that says otherwise.
     """
-    weights = source.weights if isinstance(source, TrainingState) else source
-    known: dict[str, Any] = {"net": weights.config, "preprocessing": weights.preprocessing}
-    if weights.class_names:
-        known["class_names"] = weights.class_names
-    if isinstance(source, TrainingState):
-        recipe = _with_clip(source.recipe, config)
-        known |= {"optimizer": recipe.optimizer, "schedule": recipe.schedule}
-    for name, value in known.items():
+    for name, value in told.items():
         _refuse_contradiction(name, getattr(config, name), value)
-    config = replace(config, **known)
-    if isinstance(source, TrainingState) and source.step >= config.steps:
-        raise InputError(
-            f"{config.start}: it is at step {source.step} already, and steps={config.steps}; "
-            "give the step at which the run shall end"
-        )
-    return config
+    return replace(config, **told)
 
 
 def state_from(config: TrainConfig, source: TrainingState | WeightFile, fresh: State) -> State:
