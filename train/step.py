@@ -21,6 +21,9 @@ from unet_spec import geometry
 
 Arrays = dict[str, Array]
 
+# on CPU XLA takes half a minute to compile the initial weights well, which are drawn once
+_ONCE = {"xla_backend_optimization_level": 0}
+
 
 class State(NamedTuple):
     """All that a step changes.
@@ -72,8 +75,9 @@ def make_steps(config: TrainConfig, placement: Placement | None = None) -> Steps
     """The functions of a run, for the devices of a placement (by default, of the config)."""
     placement = placement or place(config)
     shardings = placement.state(jax.eval_shape(partial(init, config)))
+    once = _ONCE if jax.default_backend() == "cpu" else None
     return Steps(
-        jax.jit(partial(init, config), out_shardings=shardings),
+        jax.jit(partial(init, config), out_shardings=shardings, compiler_options=once),
         jax.jit(partial(prepare, config), out_shardings=placement.rows),
         jax.jit(
             partial(step, config),

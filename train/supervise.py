@@ -57,7 +57,8 @@ def die_with_the_parent() -> None:
     """In a child: end at once when the process that watches is killed."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin, whose lock Python would wait for at its end
+            pass
         os._exit(LOST)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -53,10 +53,14 @@ def _outputs(config: TrainConfig, state: State, x: jax.Array) -> list[tuple[str,
     model = with_arrays(net, {**state.params, **state.stats})
     model.train()
     seen: list[tuple[str, jax.Array]] = []
-    for path, module in list(nnx.iter_modules(model)):
-        if path and not any(isinstance(c, nnx.Module) for _, c in nnx.iter_children(module)):
-            name = ".".join(str(part) for part in path if part != "layers")
-            _put(model, path, _Watched(name, module, seen))
+    leaves = [
+        (path, module)
+        for path, module in nnx.iter_modules(model)
+        if path and not any(isinstance(c, nnx.Module) for _, c in nnx.iter_children(module))
+    ]
+    for path, module in leaves:
+        name = ".".join(str(part) for part in path if part != "layers")
+        _put(model, path, _Watched(name, module, seen))
     model(x, rngs=nnx.Rngs(dropout=config.seed))
     return seen
 

@@ -100,7 +100,7 @@ def momentum(recipe: Recipe, state: State) -> Scalar:
     if schedule.cycles_momentum:
         top, bottom = schedule.max_momentum, schedule.base_momentum
         turns = (top, bottom, top, top) if schedule.three_phase else (top, bottom, top)
-        epoch = (state.step // schedule.every).astype(state.lr.dtype)
+        epoch = jnp.asarray(state.step // schedule.every, state.lr.dtype)
         return _cycle(schedule, epoch, turns)
     return optimizer.betas[0] if optimizer.name in ("adam", "adamw") else optimizer.momentum
 
