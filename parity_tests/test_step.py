@@ -17,7 +17,7 @@ from train.loop import to_weight_file
 from train.mesh import place
 from train.metrics import foreground_iou
 from train.step import State, compiled, make_steps
-from unet_spec import UNetConfig
+from unet_spec import InputError, UNetConfig
 from unet_spec.recipe import Optimizer, Schedule
 
 ONE = TrainConfig(
@@ -237,6 +237,21 @@ def test_a_mesh_of_devices_equals_one_device(alone, meshed):
         step.memory_analysis().temp_size_in_bytes
         < alone[2].memory_analysis().temp_size_in_bytes / 2
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "taken"), [(16, 1, 8), (6, 1, 6), (8, 2, 4), (7, 7, 1)]
+)
+def test_by_default_the_most_devices_that_divide_the_batch_are_taken(images, parts, taken):
+    config = replace(PADDED, data=replace(PADDED.data, batch=images), accumulate=parts)
+    placement = place(config)
+    assert placement.mesh.devices.shape == (taken, 1)
+    assert placement.told().startswith("8 devices" if taken == 8 else f"{taken} of 8 devices")
+
+
+def test_devices_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(InputError, match=r"3 devices do not divide the 8 images"):
+        place(replace(PADDED, mesh=MeshConfig(data=3)))
 
 
 def test_parameters_in_parts_equal_copies_of_them(alone):

@@ -118,7 +118,8 @@ class MeshConfig:
     """How a run is spread over devices, and over processes."""
 
     data: int | None = None
-    """Devices over which the images of a batch are spread; by default all that `rows` leaves."""
+    """Devices over which the images of a batch are spread; by default the most of them that
+    divide the batch."""
     rows: int = 1
     """Devices over which the rows of each image are spread; for padded nets."""
     shard_parameters: bool = False

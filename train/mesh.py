@@ -103,7 +103,9 @@ class Placement:
         """The mesh in words."""
         data, rows = self.mesh.devices.shape
         device = self.mesh.devices.flat[0].device_kind
-        count = "1 device" if data * rows == 1 else f"{data * rows} devices"
+        used, there = data * rows, jax.device_count()
+        of_all = "" if used == there else f" of {there}"
+        count = f"{used}{of_all} device{'s' if max(used, there) > 1 else ''}"
         spread = "" if data * rows == 1 else f" (data {data} x rows {rows})"
         processes = "" if jax.process_count() == 1 else f" in {jax.process_count()} processes"
         return f"{count}{spread}{processes}: {device}"
@@ -126,14 +128,16 @@ def place(config: TrainConfig) -> Placement:
         InputError: more devices than there are, or that do not divide the batch or the rows.
     """
     settings, devices = config.mesh, jax.devices()
+    part = config.data.batch // config.accumulate
     data = settings.data or len(devices) // settings.rows
+    if settings.data is None and jax.process_count() == 1:  # the most that divide the batch
+        data = max((n for n in range(1, data + 1) if part % n == 0), default=0)
     count = data * settings.rows
     if not 0 < count <= len(devices) or (jax.process_count() > 1 and count < len(devices)):
         raise InputError(
             f"mesh.data={settings.data} x mesh.rows={settings.rows} does not fit the "
             f"{len(devices)} devices that there are; change either"
         )
-    part = config.data.batch // config.accumulate
     if part % data:
         raise InputError(
             f"{data} devices do not divide the {part} images of a step (data.batch="

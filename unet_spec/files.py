@@ -26,7 +26,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:  # write() does not say it
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # write()'s own
             error.filename = str(path)
         raise
 
