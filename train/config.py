@@ -256,7 +256,7 @@ NUCLEI = TrainConfig(
     data=DataConfig(batch=4),
     augment=AugmentConfig(rotation_deg=45, scale=0.4, brightness=0.3, contrast=0.4, gamma=0.5),
     loss=LossConfig(dice=1),
-    steps=2000,
+    steps=1500,
     validate_every=500,
     ema=0.99,
 )
