@@ -37,10 +37,12 @@ COMMAND = "python -m benchmarks.continued IMAGES MASKS"
 STEPS, HANDOVER, EVERY = 600, 200, 50
 LR, CLIP = 2e-3, 1.0
 NET = UNetConfig(widths=(8, 16, 32, 64), norm="batch")
-FLAGS = ["--data.crop-px", "96", "--data.batch", "8", "--augment.no-flips", "--augment.no-quarter-turns", *(
-    f"--augment.{name}={value}" for name, value in
-    (("rotation-deg", 0), ("scale", 0), ("brightness", 0), ("contrast", 0), ("gamma", 0))
-), "--loss.dice", "0", "--ema", "0", "--validate-every", str(EVERY)]  # fmt: skip
+OFF = ("rotation-deg", "scale", "brightness", "contrast", "gamma")
+FLAGS = [
+    "--data.crop-px", "96", "--data.batch", "8", "--loss.dice", "0", "--ema", "0",
+    "--augment.no-flips", "--augment.no-quarter-turns", *(f"--augment.{name}=0" for name in OFF),
+    "--validate-every", str(EVERY),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
