@@ -212,6 +212,18 @@ def test_image_of_one_value_becomes_0():
     np.testing.assert_array_equal(x, np.zeros((5, 7, 1), np.float32), strict=True)
 
 
+def test_the_square_root_keeps_the_sign_and_comes_after_the_range_before_the_mean():
+    values = np.array([[-9, 0], [4, 16]], np.float32)
+    root = np.array([[-3, 0], [2, 4]], np.float32)
+    found = prepare(values, channels=1, preprocessing=replace(NONE, sqrt=True))
+    np.testing.assert_array_equal(found[..., 0], root)
+    found = prepare(values, channels=1, preprocessing=replace(IMAGE, sqrt=True))
+    np.testing.assert_allclose(found[..., 0], (root - root.mean()) / root.std(), rtol=1e-6)
+    bright = np.array([[0, 51], [204, 255]], np.uint8)
+    found = prepare(bright, channels=1, preprocessing=replace(RANGE, sqrt=True))
+    np.testing.assert_allclose(found[..., 0] ** 2, bright / 255, rtol=1e-6)
+
+
 def test_colour_becomes_luma_and_gray_is_repeated():
     red_green_blue = np.eye(3, dtype=np.float32)[None]
     luma = prepare(red_green_blue, channels=1, preprocessing=NONE)
