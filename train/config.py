@@ -257,8 +257,8 @@ NUCLEI = TrainConfig(
     augment=AugmentConfig(rotation_deg=45, scale=0.4, brightness=0.3, contrast=0.4, gamma=0.5),
     preprocessing=Preprocessing(sqrt=True),
     loss=LossConfig(dice=1),
-    steps=1000,
-    validate_every=500,
+    steps=1200,
+    validate_every=600,
     ema=0.99,
 )
 CELLS = TrainConfig(
