@@ -7,7 +7,6 @@ random moments, and writes `results/killed.json` (some minutes on two cores).
 import hashlib
 import json
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -16,16 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from train.record import read
 from unet_spec.environment import environment
 from unet_spec.files import written
 
 RESULT = Path(__file__).parent / "results" / "killed.json"
-KILLS, STEPS, EVERY = 20, 2500, 10
+KILLS, STEPS, EVERY = 20, 1500, 10
 LONGEST_S = 20.0  # a start takes about 10 s, so a kill may hit it as well
 SEED = 0
 FLAGS = [
     "nuclei", "--net.widths", "8", "16", "32", "--net.norm", "batch", "--data.crop-px", "96",
-    "--data.batch", "4", "--steps", str(STEPS), "--validate-every", "200",
+    "--data.batch", "4", "--steps", str(STEPS), "--validate-every", "50",
     "--checkpoint-every", str(EVERY), "--ema", "0.99", "--augment.elastic-px", "5",
 ]  # fmt: skip
 
@@ -37,7 +37,7 @@ def killed(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
     _started(flags, folder / "whole").wait()
     whole_s = time.monotonic() - began
     draw = random.Random(SEED)
-    kills: list[dict[str, int | None]] = []
+    kills: list[dict[str, int]] = []
     while len(kills) < KILLS:
         run = _started(flags, folder / "killed")
         try:
@@ -46,8 +46,7 @@ def killed(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             run.kill()
             run.wait()
-        begun_at, done = _told(folder / "killed.log")
-        kills.append({"begun_at": begun_at, "done": done, "saved": _saved(folder / "killed")})
+        kills.append({"done": _done(folder / "killed"), "saved": _saved(folder / "killed")})
         print(f"kill {len(kills)}: {kills[-1]}", flush=True)
     last = _started(flags, folder / "killed")
     if last.wait():
@@ -71,12 +70,9 @@ def _started(flags: list[str], out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log)
 
 
-def _told(log: Path) -> tuple[int | None, int | None]:
-    """The step at which a start went on, and the last one that it told of, where it came so far."""
-    text = log.read_text()
-    begun = re.findall(r"going on at step (\d+)", text)
-    done = re.findall(r"^step (\d+) of", text, re.MULTILINE)
-    return int(begun[-1]) if begun else None, int(done[-1]) if done else None
+def _done(run: Path) -> int:
+    """The last step that a killed run has told of."""
+    return max((line["step"] for line in read(run)), default=0)
 
 
 def _saved(run: Path) -> int:

@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -120,6 +122,23 @@ def test_a_kill_while_a_run_begins_leaves_nothing_of_it(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run_folder.begin(tmp_path / "run", TINY, load(TINY))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    killed = """
+import os
+from pathlib import Path
+from unet_spec.files import written, written_folder
+with written_folder(Path("new")) as new, written(new / "a"), written(Path("last/b")):
+    with written(Path("weights.safetensors")):
+        os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], cwd=out).returncode == 9
+    assert len(list(out.rglob(".*"))) == 4
+    run_folder.clear(out)
+    assert not list(out.rglob(".*"))
 
 
 def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,10 @@ def clear(out: Path) -> None:
     """Remove what kills have left of files that were being written."""
     for folder in (out, out / LAST):
         for path in folder.glob(".*.????????"):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def identity(config: TrainConfig, samples: Sequence[Sample]) -> str:
