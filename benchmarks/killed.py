@@ -20,8 +20,8 @@ from unet_spec.environment import environment
 from unet_spec.files import written
 
 RESULT = Path(__file__).parent / "results" / "killed.json"
-KILLS, STEPS, EVERY = 20, 1500, 10
-LONGEST_S = 20.0  # a start takes about 10 s, so a kill may hit it as well
+KILLS, STEPS, EVERY = 20, 1000, 10
+LONGEST_S = 30.0  # a start takes about 10 s, so many a kill hits it
 SEED = 0
 FLAGS = [
     "nuclei", "--net.widths", "8", "16", "32", "--net.norm", "batch", "--data.crop-px", "96",
