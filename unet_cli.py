@@ -23,7 +23,8 @@ Json = Annotated[Path | None, arg(metavar="FILE")]
 
 TOO_LARGE = (
     "the device has too little memory for this run; lower --data.batch or --data.crop-px, or give "
-    "--accumulate or --remat"
+    "--accumulate or --remat; if that was a validation, cut the largest images into parts, because "
+    "each is predicted whole"
 )
 
 
@@ -287,6 +288,7 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
     if supervise.is_watched():
         supervise.die_with_the_parent()
     _keep_compilations()
+    import jax
     from rich.console import Console
 
     from train import loop, mesh
@@ -294,9 +296,11 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
     from train.overfit import overfit as learns
     from train.progress import Progress
 
-    progress = Progress(Console(quiet=(config.mesh.process or 0) > 0))
     try:
         mesh.connect(config.mesh)
+        lead = jax.process_index() == 0
+        json = json if lead else None
+        progress = Progress(Console(quiet=not lead))
         if overfit:
             learned = learns(config, progress=progress)
             _write_json(json, {"learned": learned, "config": to_plain(config)})

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
@@ -39,6 +40,8 @@ def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
         if path.suffix.lower() in (".tif", ".tiff"):
             return _read_tiff(path)
         with Image.open(path) as image:
+            if _is_16_bit_colour(image):  # Pillow would cut it to 8
+                return [imagecodecs.png_decode(path.read_bytes())]
             return [_read_pillow(image, indices=indices)]
     except Exception as error:  # decoders raise what they like: DeflateError, IndexError, ...
         reason = " ".join(str(error).replace(str(path), "the file").split())
@@ -106,6 +109,11 @@ def visible(image: np.ndarray) -> np.ndarray:
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
+def _is_16_bit_colour(image: Image.Image) -> bool:
+    coded = {str(tile.args) for tile in getattr(image, "tile", ())}
+    return image.format == "PNG" and bool(coded & {"RGB;16B", "RGBA;16B", "LA;16B"})
+
+
 def _read_pillow(image: Image.Image, *, indices: bool) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode == "P" and not indices:
@@ -117,9 +125,12 @@ def _read_pillow(image: Image.Image, *, indices: bool) -> np.ndarray:
 
 
 def _read_tiff(path: Path) -> list[np.ndarray]:
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        pixels, axes = series.asarray(), series.axes
+    with tifffile.TiffFile(path) as file:  # pages that were written one by one are a series each
+        return [page for series in file.series for page in _pages_of(series)]
+
+
+def _pages_of(series: tifffile.TiffPageSeries) -> list[np.ndarray]:
+    pixels, axes = series.asarray(), series.axes
     for channel in ("S", "C"):
         if channel in axes:
             pixels = np.moveaxis(pixels, axes.index(channel), -1)

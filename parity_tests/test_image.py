@@ -1,3 +1,4 @@
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -41,6 +42,24 @@ def test_sixteen_bit_png_keeps_its_values(tmp_path):
     Image.fromarray(GRAY.astype(np.uint16) * 200).save(tmp_path / "a.png")
     (read,) = unet_image.read_pages(tmp_path / "a.png")
     np.testing.assert_array_equal(read, GRAY.astype(np.uint16) * 200)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bit_png_in_colour_keeps_its_values(tmp_path, channels):
+    pixels = np.stack([GRAY.astype(np.uint16) * 200 + c for c in range(channels)], -1)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels))
+    (read,) = unet_image.read_pages(tmp_path / "a.png")
+    np.testing.assert_array_equal(read, pixels)
+
+
+def test_tiff_pages_written_one_by_one_are_all_read(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GRAY)
+        file.write(GRAY[::-1])
+        file.write(RGB, photometric="rgb")
+    pages = unet_image.read_pages(tmp_path / "a.tif")
+    for page, expected in zip(pages, [GRAY, GRAY[::-1], RGB], strict=True):
+        np.testing.assert_array_equal(page, expected)
 
 
 def test_written_mask_reads_back_as_class_indices(tmp_path):

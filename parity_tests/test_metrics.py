@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from train.metrics import confusion, dice, foreground_iou, iou, pixel_error, rand_score, segments_of
+from train.metrics import (
+    confusion,
+    dice,
+    foreground_dice,
+    foreground_iou,
+    iou,
+    pixel_error,
+    rand_score,
+    segments_of,
+)
 
 ROUNDING = 1e-14
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 8))
@@ -38,6 +47,25 @@ def test_scores_of_known_matrices():
     absent = np.array([[9, 0], [0, 0]])
     assert dice(absent)[1] == foreground_iou(absent) == 1.0
     assert pixel_error(absent) == pixel_error(np.zeros((2, 2))) == 0.0
+
+
+def test_absent_classes_do_not_count():
+    matrix = np.diag([90, 0, 0, 0])
+    matrix[2] = matrix[:, 2] = [0, 0, 3, 0]
+    matrix[0, 2] = 3
+    assert foreground_iou(matrix) == pytest.approx(0.5)
+    assert foreground_dice(matrix) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("ignored", [0, 1, 2, 255])
+def test_ignored_pixels_do_not_count(ignored):
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 3, (6, 7)), rng.choice([0, 1, 2, 255], (6, 7))
+    found = confusion(predicted, truth, classes=3, ignore_index=ignored)
+    counted = (truth != ignored) & (truth < 3)
+    expected = np.zeros((3, 3))
+    np.add.at(expected, (truth[counted], predicted[counted]), 1)
+    np.testing.assert_array_equal(found, expected)
 
 
 def _rand_score(segments, truth):

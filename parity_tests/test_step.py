@@ -130,17 +130,21 @@ def test_remat_computes_the_convolutions_of_every_level_again():
 
 
 def test_the_average_of_weights_equals_a_loop(float64):
-    config = replace(ONE, ema=0.3)
+    config = replace(ONE, net=replace(ONE.net, norm="batch"), ema=0.3)
     config, state = widened(config, steps_of.init(config))
-    expected = {name: np.array(a) for name, a in state.params.items()}
+    averaged = {**state.params, **{n: a for n, a in state.stats.items() if "batches" not in n}}
+    assert len(averaged) > len(state.params)
+    expected = {name: np.array(a) for name, a in averaged.items()}
     for number in range(5):
         state, _ = steps_of.step(config, state, batch(config, seed=number))
         decay = min(0.3, (1 + number) / (10 + number))
-        for name, array in state.params.items():
-            expected[name] = decay * expected[name] + (1 - decay) * np.asarray(array)
+        for name in expected:
+            array = np.asarray({**state.params, **state.stats}[name])
+            expected[name] = decay * expected[name] + (1 - decay) * array
     assert furthest(expected, state.ema) <= 1e-14
     file = to_weight_file(config, state)
-    np.testing.assert_array_equal(file.tensors["out.bias"], np.asarray(state.ema["out.bias"]))
+    for name in ("out.bias", next(n for n in state.stats if "running_var" in n)):
+        np.testing.assert_array_equal(file.tensors[name], np.asarray(state.ema[name]))
 
 
 def test_the_step_is_compiled_once_and_counts():

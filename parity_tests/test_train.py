@@ -71,18 +71,22 @@ def test_a_run_leaves_the_state_that_training_goes_on_from(run):
     assert all(tensor.any() for tensor in state.slots["exp_avg_sq"].values())
 
 
-@pytest.mark.parametrize("at", [3, 5], ids=["where it would validate", "between"])
-def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not(
-    run, tmp_path, monkeypatch, at
-):
+def _stop_at(step: int, monkeypatch):
     settle = StepBar.settle
 
     def stop(bar):
         settle(bar)
-        if bar._done == at - 1:  # it saves there
+        if bar._done == step - 1:  # it saves there
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(StepBar, "settle", stop)
+
+
+@pytest.mark.parametrize("at", [3, 5], ids=["where it would validate", "between"])
+def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not(
+    run, tmp_path, monkeypatch, at
+):
+    _stop_at(at, monkeypatch)
     first = loop.run(TINY, tmp_path / "run", progress=quiet())
     assert (first.stopped_by, first.step) == ("SIGTERM", at)
     assert first.mean_image_iou is None or at == 5  # it does not stay for a validation
@@ -92,11 +96,15 @@ def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not
     assert second.mean_image_iou == run[1].mean_image_iou
     for name in ("weights.safetensors", "best.safetensors", "last/training_state.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (run[0] / name).read_bytes(), name
-    steps = [line["step"] for line in read(tmp_path / "run") if line["kind"] == "validation"]
-    assert steps == [3, 6]
+    assert _validations(tmp_path / "run") == [3, 6]
 
 
-def test_a_run_that_patience_has_ended_does_not_go_on(tmp_path):
+def _validations(run):
+    """At which steps."""
+    return [line["step"] for line in read(run) if line["kind"] == "validation"]
+
+
+def test_a_run_that_patience_has_ended_does_not_go_on(tmp_path, monkeypatch):
     still = Schedule("one_cycle", max_lr=0.0)
     config = replace(
         TINY, net=UNetConfig(widths=(4, 6)), schedule=still, ema=0.0, steps=12, patience=1
@@ -107,6 +115,14 @@ def test_a_run_that_patience_has_ended_does_not_go_on(tmp_path):
     assert again.step == 6
     assert again.mean_image_iou == first.mean_image_iou
     assert again.loss is None
+    _stop_at(6, monkeypatch)
+    config = replace(config, checkpoint_every=5)
+    stopped = loop.run(config, tmp_path / "stopped", progress=quiet())
+    assert (stopped.stopped_by, stopped.step) == ("SIGTERM", 6)
+    monkeypatch.undo()
+    again = loop.run(config, tmp_path / "stopped", progress=quiet())
+    assert (again.step, again.mean_image_iou) == (6, first.mean_image_iou)
+    assert _validations(tmp_path / "stopped") == [3, 6]
 
 
 def test_other_devices_are_told(run, tmp_path):
@@ -179,6 +195,31 @@ def test_other_images_are_refused(run):
     mask[3, 4] = 1 - mask[3, 4]
     with pytest.raises(InputError, match="the images or masks are not those"):
         run_folder.check(run[0], TINY, [samples[0], replace(samples[1], mask=mask), *samples[2:]])
+
+
+def test_other_object_numbers_are_other_images():
+    (sample, *_) = load(TINY)
+    one = replace(sample, objects=sample.mask.astype(np.int32))
+    two = replace(sample, objects=2 * sample.mask.astype(np.int32))
+    assert run_folder.fingerprint([one]) != run_folder.fingerprint([two])
+
+
+def test_a_run_that_is_under_way_is_left_alone(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    with (
+        run_folder.alone(tmp_path / "run"),
+        pytest.raises(InputError, match="another command is training there"),
+    ):
+        loop.run(TINY, tmp_path / "run", progress=quiet())
+    with run_folder.alone(tmp_path / "run"):
+        pass
+
+
+def test_a_run_may_begin_in_an_empty_folder(tmp_path):
+    before = tmp_path.stat().st_ino
+    run_folder.begin(tmp_path, TINY, load(TINY))
+    assert tmp_path.stat().st_ino == before
+    assert run_folder.read_config(tmp_path)["steps"] == TINY.steps
 
 
 def test_an_existing_folder_is_not_written_over(tmp_path):
@@ -283,8 +324,26 @@ def test_a_start_at_the_last_step_is_refused(run):
         ({"loss": LossConfig(class_weights=(1.0, 2.0, 3.0))}, "class_weights"),
         ({"optimizer": Optimizer("sgd", dampening=0.5), "schedule": Schedule()}, "dampening"),
         ({"class_names": ("one",)}, "class_names"),
+        ({"seed": -1}, "seed"),
+        ({"net": replace(CELLS.net, classes=1)}, "counts the background as well"),
+        (
+            {"data": DataConfig(mask_values="instances"), "loss": LossConfig(ignore_index=255)},
+            "leave out loss.ignore_index",
+        ),
     ],
-    ids=["crop", "holdout", "steps", "accumulate", "ema", "weights", "dampening", "names"],
+    ids=[
+        "crop",
+        "holdout",
+        "steps",
+        "accumulate",
+        "ema",
+        "weights",
+        "dampening",
+        "names",
+        "seed",
+        "classes",
+        "ignored",
+    ],
 )
 def test_a_config_that_cannot_be_is_refused(change, names):
     with pytest.raises(InputError, match=names):

@@ -171,7 +171,8 @@ class TrainConfig:
     validate_every: int = 200
     """Steps between validations; each also writes the weight files."""
     checkpoint_every: int = 100
-    """Steps between checkpoints: what a killed run loses at most."""
+    """Steps between checkpoints. A killed run loses those since the last; if it dies while that is
+    being written, those since the one before."""
     keep: int = 2
     """Checkpoints that are kept besides the best."""
     patience: int | None = None
@@ -187,8 +188,8 @@ class TrainConfig:
     """Compute each level again in the backward pass in place of keeping it: less memory on GPU and
     TPU, more time. On CPU XLA undoes it."""
     ema: float = 0.0
-    """Decay of a running average of the weights, which validation and the weight file then use;
-    0 for none. It starts low: (1 + step) / (10 + step) at most."""
+    """Decay of a running average of the weights, and of batch norm's statistics, which validation
+    and the weight file then use; 0 for none. It starts low: (1 + step) / (10 + step) at most."""
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -223,6 +224,18 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         if not 0 < self.data.holdout < 1:
             raise InputError(f"data.holdout is a part between 0 and 1, got {self.data.holdout}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is an integer from 0 to 2^32 - 1, got {self.seed}")
+        if self.net.classes < 2:
+            raise InputError(
+                "net.classes counts the background as well, so training needs at least 2, got "
+                f"{self.net.classes}"
+            )
+        if self.data.mask_values == "instances" and self.loss.ignore_index is not None:
+            raise InputError(
+                "data.mask_values=instances takes every number but 0 for an object; leave out "
+                "loss.ignore_index"
+            )
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is a decay in [0, 1), got {self.ema}")
         for name, value in (

@@ -107,11 +107,11 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     samples = load(config)
     training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
     mesh.refuse_unlike(run_folder.identity(config, samples))
-    if resuming and lead:
-        run_folder.clear(out)
     if resuming:
         for change in run_folder.check(out, config, samples):
             progress.say(f"other than before: {change}")
+    if config.data.images is None:
+        progress.say(f"no --data.images: {len(samples)} images of synthetic cells")
     diagnosis = doctor.examine(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
@@ -119,40 +119,44 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     doctor.show(diagnosis, progress.console)
     if lead and not resuming:
         run_folder.begin(out, config, samples)
-        unet_image.write_picture(out / run_folder.AUGMENTED, _augmented(config, training))
-    progress.say(f"compiling for {placement.told()}")
-    compiling = time.monotonic()
-    steps = compiled(config, placement)
-    compile_s = time.monotonic() - compiling
-    progress.say(f"compiled in {compile_s:.1f} s")
-    mesh.wait_for_all("compiled")
-    if not lead:
-        run_folder.check(out, config, samples)  # it is seen from here as well
-    with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
-        going = _Run(config, out, placement, steps, (training, validation), saved, progress)
-        going.begin(resuming)
-        going.go()
-        saved.wait()
-    scores = going.scores
-    if going.stopped_by is None:
-        scores = going.draw(diagnosis, command)
-    return Result(
-        weights=str(out / run_folder.WEIGHTS),
-        step=int(going.state.step),
-        loss=going.window.get("loss"),
-        mean_image_iou=None if scores is None else scores.mean_image_iou,
-        pooled_iou=None if scores is None else scores.pooled_iou,
-        best_step=going.best.step,
-        best_mean_image_iou=going.best.score,
-        training_images=len(training),
-        validation_images=len(validation),
-        images_per_s=going.window.get("images_per_s"),
-        waiting_share=going.window.get("waiting_share"),
-        compile_s=compile_s,
-        seconds=time.monotonic() - began,
-        stopped_by=going.stopped_by,
-        environment=_environment(),
-    )
+    with run_folder.alone(out) if lead else nullcontext():
+        if lead:
+            run_folder.clear(out)
+        if lead and not (out / run_folder.AUGMENTED).exists():
+            unet_image.write_picture(out / run_folder.AUGMENTED, _augmented(config, training))
+        progress.say(f"compiling for {placement.told()}")
+        compiling = time.monotonic()
+        steps = compiled(config, placement)
+        compile_s = time.monotonic() - compiling
+        progress.say(f"compiled in {compile_s:.1f} s")
+        mesh.wait_for_all("compiled")
+        if not lead:
+            run_folder.check(out, config, samples)  # it is seen from here as well
+        with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
+            going = _Run(config, out, placement, steps, (training, validation), saved, progress)
+            going.begin(resuming)
+            going.go()
+            saved.wait()
+        scores = going.scores
+        if going.stopped_by is None:
+            scores = going.draw(diagnosis, command)
+        return Result(
+            weights=str(out / run_folder.WEIGHTS),
+            step=int(going.state.step),
+            loss=going.window.get("loss"),
+            mean_image_iou=None if scores is None else scores.mean_image_iou,
+            pooled_iou=None if scores is None else scores.pooled_iou,
+            best_step=going.best.step,
+            best_mean_image_iou=going.best.score,
+            training_images=len(training),
+            validation_images=len(validation),
+            images_per_s=going.window.get("images_per_s"),
+            waiting_share=going.window.get("waiting_share"),
+            compile_s=compile_s,
+            seconds=time.monotonic() - began,
+            stopped_by=going.stopped_by,
+            environment=_environment(),
+        )
 
 
 class _Run:
@@ -203,8 +207,6 @@ class _Run:
     def go(self) -> None:
         """Step, validate and save until the end, or until somebody asks to stop."""
         config, first = self.config, int(self.state.step)
-        if self._out_of_patience():
-            return
         with (
             closing(batches(config, self.placement, self.training, first=first)) as made,
             self._recorded(first) as record,
@@ -213,6 +215,9 @@ class _Run:
         ):
             if first and self._validates_at(first) and self.scored != first:
                 self._validate(bar, record, first)  # it was stopped before it could
+                self._save(first)
+            if self._out_of_patience():
+                return
             for step, (batch, waited_s) in enumerate(made, start=first + 1):
                 seen = self.steps.prepare(batch, np.int32(step - 1))
                 self.state, metrics = self.steps.step(self.state, seen)
@@ -244,7 +249,7 @@ class _Run:
     def validated(self) -> Scores:
         """The scores of the weights as they are now."""
         self.model = self._model()
-        return validate(self.model, self.validation)
+        return validate(self.model, self.validation, ignore_index=self.config.loss.ignore_index)
 
     def draw(self, diagnosis: doctor.Diagnosis, command: str) -> Scores:
         """The scores of the last weights, and of them the pictures and the page."""
@@ -287,7 +292,7 @@ class _Run:
             record.images(step, self._overlays(self.validation[:PICTURES]))
         self.progress.say(
             f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
-            f"{np.mean(self.scores.pooled_iou[1:]):.3f} (pooled)"
+            f"{self.scores.headline['pooled_iou']:.3f} (pooled)"
         )
         bar.resume()
 
@@ -354,10 +359,12 @@ class _Run:
         with closing(batches(config, self.placement, self.training, first=step)) as made:
             seen = self.steps.prepare(next(made)[0], np.int32(step))
         reason = diagnose(self.config, mesh.gathered(self.state), mesh.gathered(seen), names)
+        weights = self.out / run_folder.WEIGHTS
+        kept = f"; --start {weights} begins with the last good weights" if weights.exists() else ""
         raise InputError(
             f"step {step + 1} is not finite: {reason}; lower --schedule.max-lr (--optimizer.lr "
             "without one_cycle), clip with --optimizer.clip-norm, or mend that image, in a run "
-            f"with another --out; --start {self.out} takes up its last validation there"
+            f"with another --out{kept}"
         )
 
     def _recorded(self, first: int) -> AbstractContextManager[Record | None]:
@@ -396,7 +403,7 @@ def _augmented(config: TrainConfig, training: list[Sample]) -> np.ndarray:
 
 def to_weight_file(config: TrainConfig, state: State) -> WeightFile:
     """The weights of a state with all that prediction needs; their average, where there is one."""
-    arrays = {**state.params, **state.ema, **state.stats}
+    arrays = {**state.params, **state.stats, **state.ema}
     tensors = layout.to_torch(config.net, {name: np.asarray(a) for name, a in arrays.items()})
     return WeightFile(config.net, tensors, config.preprocessing, config.class_names)
 

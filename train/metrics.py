@@ -6,12 +6,14 @@ from jaxtyping import Array, ArrayLike
 from scipy import ndimage
 
 
-def confusion(predicted: ArrayLike, truth: ArrayLike, *, classes: int) -> Array:
-    """(classes, classes) numbers of pixels: rows are the truth, columns the prediction."""
-    truth_hot, predicted_hot = (
-        (jnp.asarray(mask)[..., None] == jnp.arange(classes)).astype(jnp.float32)
-        for mask in (truth, predicted)
-    )
+def confusion(
+    predicted: ArrayLike, truth: ArrayLike, *, classes: int, ignore_index: int | None = None
+) -> Array:
+    """(classes, classes) numbers of pixels: rows are the truth, columns the prediction. Pixels
+    whose truth is `ignore_index`, or no class, do not count."""
+    counted = jnp.arange(classes) if ignore_index is None else _but(ignore_index, classes)
+    truth_hot = (jnp.asarray(truth)[..., None] == counted).astype(jnp.float32)
+    predicted_hot = (jnp.asarray(predicted)[..., None] == jnp.arange(classes)).astype(jnp.float32)
     # not flattened first: a mask whose rows are spread over devices would be put together
     axes = tuple(range(truth_hot.ndim - 1))
     return jnp.tensordot(truth_hot, predicted_hot, axes=(axes, axes))
@@ -25,8 +27,9 @@ def iou(matrix: np.ndarray) -> np.ndarray:
 
 
 def foreground_iou(matrix: np.ndarray) -> float:
-    """Mean IoU of the classes other than 0, the background."""
-    return float(iou(np.asarray(matrix))[1:].mean())
+    """Mean IoU of the classes other than 0, the background, that are there or found; 1 if none
+    is."""
+    return _of_foreground(iou(np.asarray(matrix)), matrix)
 
 
 def dice(matrix: np.ndarray) -> np.ndarray:
@@ -34,6 +37,11 @@ def dice(matrix: np.ndarray) -> np.ndarray:
     both = np.diag(matrix).astype(np.float64)
     total = matrix.sum(0, dtype=np.float64) + matrix.sum(1, dtype=np.float64)
     return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
+
+
+def foreground_dice(matrix: np.ndarray) -> float:
+    """Mean Dice score, likewise."""
+    return _of_foreground(dice(np.asarray(matrix)), matrix)
 
 
 def pixel_error(matrix: np.ndarray) -> float:
@@ -79,6 +87,19 @@ def segments_of(foreground: np.ndarray) -> np.ndarray:
     at = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
     grown = parts[tuple(at)].astype(np.int64)
     return np.where((parts == 0) & _borders(grown, parts), 0, grown)
+
+
+def _but(ignored: int, classes: int) -> Array:
+    """The classes in their order, and in the place of an ignored one what no mask holds."""
+    every = jnp.arange(classes)
+    return jnp.where(every == ignored, -1, every)
+
+
+def _of_foreground(scores: np.ndarray, matrix: np.ndarray) -> float:
+    """Mean over the classes but 0 of which the matrix has pixels."""
+    matrix = np.asarray(matrix)
+    met = (matrix.sum(0) + matrix.sum(1))[1:] > 0
+    return float(scores[1:][met].mean()) if met.any() else 1.0
 
 
 def _borders(grown: np.ndarray, parts: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from train import data, mesh
+from train import data, mesh, start
 from train.config import AugmentConfig, TrainConfig
 from train.metrics import foreground_iou
 from train.progress import WINDOW, Progress
@@ -18,6 +18,7 @@ STEPS, LR, IOU = 400, 2e-3, 0.95
 def overfit(config: TrainConfig, *, progress: Progress) -> bool:
     """Whether the net can learn its first batch by heart: what a net that cannot, will not learn
     either. Nothing is augmented, dropped, averaged or written."""
+    config = start.adopted(config, start.known(config))
     config = replace(
         config,
         net=replace(config.net, dropout=0.0),

@@ -1,9 +1,11 @@
 """RUN/: what a run leaves there, and whether the same command may go on in it."""
 
+import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from train.config import TrainConfig, to_plain
 from train.data import Sample
 from unet_spec import InputError, training_state
-from unet_spec.files import written_folder
+from unet_spec.files import refuse_existing, written, written_folder
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -42,17 +44,39 @@ def is_run(out: Path) -> bool:
 
 
 def begin(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> None:
-    """Write what the run is; a kill leaves all of it or nothing."""
+    """Write what the run is; a kill leaves all of it or nothing, but where `out` is there and
+    empty, which may be a mount point: that is not replaced."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_existing(out)
     data = {"images": len(samples), "sha256": fingerprint(samples)}
-    with written_folder(out) as folder:
-        (folder / DATA).write_bytes(_json(data))
-        (folder / CONFIG).write_bytes(_json(to_plain(config)))
+    with nullcontext(out) if out.is_dir() else written_folder(out) as folder:
+        for name, content in ((DATA, data), (CONFIG, to_plain(config))):
+            with written(folder / name) as stream:
+                stream.write(_json(content))
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Nobody else trains in a run meanwhile; however this process ends, the next one may.
+
+    Raises:
+        InputError: somebody does.
+    """
+    with (out / CONFIG).open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{out}: another command is training there; wait for it, or name another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def clear(out: Path) -> None:
     """Remove what kills have left of files that were being written."""
-    for folder in (out, out / LAST):
+    for folder in (out, out / LAST, out / PICTURES):
         for path in folder.glob(".*.????????"):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -119,6 +143,8 @@ def fingerprint(samples: Sequence[Sample]) -> str:
         digest.update(f"{sample.name} {sample.x.shape}".encode())
         digest.update(sample.x.tobytes())
         digest.update(sample.mask.tobytes())
+        if sample.objects is not None:
+            digest.update(sample.objects.tobytes())
     return digest.hexdigest()
 
 

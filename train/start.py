@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from train import run_folder
 from train.config import PRESETS, TrainConfig
-from train.step import State
+from train.step import State, to_average
 from unet_jax.training_state import from_training_state
 from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_state, weight_file
 from unet_spec.fields import from_json
@@ -91,7 +91,7 @@ def state_from(config: TrainConfig, source: TrainingState | WeightFile, fresh: S
         params = {name: a for name, a in arrays.items() if name in trained}
         stats = {name: a for name, a in arrays.items() if name not in trained}
         optimizer, step = fresh.optimizer, fresh.step
-    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
+    ema = to_average(params, stats) if config.ema else {}
     # in the types of the run: a file may hold float64
     return jax.tree.map(
         lambda ours, theirs: jax.device_put(theirs.astype(ours.dtype), ours.sharding),

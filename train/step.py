@@ -32,7 +32,8 @@ class State(NamedTuple):
         params: trained arrays by the slides' names.
         stats: batch norm's statistics.
         optimizer: of `unet_jax.recipe`.
-        ema: running average of `params`; {} where the config has none.
+        ema: running average of `params` and of the statistics that belong to them; {} where the
+            config has none.
         step: number of steps done.
         stopped: a loss or gradient was not finite: this is the state before it, and no step
             changes it any more.
@@ -117,8 +118,14 @@ def init(config: TrainConfig) -> State:
     """The state at step 0."""
     params, stats = functional(config.net).init(jax.random.key(config.seed))
     optimizer = optimizers.build(config.recipe).init(params)
-    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
+    ema = to_average(params, stats) if config.ema else {}
     return State(params, stats, optimizer, ema, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+
+def to_average(params: Arrays, stats: Arrays) -> Arrays:
+    """Copies of what a running average is of: all but counts."""
+    both = {**params, **stats}
+    return {n: jnp.copy(a) for n, a in both.items() if jnp.issubdtype(a.dtype, jnp.floating)}
 
 
 def prepare(config: TrainConfig, batch: Batch, now: Array) -> Batch:
@@ -139,7 +146,7 @@ def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metric
         gradients, state.optimizer, state.params, value=loss
     )
     params = optax.apply_updates(state.params, updates)
-    ema = _averaged(config.ema, state, params) if config.ema else {}
+    ema = _averaged(config.ema, state, {**params, **stats}) if config.ema else {}
     metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
     following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
     fine = jnp.isfinite(loss) & jnp.isfinite(norm) & ~state.stopped
@@ -191,7 +198,10 @@ def _part(
         return value, (logits, updated)
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-    matrix = confusion(logits.argmax(-1), batch.truth, classes=config.net.classes)
+    matrix = confusion(
+        logits.argmax(-1), batch.truth,
+        classes=config.net.classes, ignore_index=config.loss.ignore_index,
+    )  # fmt: skip
     return gradients, updated, loss, matrix
 
 
@@ -202,11 +212,11 @@ def _parts(batch: Batch, count: int) -> Batch:
     )
 
 
-def _averaged(decay: float, state: State, params: Arrays) -> Arrays:
+def _averaged(decay: float, state: State, arrays: Arrays) -> Arrays:
     """The running average after this step; `decay` is reached slowly, so that the first weights
     are soon forgotten."""
     done = state.step.astype(float)
     rate = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
     return {
-        name: old + rate.astype(old.dtype) * (params[name] - old) for name, old in state.ema.items()
+        name: old + rate.astype(old.dtype) * (arrays[name] - old) for name, old in state.ema.items()
     }

@@ -6,14 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from train.data import Sample
-from train.metrics import confusion, dice, foreground_iou, iou, pixel_error, rand_score
+from train.metrics import (
+    confusion,
+    dice,
+    foreground_dice,
+    foreground_iou,
+    iou,
+    pixel_error,
+    rand_score,
+)
 from train.weight_map import objects_of
 from unet_jax import UNet, predict
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image: means over the classes 1 and up."""
+    """One image: means over the classes 1 and up that it has or the net finds."""
 
     name: str
     height: int
@@ -27,7 +35,8 @@ class Scores:
     """All held-out images.
 
     Attributes:
-        mean_image_iou: mean over images of the mean IoU of classes 1 and up.
+        mean_image_iou: mean over images of the mean IoU of classes 1 and up, of those that are
+            there or found.
         pooled_iou: of each class, over the pixels of all images.
         pooled_dice: likewise.
         pixel_error: part of the pixels whose class is wrong.
@@ -50,26 +59,25 @@ class Scores:
         """The numbers that a curve is drawn of."""
         told = {
             "mean_image_iou": self.mean_image_iou,
-            "pooled_iou": float(np.mean(self.pooled_iou[1:])),
-            "pooled_dice": float(np.mean(self.pooled_dice[1:])),
+            "pooled_iou": foreground_iou(np.asarray(self.confusion)),
+            "pooled_dice": foreground_dice(np.asarray(self.confusion)),
             "pixel_error": self.pixel_error,
         }
         return told if self.rand_score is None else {**told, "rand_score": self.rand_score}
 
 
-def validate(model: UNet, samples: Sequence[Sample]) -> Scores:
-    """The scores of a net."""
+def validate(model: UNet, samples: Sequence[Sample], *, ignore_index: int | None = None) -> Scores:
+    """The scores of a net, without the pixels whose truth is `ignore_index`."""
     classes = model.config.classes
     rows, matrices, rand = [], [], []
     for sample in samples:
         predicted = predict(model, sample.image)
-        matrix = np.asarray(confusion(predicted, sample.mask, classes=classes), np.float64)
+        counted = confusion(predicted, sample.mask, classes=classes, ignore_index=ignore_index)
+        matrix = np.asarray(counted, np.float64)
         matrices.append(matrix)
         height, width = sample.mask.shape
         rows.append(
-            ImageScore(
-                sample.name, height, width, foreground_iou(matrix), float(dice(matrix)[1:].mean())
-            )
+            ImageScore(sample.name, height, width, foreground_iou(matrix), foreground_dice(matrix))
         )
         if classes == 2:
             objects = objects_of(sample.mask == 1) if sample.objects is None else sample.objects

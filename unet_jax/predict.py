@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from unet_jax.functional import functional, to_arrays
+from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import UNetConfig, prediction
 
@@ -30,5 +31,5 @@ def predict(model: UNet, image: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _compiled(config: UNetConfig):
-    apply = functional(config).apply
+    apply = functional(config, numerics=Numerics(precision="highest")).apply  # without TF32
     return jax.jit(lambda arrays, x: apply(arrays, x))
