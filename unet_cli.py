@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,8 +24,8 @@ Json = Annotated[Path | None, arg(metavar="FILE")]
 
 TOO_LARGE = (
     "the device has too little memory for this run; lower --data.batch or --data.crop-px, or give "
-    "--accumulate or --remat; if that was a validation, cut the largest images into parts, because "
-    "each is predicted whole"
+    "--accumulate or --remat; if that was a validation, cut the largest images into parts: a net "
+    "with norm group or instance has to see each whole"
 )
 
 
@@ -249,9 +250,12 @@ def _train_verb() -> Callable[..., int]:
             return 2
 
         return elsewhere
-    from train.config import PRESETS, PROMISES
+    from train.config import PROMISES, presets
 
-    preset = tyro.extras.subcommand_type_from_defaults(PRESETS, PROMISES, prefix_names=False)
+    named = {part: _given(f"--{part}.name") for part in ("optimizer", "schedule")}
+    preset = tyro.extras.subcommand_type_from_defaults(
+        presets(**named), PROMISES, prefix_names=False
+    )
 
     def train(
         config: Annotated[preset, arg(name="")],  # type: ignore[valid-type]
@@ -272,6 +276,13 @@ def _train_verb() -> Callable[..., int]:
         return _train(config, out=out, overfit=overfit, json=json)
 
     return train
+
+
+def _given(flag: str) -> str | None:
+    """The value of a flag, before all flags are parsed."""
+    words = [part for word in sys.argv[1:] for part in word.split("=", 1)]
+    values = [value for name, value in pairwise(words) if name == flag]
+    return values[-1] if values else None
 
 
 def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:

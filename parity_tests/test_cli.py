@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 import unet_cli
 import unet_image
 import unet_torch
+from train.config import PRESETS, presets
 from unet_spec import UNetConfig, weight_file
+from unet_spec.recipe import Optimizer, Schedule
 from unet_spec.weight_file import WeightFile
 
 SMALL = UNetConfig(widths=(4, 6))
@@ -253,3 +256,26 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, weights, targe
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("given", [("--schedule.name", "cosine"), ("--schedule.name=cosine",)])
+def test_another_schedule_takes_nothing_of_the_presets(tmp_path, monkeypatch, given):
+    seen = []
+
+    def train(config, **_):
+        seen.append(config)
+        return 0
+
+    monkeypatch.setattr(unet_cli, "_train", train)
+    command = ["unet", "train", "nuclei", *given, "--schedule.eta-min", "1e-5", "--out", "run"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        unet_cli.main()
+    assert ended.value.code == 0
+    assert seen == [replace(PRESETS["nuclei"], schedule=Schedule("cosine", eta_min=1e-5))]
+
+
+def test_another_optimizer_keeps_of_the_presets_what_it_uses():
+    (named, given) = presets(optimizer="adam")["paper"].optimizer, PRESETS["paper"].optimizer
+    assert named == Optimizer("adam", lr=given.lr)
+    assert presets(optimizer="none of them") == presets() == PRESETS

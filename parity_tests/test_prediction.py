@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import unet_jax
 import unet_torch
 from unet_parity.oracle import random_tensors
-from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry
+from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.prediction import border
 from unet_spec.preprocessing import prepare
 from unet_spec.weight_file import WeightFile
@@ -110,6 +110,55 @@ def test_mask_of_an_illegal_size_is_that_of_the_mirrored_image(padding, size, ro
     expected = logits.argmax(0)[: size[0], : size[1]]
     np.testing.assert_array_equal(unet_torch.predict(reference, image), expected)
     np.testing.assert_array_equal(unet_jax.predict(port, image), expected)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"padding": "same"},
+        {"padding": "same", "norm": "batch", "up": "nearest", "fit": "zeros"},
+        {"padding": "same", "up": "bilinear", "fit": "edge"},
+        {"padding": "same", "fit": "crop"},
+        {"padding": "valid"},
+        {"padding": "valid", "up": "bilinear", "fit": "crop"},
+    ],
+    ids=lambda axes: "-".join(axes.values()),
+)
+@pytest.mark.parametrize("size", [(131, 97), (90, 150)], ids=["high", "wide"])
+def test_a_mask_put_together_of_tiles_equals_the_whole_one(monkeypatch, axes, size):
+    reference, port = twins(replace(GRAY, **axes), preprocessing=Preprocessing("none"))
+    image = picture(size, np.float32)
+    whole = unet_torch.predict(reference, image)
+    monkeypatch.setattr(prediction, "TILE_PX", 80)
+    shapes = set()
+    run = prediction.predict
+
+    def watched(forward, image, **kwargs):
+        def noted(x):
+            shapes.add(x.shape)
+            return forward(x)
+
+        return run(noted, image, **kwargs)
+
+    monkeypatch.setattr(prediction, "predict", watched)
+    np.testing.assert_array_equal(unet_torch.predict(reference, image), whole)
+    np.testing.assert_array_equal(unet_jax.predict(port, image), whole)
+    assert len(shapes) == 1, "one compilation"
+    assert all(max(shape) <= 80 for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    "axes", [{"norm": "group", "groups": 2}, {"norm": "instance"}, {"up": "bilinear_aligned"}]
+)
+def test_a_net_that_sees_the_whole_image_is_given_it(monkeypatch, axes):
+    monkeypatch.setattr(prediction, "TILE_PX", 80)
+    assert prediction.tiles(replace(GRAY, **axes), 132) == [(slice(0, 132),) * 3]
+
+
+def test_tiles_that_the_net_sees_beyond_are_refused(monkeypatch):
+    monkeypatch.setattr(prediction, "TILE_PX", 40)
+    with pytest.raises(InputError, match="parts of at most 40 pixels"):
+        prediction.tiles(GRAY, 132)
 
 
 @given(

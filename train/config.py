@@ -1,12 +1,13 @@
 """What a run is: frozen values that are the flags, the Python API and RUN/config.json."""
 
 import dataclasses
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry
-from unet_spec.recipe import Optimizer, Recipe, Schedule
+from unet_spec.recipe import Optimizer, Recipe, Schedule, renamed
 
 
 @dataclass(frozen=True)
@@ -321,3 +322,13 @@ PROMISES = {
     "modern": "Padded, base width 64, batch norm, AdamW, cosine, bfloat16, Dice and cross-entropy, "
     "averaged weights; for an accelerator, not timed yet.",
 }
+
+
+def presets(*, optimizer: str | None = None, schedule: str | None = None) -> dict[str, TrainConfig]:
+    """The presets as flags start from them that name another optimizer or schedule (unchecked:
+    `unet_spec.recipe.renamed`)."""
+    found = {name: copy(config) for name, config in PRESETS.items()}
+    for config in found.values():
+        object.__setattr__(config, "optimizer", renamed(config.optimizer, optimizer))
+        object.__setattr__(config, "schedule", renamed(config.schedule, schedule))
+    return found

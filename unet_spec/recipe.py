@@ -7,11 +7,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from unet_spec.errors import InputError
 from unet_spec.fields import check_types, from_json
+
+Part = TypeVar("Part", "Optimizer", "Schedule")
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,24 @@ _SCHEDULE_USES = {
     **dict.fromkeys(_ONE_CYCLE, ("one_cycle",)),
     **dict.fromkeys(_PLATEAU, ("plateau",)),
 }
+
+
+def renamed(part: Part, name: str | None) -> Part:
+    """An optimizer or schedule by another name, if it is one: what that does not use has its
+    default again.
+
+    It is not checked, being only what flags start from: they may have to give a value that has no
+    default (`max_lr`).
+    """
+    uses = _OPTIMIZER_USES if isinstance(part, Optimizer) else _SCHEDULE_USES
+    if name not in get_args(type(part).__annotations__["name"]):
+        return part
+    found = copy(part)
+    object.__setattr__(found, "name", name)
+    for one in dataclasses.fields(part):
+        if name not in uses.get(one.name, (name,)):
+            object.__setattr__(found, one.name, one.default)
+    return found
 
 
 def _refuse_unused(config: Any, uses: Mapping[str, tuple[str, ...]]) -> None:
