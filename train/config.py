@@ -266,7 +266,7 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
 
 
 NUCLEI = TrainConfig(
-    net=UNetConfig(in_channels=3, widths=(16, 32, 64, 128, 256), norm="batch"),
+    net=UNetConfig(in_channels=3, widths=(16, 32, 64, 128, 256), norm="group"),
     data=DataConfig(batch=4),
     augment=AugmentConfig(rotation_deg=45, scale=0.4, brightness=0.3, contrast=0.4, gamma=0.5),
     preprocessing=Preprocessing(sqrt=True),
