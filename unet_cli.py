@@ -1,6 +1,7 @@
 """The command `unet`: one verb, one function. Frameworks are imported inside the verbs."""
 
 import dataclasses
+import errno
 import importlib.util
 import json as json_format
 import os
@@ -427,10 +428,9 @@ def _write_json(path: Path | None, content: dict[str, Any]) -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return (
-            f"{where}{error.strerror}; nothing was half-written: make room, or name another place, "
-            "and give the command again"
-        )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "make room, or name another place" if full else "mend that, or name another place"
+        return f"{where}{error.strerror}; nothing was half-written: {mend}"
     return " ".join(str(error).split())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unet_spec import InputError
 from unet_spec.files import written
@@ -43,6 +43,8 @@ def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
             if _is_16_bit_colour(image):  # Pillow would cut it to 8
                 return [imagecodecs.png_decode(path.read_bytes())]
             return [_read_pillow(image, indices=indices)]
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image that can be read; replace the file") from error
     except Exception as error:  # decoders raise what they like: DeflateError, IndexError, ...
         reason = " ".join(str(error).replace(str(path), "the file").split())
         raise InputError(f"{path}: not a whole image ({reason}); replace the file") from error
@@ -52,12 +54,12 @@ def list_images(folder: Path) -> list[Path]:
     """The image files of a folder by name; of a file, the file itself.
 
     Raises:
-        InputError: no such folder, or none in it.
+        InputError: no such file or folder, or none in it.
     """
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
+        raise InputError(f"{folder}: there is no such file or folder")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")

@@ -9,6 +9,7 @@ from flax import nnx
 import unet_jax
 from unet_jax.functional import to_arrays, with_arrays
 from unet_jax.layers import Dropout, Numerics
+from unet_jax.weights import from_weights
 from unet_parity.differences import difference
 from unet_parity.oracle import (
     GRADIENT_BOUND,
@@ -18,6 +19,7 @@ from unet_parity.oracle import (
 )
 from unet_parity.twins import torch_pass
 from unet_spec import UNetConfig, layout
+from unet_spec.weight_file import WeightFile
 
 SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10))
 BATCH = replace(SMALL, norm="batch")
@@ -41,24 +43,26 @@ def image(batch=2):
 
 
 def test_apply_equals_the_module():
-    model = unet_jax.UNet(BATCH, rngs=nnx.Rngs(0))
-    model(image())  # moves the statistics away from their start
+    model = from_weights(WeightFile(BATCH, random_tensors(BATCH, seed=1)))
+    called = nnx.jit(lambda model, x: model(x))
+    called(model, image())  # moves the statistics away from their start
     held = to_arrays(model)
     model.eval()
-    _, apply = unet_jax.functional(BATCH)
-    np.testing.assert_array_equal(apply(held, image()), model(image()))
+    apply = jax.jit(unet_jax.functional(BATCH).apply, static_argnames="train")
+    np.testing.assert_array_equal(apply(held, image()), called(model, image()))
 
     stats = {name: held.pop(name) for name in list(held) if "running" in name or "num" in name}
     model.train()
     logits, updated = apply(held, image(), stats, train=True)
-    np.testing.assert_array_equal(logits, model(image()))
+    np.testing.assert_array_equal(logits, called(model, image()))
     for name, array in updated.items():
         np.testing.assert_array_equal(array, to_arrays(model)[name], err_msg=name)
 
 
 def test_training_returns_new_statistics_and_leaves_the_old():
     init, apply = unet_jax.functional(BATCH)
-    params, stats = init(jax.random.key(0))
+    apply = jax.jit(apply, static_argnames="train")
+    params, stats = jax.jit(init)(jax.random.key(0))
     before = {name: np.array(array) for name, array in stats.items()}
     _, updated = apply(params, image(), stats, train=True)
     assert updated.keys() == stats.keys()

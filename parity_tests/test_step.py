@@ -94,13 +94,16 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
         assert worst < 0.02 * rate, (name, worst)
 
 
+accumulated = jax.jit(steps_of._accumulated, static_argnums=0)
+stepped = jax.jit(steps_of.step, static_argnums=0)
+
+
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig(dice=1.0, focal=0.5, ignore_index=1)],
                          ids=["cross_entropy", "sum_with_ignored"])  # fmt: skip
 def test_accumulated_gradients_equal_those_of_the_large_batch(float64, loss):
     config, state = widened(ONE, steps_of.init(ONE))
     config = replace(config, loss=loss)
     seen, key = batch(config), jax.random.key(0)
-    accumulated = jax.jit(steps_of._accumulated, static_argnums=0)
     whole = accumulated(config, state, seen, key)
     for count in (2, 4):
         parts = accumulated(replace(config, accumulate=count), state, seen, key)
@@ -112,8 +115,8 @@ def test_a_step_with_remat_equals_one_without(float64, norm):
     config = replace(ONE, net=replace(ONE.net, norm=norm))
     config, state = widened(config, steps_of.init(config))
     seen = batch(config)
-    plain = steps_of.step(config, state, seen)
-    again = steps_of.step(replace(config, remat=True), state, seen)
+    plain = stepped(config, state, seen)
+    again = stepped(replace(config, remat=True), state, seen)
     assert furthest(plain, again) <= 1e-12
 
 
@@ -137,7 +140,7 @@ def test_the_average_of_weights_equals_a_loop(float64):
     assert len(averaged) > len(state.params)
     expected = {name: np.array(a) for name, a in averaged.items()}
     for number in range(5):
-        state, _ = steps_of.step(config, state, batch(config, seed=number))
+        state, _ = stepped(config, state, batch(config, seed=number))
         decay = min(0.3, (1 + number) / (10 + number))
         for name in expected:
             array = np.asarray({**state.params, **state.stats}[name])

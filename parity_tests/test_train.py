@@ -225,7 +225,7 @@ def test_a_run_may_begin_in_an_empty_folder(tmp_path):
 def test_an_existing_folder_is_not_written_over(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="exists, and holds no run"):
         loop.run(TINY, tmp_path / "run", progress=quiet())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
 

@@ -115,7 +115,7 @@ class Checkpoints:
         if step == _NONE_WHOLE:
             raise InputError(
                 f"{self.folder}: none of the checkpoints there is whole; bring one back from a "
-                "copy, or remove the folder to begin again"
+                f"copy, or remove {self.folder} to begin again"
             )
         try:
             about = manifest.read(self._path(step))
@@ -214,7 +214,7 @@ class Checkpoints:
     def _check_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed + SPARE:
-            raise OSError(f"it has {needed:,} bytes, and {free:,} are free")
+            raise OSError(f"it needs {needed + SPARE:,} bytes, and {free:,} are free")
 
     @contextmanager
     def _refusing(self, step: int) -> Iterator[None]:
@@ -227,8 +227,8 @@ class Checkpoints:
                     self._clear()
             raise InputError(
                 f"{self.folder}: the checkpoint of step {step} could not be written "
-                f"({_short(error)}); make room or mend it, and give the command again to go on "
-                "from the one before"
+                f"({_short(error)}); make room or mend it, and give the command again: it goes on "
+                "from the last one that is whole, or begins again"
             ) from error
 
 

@@ -103,7 +103,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     placement = mesh.place(config)
     lead = jax.process_index() == 0
     if lead and not resuming:
-        refuse_existing(out)
+        refuse_existing(out, why="exists, and holds no run")
     samples = load(config)
     training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
     mesh.refuse_unlike(run_folder.identity(config, samples))
@@ -197,7 +197,9 @@ class _Run:
             return
         self.state, self.best = found.state, Best(**found.card["best"])
         self.scored = found.card["scored"]
-        self.progress.say(f"going on at step {found.step} of {self.config.steps}")
+        finished = found.step >= self.config.steps
+        told = "finished already, at" if finished else "going on at"
+        self.progress.say(f"{told} step {found.step} of {self.config.steps}")
         if found.card["devices"] != self.placement.told():
             self.progress.say(
                 f"on {self.placement.told()}, and it was {found.card['devices']}: from here on the "

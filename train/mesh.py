@@ -135,8 +135,8 @@ def place(config: TrainConfig) -> Placement:
     count = data * settings.rows
     if not 0 < count <= len(devices) or (jax.process_count() > 1 and count < len(devices)):
         raise InputError(
-            f"mesh.data={settings.data} x mesh.rows={settings.rows} does not fit the "
-            f"{len(devices)} devices that there are; change either"
+            f"mesh.data={settings.data} x mesh.rows={settings.rows} does not fit the number of "
+            f"devices, which is {len(devices)}; change or leave out either"
         )
     if part % data:
         raise InputError(

@@ -1,6 +1,7 @@
 """One training step: a pure function of state and batch, compiled once."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,7 +76,12 @@ class Steps(NamedTuple):
 def make_steps(config: TrainConfig, placement: Placement | None = None) -> Steps:
     """The functions of a run, for the devices of a placement (by default, of the config)."""
     placement = placement or place(config)
-    shardings = placement.state(jax.eval_shape(partial(init, config)))
+    return _jitted(config, placement, jax.eval_shape(partial(init, config)))
+
+
+def _jitted(config: TrainConfig, placement: Placement, state: Any) -> Steps:
+    """The functions of a run whose state has such shapes."""
+    shardings = placement.state(state)
     once = _ONCE if jax.default_backend() == "cpu" else None
     return Steps(
         jax.jit(partial(init, config), out_shardings=shardings, compiler_options=once),
@@ -91,7 +97,8 @@ def make_steps(config: TrainConfig, placement: Placement | None = None) -> Steps
 def compiled(config: TrainConfig, placement: Placement) -> Steps:
     """The functions of a run, compiled now and for ever: another shape is an error, not a
     compilation."""
-    steps: Any = make_steps(config, placement)
+    shapes = jax.eval_shape(partial(init, config))
+    steps: Any = _jitted(config, placement, shapes)
     side, count = config.data.crop_px, config.data.batch
     shape = partial(jax.ShapeDtypeStruct, sharding=placement.images)
     weighted = config.loss.border_w0 > 0
@@ -101,17 +108,20 @@ def compiled(config: TrainConfig, placement: Placement) -> Steps:
         shape((count, side, side), jnp.float32) if weighted else None,
     )
     now = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.everywhere)
-    first, prepared = steps.init.lower().compile(), steps.prepare.lower(batch, now).compile()
     state = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-        jax.eval_shape(partial(init, config)),
-        placement.state(jax.eval_shape(partial(init, config))),
+        shapes,
+        placement.state(shapes),
     )
     seen = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement.rows),
         jax.eval_shape(partial(prepare, config), batch, now),
     )
-    return Steps(first, prepared, steps.step.lower(state, seen).compile())
+    with ThreadPoolExecutor(1) as background:  # one is compiled while the next is traced
+        step = background.submit(steps.step.lower(state, seen).compile)
+        first = background.submit(steps.init.lower().compile)
+        prepared = background.submit(steps.prepare.lower(batch, now).compile)
+        return Steps(first.result(), prepared.result(), step.result())
 
 
 def init(config: TrainConfig) -> State:

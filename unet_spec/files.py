@@ -16,7 +16,8 @@ def written(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content becomes `path` when the block ends well, and vanishes otherwise."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _named(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -40,7 +41,8 @@ def written_folder(path: Path) -> Iterator[Path]:
         return
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _named(path):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -50,9 +52,19 @@ def written_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def refuse_existing(path: Path) -> None:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of a temporary name are told with the name that was asked for."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def refuse_existing(path: Path, *, why: str = "exists already") -> None:
     """Refuse to write over what is there."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():
-        raise InputError(f"{path}: exists already; name another output, or remove it first")
+        raise InputError(f"{path}: {why}; name another output, or remove it first")
