@@ -76,15 +76,15 @@ class Steps(NamedTuple):
 def make_steps(config: TrainConfig, placement: Placement | None = None) -> Steps:
     """The functions of a run, for the devices of a placement (by default, of the config)."""
     placement = placement or place(config)
-    return _jitted(config, placement, jax.eval_shape(partial(init, config)))
+    return _jitted(config, placement, partial(init, config))
 
 
-def _jitted(config: TrainConfig, placement: Placement, state: Any) -> Steps:
-    """The functions of a run whose state has such shapes."""
-    shardings = placement.state(state)
+def _jitted(config: TrainConfig, placement: Placement, first: Callable[[], State]) -> Steps:
+    """The functions of a run with such a first state; JAX traces one function once."""
+    shardings = placement.state(jax.eval_shape(first))
     once = _ONCE if jax.default_backend() == "cpu" else None
     return Steps(
-        jax.jit(partial(init, config), out_shardings=shardings, compiler_options=once),
+        jax.jit(first, out_shardings=shardings, compiler_options=once),
         jax.jit(partial(prepare, config), out_shardings=placement.rows),
         jax.jit(
             partial(step, config),
@@ -97,8 +97,9 @@ def _jitted(config: TrainConfig, placement: Placement, state: Any) -> Steps:
 def compiled(config: TrainConfig, placement: Placement) -> Steps:
     """The functions of a run, compiled now and for ever: another shape is an error, not a
     compilation."""
-    shapes = jax.eval_shape(partial(init, config))
-    steps: Any = _jitted(config, placement, shapes)
+    begin = partial(init, config)
+    shapes = jax.eval_shape(begin)
+    steps: Any = _jitted(config, placement, begin)
     side, count = config.data.crop_px, config.data.batch
     shape = partial(jax.ShapeDtypeStruct, sharding=placement.images)
     weighted = config.loss.border_w0 > 0
