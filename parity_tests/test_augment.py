@@ -20,8 +20,12 @@ from train.preview import GAP_PX, preview
 OFF = AugmentConfig(flips=False, quarter_turns=False)
 MOVES = AugmentConfig()
 GEOMETRY = replace(MOVES, rotation_deg=25, shift_px=6, scale=0.3, elastic_px=3)
-GRAY = replace(OFF, gamma=0.3, contrast=0.4, brightness=0.3, invert=0.5, noise=0.2)
-ALL = replace(GEOMETRY, gamma=0.3, contrast=0.4, brightness=0.3, invert=0.5, noise=0.2)
+TINTS = {
+    "gamma": 0.3, "contrast": 0.4, "brightness": 0.3, "illumination": 0.5, "invert": 0.5,
+    "noise": 0.2,
+}  # fmt: skip
+GRAY = replace(OFF, **TINTS)
+ALL = replace(GEOMETRY, **TINTS)
 
 # rounding of float32 coordinates and weights: 4 ULP of a coordinate of 30, times a step of 1
 INTERPOLATED = 5e-5  # coordinates in float32; 1.8e-5 was the largest seen
@@ -299,6 +303,21 @@ def test_gamma_keeps_extremes_and_order_and_flat_channels():
     np.testing.assert_allclose(made.max((1, 2)), np.tile(x.max((0, 1)), (20, 1)), atol=1e-6)
     ordered = made[..., 0].reshape(20, -1)[:, x[..., 0].ravel().argsort()]
     assert (np.diff(ordered) >= 0).all()
+
+
+def test_illumination_adds_one_smooth_field_to_all_channels():
+    x = crop(33, 49)[0]
+    fields = many(replace(OFF, illumination=0.6), x)[0] - x
+    np.testing.assert_allclose(fields[..., 0], fields[..., 1], atol=1e-6)
+    points = fields[:, ::16, ::24, 0]
+    assert points.shape[1:] == (3, 3)
+    for made, nine in zip(fields[:5, ..., 0], points, strict=False):
+        np.testing.assert_allclose(made, bicubic(nine[None], made.shape)[0], atol=1e-5)
+    # normal numbers, times one that is uniform up to the bound in each crop
+    sizes = np.sqrt(np.square(points).mean((1, 2))) / 0.6
+    expected = np.sqrt(stats.chi2.rvs(9, size=100_000, random_state=0) / 9)
+    expected *= np.random.default_rng(0).random(100_000)
+    assert stats.ks_2samp(sizes, expected).pvalue > 0.01
 
 
 def test_inversion_turns_the_sign_in_its_part_of_the_crops():

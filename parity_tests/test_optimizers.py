@@ -183,7 +183,9 @@ def _adam_without_bias_correction(monkeypatch):
 
 
 def _momentum_not_cycled(monkeypatch):
-    monkeypatch.setattr(unet_jax.recipe, "momentum", lambda recipe, state: 0.95)
+    monkeypatch.setattr(
+        unet_jax.recipe, "_cycled_momentum", lambda recipe, state: 0.95 + 0 * state.lr
+    )
 
 
 def _decay_coupled(monkeypatch):
@@ -195,7 +197,7 @@ def _decay_coupled(monkeypatch):
 
 def _rate_before_momentum(monkeypatch):
     def rule(optimizer, gradient, parameter, slots, now):
-        buffer = slots["momentum_buffer"] * now.momentum + gradient * now.lr
+        buffer = slots["momentum_buffer"] * optimizer.momentum + gradient * now.lr
         return -buffer, {"momentum_buffer": buffer}
 
     monkeypatch.setitem(unet_jax.recipe._RULES, "sgd", rule)

@@ -161,6 +161,71 @@ def test_tiles_that_the_net_sees_beyond_are_refused(monkeypatch):
         prediction.tiles(GRAY, 132)
 
 
+def windowed(config, size_px):
+    return twins(config, preprocessing=Preprocessing("none", window_px=size_px))
+
+
+@pytest.mark.parametrize(
+    "axes", [{}, {"norm": "group", "groups": 2}, {"fit": "edge"}], ids=["plain", "group", "edge"]
+)
+@pytest.mark.parametrize("size", [(16, 16), (11, 16), (29, 43), (48, 33)])
+def test_windows_overlap_by_half_and_weigh_their_middle_most(axes, size):
+    """Every window by itself, its logits times sin^2 of the place in it, along both axes."""
+    config = replace(GRAY, **axes)
+    reference, port = windowed(config, 16)
+    image = picture(size, np.float32)
+    rows, columns = (max(16, -(-n // 4) * 4) for n in size)
+    padded = np.pad(image, ((0, rows - size[0]), (0, columns - size[1])), mode="symmetric")
+    sums = np.zeros((4, rows, columns))
+    for top in {*range(0, rows - 16, 8), rows - 16}:
+        for left in {*range(0, columns - 16, 8), columns - 16}:
+            window = torch.tensor(padded[None, None, top : top + 16, left : left + 16])
+            with torch.no_grad():
+                logits = reference.eval()(window)[0].double().numpy()
+            for row in range(16):
+                for column in range(16):
+                    high, wide = (np.sin(np.pi * (n + 1) / 17) ** 2 for n in (row, column))
+                    sums[:, top + row, left + column] += high * wide * logits[:, row, column]
+    expected = sums.argmax(0)[: size[0], : size[1]]
+    np.testing.assert_array_equal(unet_torch.predict(reference, image), expected)
+    np.testing.assert_array_equal(unet_jax.predict(port, image), expected)
+    assert len(np.unique(expected)) > 1
+
+
+@pytest.mark.parametrize("size", [(40, 40), (61, 90)])
+def test_windows_of_an_unpadded_net_tell_what_the_whole_image_tells(size):
+    """Where nothing is added at borders, what windows say twice is the same: an output of 16 is
+    moved by 8, a multiple of 4, so that all see the pools in phase."""
+    config = replace(GRAY, padding="valid")
+    assert geometry.output_size(config, 56) == 16
+    image = picture(size, np.float32)
+    reference, port = twins(config, preprocessing=Preprocessing("none"))
+    whole = unet_torch.predict(reference, image)
+    reference, port = windowed(config, 56)
+    np.testing.assert_array_equal(unet_torch.predict(reference, image), whole)
+    np.testing.assert_array_equal(unet_jax.predict(port, image), whole)
+
+
+def test_a_net_with_group_norm_answers_by_its_windows_alone():
+    config = replace(GRAY, norm="group", groups=2)
+    calm = picture((40, 24), np.float32)
+    wild = np.where(np.arange(40)[:, None] < 20, calm, 20 * calm).astype(np.float32)
+
+    def first_rows(reference):
+        return [unet_torch.predict(reference, image)[:8] for image in (calm, wild)]
+
+    ours, theirs = first_rows(twins(config, preprocessing=Preprocessing("none"))[0])
+    assert (ours != theirs).any()
+    np.testing.assert_array_equal(*first_rows(windowed(config, 16)[0]))
+
+
+@pytest.mark.parametrize("fit", ["error", "edge"])
+def test_windows_that_the_net_does_not_take_are_refused(fit):
+    reference, _ = windowed(replace(GRAY, fit=fit), 18)
+    with pytest.raises(InputError, match=r"preprocessing\.window_px=18 .* use 16 or 20"):
+        unet_torch.predict(reference, picture((40, 40), np.float32))
+
+
 @given(
     st.sampled_from([("same", "error"), ("same", "edge"), ("same", "crop"), ("valid", "error"),
                      ("valid", "crop")]),

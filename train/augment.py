@@ -18,7 +18,7 @@ from train.config import AugmentConfig
 
 # each has a key of its own: switching one on leaves what the others draw
 PARTS = ("flips", "quarter_turns", "rotation", "shift", "scale", "elastic",
-         "contrast", "brightness", "invert", "noise", "gamma")  # fmt: skip
+         "contrast", "brightness", "invert", "noise", "gamma", "illumination")  # fmt: skip
 Keys = dict[str, PRNGKeyArray]
 
 
@@ -83,7 +83,7 @@ def affine(
     return jnp.stack([rows + middle[0], columns + middle[1]])
 
 
-def bicubic(grid: Float[Array, "2 n m"], shape: tuple[int, ...]) -> Float[Array, "2 h w"]:
+def bicubic(grid: Float[Array, "k n m"], shape: tuple[int, ...]) -> Float[Array, "k h w"]:
     """Displacements between those of a coarse grid, whose corners lie on the crop's.
 
     Between the points stands Keys' kernel with a = -0.5, as in `jax.image`, not a B-spline: at
@@ -92,7 +92,7 @@ def bicubic(grid: Float[Array, "2 n m"], shape: tuple[int, ...]) -> Float[Array,
     """
     scale = (jnp.array(shape, jnp.float32) - 1) / (jnp.array(grid.shape[1:], jnp.float32) - 1)
     return jax.image.scale_and_translate(
-        grid, (2, *shape), (1, 2), scale, (1 - scale) / 2, method="cubic", antialias=False
+        grid, (len(grid), *shape), (1, 2), scale, (1 - scale) / 2, method="cubic", antialias=False
     )
 
 
@@ -141,20 +141,23 @@ def _source(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> Float[
 
 def _tinted(x: Array, keys: Keys, config: AugmentConfig) -> Array:
     """With other gray values: gamma between the extremes of each channel and contrast about its
-    mean, both the crop's own; one exponent, one factor, one offset and one sign for all channels;
-    noise of its own in each."""
+    mean, both the crop's own; one exponent, one factor, one offset, one field and one sign for
+    all channels; noise of its own in each."""
     if config.gamma:
         low = x.min((0, 1), keepdims=True)
         span = jnp.maximum(x.max((0, 1), keepdims=True) - low, jnp.finfo(x.dtype).tiny)
-        x = low + span * ((x - low) / span) ** jnp.exp(
-            _up_to(math.log1p(config.gamma), keys["gamma"])
-        )
+        exponent = jnp.exp(_up_to(math.log1p(config.gamma), keys["gamma"]))
+        x = low + span * ((x - low) / span) ** exponent
     if config.contrast:
         mean = x.mean((0, 1), keepdims=True)
         factor = jnp.exp(_up_to(math.log1p(config.contrast), keys["contrast"]))
         x = mean + factor * (x - mean)
     if config.brightness:
         x = x + _up_to(config.brightness, keys["brightness"])
+    if config.illumination:
+        amplitude, points = jax.random.split(keys["illumination"])
+        most = config.illumination * jax.random.uniform(amplitude, dtype=jnp.float32)
+        x = x + most * bicubic(_normal(points, (1, 3, 3)), x.shape[:2])[0, :, :, None]
     if config.invert:
         x = jnp.where(jax.random.bernoulli(keys["invert"], config.invert), -x, x)
     if config.noise:

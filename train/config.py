@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry
+from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.recipe import Optimizer, Recipe, Schedule, renamed
 
 
@@ -58,6 +58,8 @@ class AugmentConfig:
     gamma: float = 0.0
     """Bend the gray values between the crop's darkest and brightest by an exponent of up to
     1 + this, or its inverse."""
+    illumination: float = 0.0
+    """Add a smooth field, bicubic between 3x3 points, with a standard deviation of up to this."""
     noise: float = 0.0
     """Standard deviation, at most, of normal noise."""
     invert: float = 0.0
@@ -202,6 +204,7 @@ class TrainConfig:
         if not geometry.is_legal(self.net, data.crop_px):
             near = " or ".join(map(str, geometry.nearest_legal(self.net, data.crop_px)))
             raise InputError(f"data.crop_px={data.crop_px} is not legal for the net; use {near}")
+        prediction.check_window(self.net, self.preprocessing.window_px)
         if data.batch % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} does not divide data.batch={data.batch}; "
@@ -266,13 +269,15 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
 
 
 NUCLEI = TrainConfig(
-    net=UNetConfig(in_channels=3, widths=(16, 32, 64, 128, 256), norm="group"),
-    data=DataConfig(batch=4),
-    augment=AugmentConfig(rotation_deg=45, scale=0.4, brightness=0.3, contrast=0.4, gamma=0.5),
-    preprocessing=Preprocessing(sqrt=True),
+    net=UNetConfig(in_channels=3, widths=(24, 48, 96, 192, 384), norm="group"),
+    data=DataConfig(batch=4, crop_px=128),
+    augment=AugmentConfig(
+        rotation_deg=45, scale=1, illumination=0.8, brightness=0.3, contrast=0.4, gamma=0.5
+    ),
+    preprocessing=Preprocessing(sqrt=True, window_px=128, mirror=True),
     loss=LossConfig(dice=1),
-    steps=1000,
-    validate_every=500,
+    steps=600,
+    validate_every=600,
     ema=0.99,
 )
 CELLS = TrainConfig(

@@ -4,7 +4,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +26,6 @@ from train.samples import load
 from train.step import State, Steps, compiled
 from train.tripwire import diagnose
 from train.validation import Scores, validate
-from unet_jax import UNet, predict
 from unet_jax.training_state import to_training_state
 from unet_jax.weights import from_weights
 from unet_spec import InputError, layout, training_state, weight_file
@@ -179,7 +178,6 @@ class _Run:
         self.lead = jax.process_index() == 0
         self.state = steps.init()
         self.best = Best()
-        self.model: UNet | None = None  # of the last validation
         self.scores: Scores | None = None
         self.scored = -1  # at which step
         self.window: dict[str, float] = {}
@@ -250,8 +248,8 @@ class _Run:
 
     def validated(self) -> Scores:
         """The scores of the weights as they are now."""
-        self.model = self._model()
-        return validate(self.model, self.validation, ignore_index=self.config.loss.ignore_index)
+        net = from_weights(self._weights())
+        return validate(net, self.validation, ignore_index=self.config.loss.ignore_index)
 
     def draw(self, diagnosis: doctor.Diagnosis, command: str) -> Scores:
         """The scores of the last weights, and of them the pictures and the page."""
@@ -264,7 +262,7 @@ class _Run:
         folder = self.out / run_folder.PICTURES
         folder.mkdir(exist_ok=True)
         chosen = dict.fromkeys([*order[:PICTURES], *order[-PICTURES:]])
-        pictures = self._overlays([self.validation[index] for index in chosen])
+        pictures = self._overlays(scores, chosen)
         for name, picture in pictures.items():
             unet_image.write_picture(folder / f"{_stem(name)}.png", picture)
         report = page.Report(
@@ -291,7 +289,7 @@ class _Run:
         if record is not None:
             told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
             record.scalars(step, told)
-            record.images(step, self._overlays(self.validation[:PICTURES]))
+            record.images(step, self._overlays(self.scores, range(len(self.validation))[:PICTURES]))
         self.progress.say(
             f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
             f"{self.scores.headline['pooled_iou']:.3f} (pooled)"
@@ -330,16 +328,10 @@ class _Run:
         """What predicts: the average of the weights, where the config has one."""
         return to_weight_file(self.config, mesh.gathered(self.state))
 
-    def _overlays(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
-        """Pictures with both outlines, by name, of the net of the last validation."""
-        assert self.model is not None
-        return {
-            s.name: unet_image.overlay(s.image, predict(self.model, s.image), s.mask)
-            for s in samples
-        }
-
-    def _model(self) -> UNet:
-        return from_weights(self._weights())
+    def _overlays(self, scores: Scores, chosen: Iterable[int]) -> dict[str, np.ndarray]:
+        """Pictures of held-out images with both outlines, by name."""
+        images = [(self.validation[index], scores.masks[index]) for index in chosen]
+        return {s.name: unet_image.overlay(s.image, mask, s.mask) for s, mask in images}
 
     def _on(self, record: Record | None) -> Callable[[int, dict[str, float]], None]:
         """What happens with the means of a window of steps."""

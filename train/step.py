@@ -161,7 +161,7 @@ def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metric
     metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
     following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
     fine = jnp.isfinite(loss) & jnp.isfinite(norm) & ~state.stopped
-    kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), following, state)
+    kept = jax.tree.map(partial(jax.lax.select, fine), following, state)
     return kept._replace(stopped=~fine), metrics
 
 

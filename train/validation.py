@@ -1,7 +1,7 @@
 """How good a net is on the images that were held out, whole, as `unet predict` sees them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Scores:
             for more than two classes.
         confusion: pixels, rows are the truth, columns the prediction.
         images: one by one.
+        masks: what the net predicts of them.
     """
 
     mean_image_iou: float
@@ -53,6 +54,7 @@ class Scores:
     rand_score: float | None
     confusion: list[list[float]]
     images: list[ImageScore]
+    masks: list[np.ndarray] = field(repr=False)
 
     @property
     def headline(self) -> dict[str, float]:
@@ -69,12 +71,13 @@ class Scores:
 def validate(model: UNet, samples: Sequence[Sample], *, ignore_index: int | None = None) -> Scores:
     """The scores of a net, without the pixels whose truth is `ignore_index`."""
     classes = model.config.classes
-    rows, matrices, rand = [], [], []
+    rows, matrices, masks, rand = [], [], [], []
     for sample in samples:
         predicted = predict(model, sample.image)
         counted = confusion(predicted, sample.mask, classes=classes, ignore_index=ignore_index)
         matrix = np.asarray(counted, np.float64)
         matrices.append(matrix)
+        masks.append(predicted)
         height, width = sample.mask.shape
         rows.append(
             ImageScore(sample.name, height, width, foreground_iou(matrix), foreground_dice(matrix))
@@ -91,4 +94,5 @@ def validate(model: UNet, samples: Sequence[Sample], *, ignore_index: int | None
         rand_score=float(np.mean(rand)) if rand else None,
         confusion=pooled.tolist(),
         images=rows,
+        masks=masks,
     )

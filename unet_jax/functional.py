@@ -5,6 +5,7 @@ Keys are the slides' names (`down_1.conv.conv.0.weight`), arrays are in JAX's la
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -43,7 +44,9 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     >>> apply(params, jax.numpy.ones((1, 8, 12, 1))).shape
     (1, 8, 12, 2)
     """
-    net = nnx.eval_shape(lambda: UNet(config, numerics=numerics, rngs=nnx.Rngs(0)))
+    abstract = cache(
+        lambda: nnx.eval_shape(lambda: UNet(config, numerics=numerics, rngs=nnx.Rngs(0)))
+    )
     trained = {p.name for p in parameters(config) if p.trained}
 
     def init(key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -62,7 +65,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
         keep: Sequence[jax.Array | None] = (None, None),
         key: jax.Array | None = None,
     ) -> Any:
-        model = with_arrays(net, {**params, **stats})
+        model = with_arrays(abstract(), {**params, **stats})
         if not train:
             model.eval()
             return model(x)

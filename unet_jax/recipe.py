@@ -7,6 +7,7 @@ and only for falling values, and one cycle leaves the momentum alone.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -46,11 +47,12 @@ class State(NamedTuple):
 
 
 class _Now(NamedTuple):
-    """The numbers of one step, all of the learning rate's type; `step` counts it."""
+    """The numbers of one step, all of the learning rate's type; `step` counts it, and `momentum`
+    is None where it is the optimizer's own."""
 
     step: Array
     lr: Array
-    momentum: Scalar
+    momentum: Array | None
 
 
 def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
@@ -63,7 +65,8 @@ def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
         InputError: the recipe waits for the length of the run (`recipe.for_steps`).
     """
     recipe.check_complete()
-    rule = _RULES[recipe.optimizer.name]
+    # jitted, so that parameters of one shape are traced once
+    rule = jax.jit(partial(_RULES[recipe.optimizer.name], recipe.optimizer))
 
     def init(params: Any) -> State:
         slots = {name: jax.tree.map(jnp.zeros_like, params) for name in recipe.slots}
@@ -80,7 +83,7 @@ def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
             )
         # an int32 by itself becomes float32, in a float64 run too
         step = (state.step + 1).astype(state.lr.dtype)
-        now = _Now(step, state.lr, momentum(recipe, state))
+        now = _Now(step, state.lr, _cycled_momentum(recipe, state))
         gradients = clipped(gradients, recipe.optimizer.clip_norm)
         updates, slots = _each(rule, recipe, gradients, params, state.slots, now)
         lr, plateau = _scheduled(recipe, state, value)
@@ -96,13 +99,7 @@ def learning_rate(state: State) -> Array:
 
 def momentum(recipe: Recipe, state: State) -> Scalar:
     """The momentum of the next step (`betas[0]` of Adam), which `one_cycle` may move."""
-    schedule, optimizer = recipe.schedule, recipe.optimizer
-    if schedule.cycles_momentum:
-        top, bottom = schedule.max_momentum, schedule.base_momentum
-        turns = (top, bottom, top, top) if schedule.three_phase else (top, bottom, top)
-        epoch = jnp.asarray(state.step // schedule.every, state.lr.dtype)
-        return _cycle(schedule, epoch, turns)
-    return optimizer.betas[0] if optimizer.name in ("adam", "adamw") else optimizer.momentum
+    return _momentum(recipe.optimizer, _cycled_momentum(recipe, state))
 
 
 def clipped(gradients: Any, max_norm: float | None) -> Any:
@@ -128,7 +125,7 @@ def _each(
         leaves, tree.flatten_up_to(gradients), *columns, strict=True
     ):
         named = dict(zip(recipe.slots, old, strict=True))
-        update, new = rule(recipe.optimizer, gradient, parameter, named, now)
+        update, new = rule(gradient, parameter, named, now)
         updates.append(update.astype(parameter.dtype))
         for column, name in zip(kept, recipe.slots, strict=True):
             column.append(new[name].astype(parameter.dtype))
@@ -142,17 +139,19 @@ def _sgd(
     gradient = _coupled(optimizer, gradient, parameter)
     if not slots:
         return -now.lr * gradient, {}
-    moved = slots["momentum_buffer"] * now.momentum + gradient * (1 - optimizer.dampening)
+    momentum = _momentum(optimizer, now.momentum)
+    moved = slots["momentum_buffer"] * momentum + gradient * (1 - optimizer.dampening)
     # the first gradient enters the buffer whole, without dampening
     buffer = jnp.where(now.step == 1, gradient, moved)
-    direction = gradient + buffer * now.momentum if optimizer.nesterov else buffer
+    direction = gradient + buffer * momentum if optimizer.nesterov else buffer
     return -now.lr * direction, {"momentum_buffer": buffer}
 
 
 def _adam(
     optimizer: Optimizer, gradient: Array, parameter: Array, slots: dict[str, Array], now: _Now
 ) -> tuple[Array, dict[str, Array]]:
-    beta1, beta2 = now.momentum, optimizer.betas[1]
+    beta1 = _momentum(optimizer, now.momentum)
+    beta2 = optimizer.betas[1]
     decoupled = optimizer.name == "adamw"
     if not decoupled:
         gradient = _coupled(optimizer, gradient, parameter)
@@ -177,12 +176,29 @@ def _rmsprop(
         mean_square = mean_square - new["grad_avg"] * new["grad_avg"]
     direction = gradient / (jnp.sqrt(mean_square) + optimizer.eps)
     if "momentum_buffer" in slots:
-        direction = slots["momentum_buffer"] * now.momentum + direction
+        momentum = _momentum(optimizer, now.momentum)
+        direction = slots["momentum_buffer"] * momentum + direction
         new["momentum_buffer"] = direction
     return -now.lr * direction, new
 
 
 _RULES = {"sgd": _sgd, "adam": _adam, "adamw": _adam, "rmsprop": _rmsprop}
+
+
+def _cycled_momentum(recipe: Recipe, state: State) -> Array | None:
+    schedule = recipe.schedule
+    if not schedule.cycles_momentum:
+        return None
+    top, bottom = schedule.max_momentum, schedule.base_momentum
+    turns = (top, bottom, top, top) if schedule.three_phase else (top, bottom, top)
+    epoch = jnp.asarray(state.step // schedule.every, state.lr.dtype)
+    return _cycle(schedule, epoch, turns)
+
+
+def _momentum(optimizer: Optimizer, cycled: Array | None) -> Scalar:
+    if cycled is not None:
+        return cycled
+    return optimizer.betas[0] if optimizer.name in ("adam", "adamw") else optimizer.momentum
 
 
 def _coupled(optimizer: Optimizer, gradient: Array, parameter: Array) -> Array:

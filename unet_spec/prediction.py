@@ -1,6 +1,8 @@
 """One image of any size through a net that takes only legal sizes and has only so much memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from unet_spec.errors import InputError
 from unet_spec.preprocessing import Preprocessing, prepare
 
 TILE_PX = 2048  # side of the largest input
+MIRRORED = [np.s_[::down, ::right] for down in (1, -1) for right in (1, -1)]
 
 
 class Tile(NamedTuple):
@@ -33,31 +36,74 @@ def predict(
 
     The paper's overlap-tile strategy: the image is mirrored at its borders up to the next legal
     size, cut into tiles where it is larger than `TILE_PX`, and the output cropped back. Tiles
-    overlap so far that every pixel sees what it would see in the whole image.
+    overlap so far that every pixel sees what it would see in the whole image. With
+    `preprocessing.window_px` it is cut into windows of that size instead, which do not, and whose
+    logits are averaged.
 
     Args:
-        forward: logits of one batch, (1, h, w, in_channels) -> (1, h', w', classes).
+        forward: logits of a batch, (b, h, w, in_channels) -> (b, h', w', classes).
         image: as for `unet_spec.preprocessing.prepare`.
     """
+    window_px, mirror = preprocessing.window_px, preprocessing.mirror
+    check_window(config, window_px)
+    if window_px is not None or mirror:
+        config = replace(config, fit="error")  # what is cropped or added has a side
     x = prepare(image, channels=config.in_channels, preprocessing=preprocessing)
     height, width = x.shape[:2]
-    rows, columns = (border(config, size) for size in (height, width))
+    rows, columns = (border(config, size, least_px=window_px or 0) for size in (height, width))
     padded = np.pad(x, (rows, columns, (0, 0)), mode="symmetric")
-    mask = np.empty(
-        [geometry.output_size(config, size) for size in padded.shape[:2]],
-        np.uint8 if config.classes <= 256 else np.uint16,
-    )
-    for down in tiles(config, padded.shape[0]):
-        for right in tiles(config, padded.shape[1]):
-            logits = forward(padded[None, down.seen, right.seen])[0][down.kept, right.kept]
-            if logits.shape[-1] != config.classes:
-                raise AssertionError(f"the net gave {logits.shape} for {config.classes} classes")
-            if not np.isfinite(logits).all():
-                raise InputError(
-                    "the net's output holds NaN or infinite values: its weights are damaged"
-                )
-            mask[down.told, right.told] = logits.argmax(-1)
+
+    def logits(down: slice, right: slice) -> np.ndarray:
+        seen = padded[down, right]
+        found = forward(np.stack([seen[turn] for turn in (MIRRORED if mirror else MIRRORED[:1])]))
+        if found.shape[-1] != config.classes:
+            raise AssertionError(f"the net gave {found.shape} for {config.classes} classes")
+        if not np.isfinite(found).all():
+            raise InputError(
+                "the net's output holds NaN or infinite values: its weights are damaged"
+            )
+        return sum(each[turn] for each, turn in zip(found, MIRRORED, strict=False))
+
+    shape = [geometry.output_size(config, size) for size in padded.shape[:2]]
+    mask = np.empty(shape, np.uint8 if config.classes <= 256 else np.uint16)
+    if window_px is None:
+        for down, right in product(*(tiles(config, size) for size in padded.shape[:2])):
+            kept = logits(down.seen, right.seen)[down.kept, right.kept]
+            mask[down.told, right.told] = kept.argmax(-1)
+    else:
+        weight = _weight(geometry.output_size(config, window_px))
+        sums = np.zeros((*shape, config.classes), np.float32)
+        for down, right in product(*(windows(config, n, window_px) for n in padded.shape[:2])):
+            sums[down.told, right.told] += weight * logits(down.seen, right.seen)
+        mask[:] = sums.argmax(-1)
     return mask[:height, :width]
+
+
+def check_window(config: UNetConfig, window_px: int | None) -> None:
+    """Refuse windows of a size that the net does not take, or takes only by `fit`.
+
+    Raises:
+        InputError: with the nearest sizes that it takes.
+    """
+    strict = replace(config, fit="error")
+    if window_px is not None and not geometry.is_legal(strict, window_px):
+        near = " or ".join(map(str, geometry.nearest_legal(strict, window_px)))
+        raise InputError(
+            f"preprocessing.window_px={window_px} is not legal for the net; use {near}"
+        )
+
+
+def windows(config: UNetConfig, size_px: int, window_px: int) -> list[Tile]:
+    """How a height or width is cut into windows, half of each seen by the next one too."""
+    whole, told = (geometry.output_size(config, size) for size in (size_px, window_px))
+    starts = dict.fromkeys([*range(0, whole - told, max(1, told // 2)), whole - told])
+    return [Tile(slice(at, at + window_px), slice(0, told), slice(at, at + told)) for at in starts]
+
+
+def _weight(size_px: int) -> np.ndarray:
+    """(size, size, 1): a Hann window, which is 0 just outside."""
+    hann = np.hanning(size_px + 2)[1:-1].astype(np.float32)
+    return np.outer(hann, hann)[..., None]
 
 
 def tiles(config: UNetConfig, size_px: int) -> list[Tile]:
@@ -89,15 +135,15 @@ def tiles(config: UNetConfig, size_px: int) -> list[Tile]:
     return found
 
 
-def border(config: UNetConfig, size_px: int) -> tuple[int, int]:
+def border(config: UNetConfig, size_px: int, *, least_px: int = 0) -> tuple[int, int]:
     """Pixels to add before and after, so that the output starts at the image's first pixel and
-    covers it.
+    covers it, and the input has at least `least_px`.
 
     >>> border(UNetConfig(padding="valid"), 388)
     (92, 92)
     """
     before = geometry.margin(config)
-    size = geometry.next_legal(config, size_px + 2 * before)
+    size = geometry.next_legal(config, max(size_px + 2 * before, least_px))
     while geometry.output_size(config, size) < size_px:
         size = geometry.next_legal(config, size + 1)
     return before, size - size_px - before

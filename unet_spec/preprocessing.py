@@ -1,4 +1,4 @@
-"""How an image becomes the net's input; it travels in the weight file."""
+"""How an image becomes the net's input, and is put before it; it travels in the weight file."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,12 @@ class Preprocessing:
     sqrt: bool = False
     """Take the square root first (of a negative value, minus that of its size). Counted photons
     then have the same noise everywhere, and dim objects beside bright ones are seen."""
+    window_px: int | None = None
+    """Predict in square windows of this side, every half of it, and average their logits, most
+    weight in the middle; None: the image as a whole. Group and instance norm answer by the mean
+    of what they see, so windows of the training's crop are what such a net knows."""
+    mirror: bool = False
+    """Average the logits over the four mirror images: a little better, at 4 times the work."""
 
     def __post_init__(self) -> None:
         check_types(self)
