@@ -219,6 +219,26 @@ def test_a_net_with_group_norm_answers_by_its_windows_alone():
     np.testing.assert_array_equal(*first_rows(windowed(config, 16)[0]))
 
 
+@pytest.mark.parametrize("axes", [{}, {"padding": "valid"}, {"fit": "crop"}], ids=str)
+@pytest.mark.parametrize("window_px", [None, 56], ids=["whole", "windows"])
+def test_the_mask_of_a_mirrored_image_is_the_mirrored_mask(axes, window_px):
+    """Of sizes to which nothing is added on one side only."""
+    plain = Preprocessing("none", window_px=window_px)
+    for mirror in (False, True):
+        weighed = replace(plain, mirror=mirror)
+        reference, port = twins(replace(GRAY, **axes), preprocessing=weighed)
+        image = picture((72, 88), np.float32)
+        masks = [
+            predict(model, np.ascontiguousarray(turned))
+            for turned in (image, image[::-1], image[:, ::-1])
+            for model, predict in ((reference, unet_torch.predict), (port, unet_jax.predict))
+        ]
+        for mask, port_mask in zip(masks[::2], masks[1::2], strict=True):
+            np.testing.assert_array_equal(mask, port_mask)
+        same = [(masks[2][::-1] == masks[0]).all(), (masks[4][:, ::-1] == masks[0]).all()]
+        assert same == [mirror, mirror]
+
+
 @pytest.mark.parametrize("fit", ["error", "edge"])
 def test_windows_that_the_net_does_not_take_are_refused(fit):
     reference, _ = windowed(replace(GRAY, fit=fit), 18)

@@ -48,6 +48,18 @@ def test_the_exact_proof_in_the_readme_is_that_of_its_file():
         assert shown in README
 
 
+def test_the_training_figures_in_the_readme_are_those_of_their_file():
+    result = _result("nuclei.json")
+    for shown in (
+        f"a mean IoU of {result['mean_image_iou']:.3f}",
+        f"± {result['standard_deviation']:.3f}",
+        f"{len(result['runs'])} seeds",
+        f"{result['runs'][0]['validation_images']} held-out images",
+        f"{result['longest_s'] / 60:.1f} minutes",
+    ):
+        assert shown in README, shown
+
+
 def test_the_timings_in_the_readme_are_those_of_their_file():
     rows = {
         row["case"] + (f", against torch {row['torch_variant']}" if "torch_ms" in row else ""): row

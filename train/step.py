@@ -1,7 +1,9 @@
 """One training step: a pure function of state and batch, compiled once."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import NamedSharding
 
 from train import losses
 from train.augment import augment_batch
@@ -94,35 +97,51 @@ def _jitted(config: TrainConfig, placement: Placement, first: Callable[[], State
     )
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Tracing makes a million objects that stay: looking for garbage costs a fifth of its time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_no_collection()
 def compiled(config: TrainConfig, placement: Placement) -> Steps:
     """The functions of a run, compiled now and for ever: another shape is an error, not a
     compilation."""
     begin = partial(init, config)
     shapes = jax.eval_shape(begin)
     steps: Any = _jitted(config, placement, begin)
-    side, count = config.data.crop_px, config.data.batch
-    shape = partial(jax.ShapeDtypeStruct, sharding=placement.images)
-    weighted = config.loss.border_w0 > 0
-    batch = Batch(
-        shape((count, side, side, config.net.in_channels), jnp.float32),
-        shape((count, side, side), jnp.uint8),
-        shape((count, side, side), jnp.float32) if weighted else None,
-    )
     now = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.everywhere)
     state = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         shapes,
         placement.state(shapes),
     )
-    seen = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement.rows),
-        jax.eval_shape(partial(prepare, config), batch, now),
-    )
-    with ThreadPoolExecutor(1) as background:  # one is compiled while the next is traced
+    side = config.data.crop_px
+    batch = _batch(config, placement.images, side)
+    seen = _batch(config, placement.rows, geometry.output_size(config.net, side))
+    with ThreadPoolExecutor(2) as background:  # one is compiled while the next is traced
         step = background.submit(steps.step.lower(state, seen).compile)
         first = background.submit(steps.init.lower().compile)
         prepared = background.submit(steps.prepare.lower(batch, now).compile)
         return Steps(first.result(), prepared.result(), step.result())
+
+
+def _batch(config: TrainConfig, sharding: NamedSharding, truth_px: int) -> Batch:
+    """The shapes of a batch whose truth has such a side."""
+    count, side = config.data.batch, config.data.crop_px
+    shape = partial(jax.ShapeDtypeStruct, sharding=sharding)
+    truth = (count, truth_px, truth_px)
+    return Batch(
+        shape((count, side, side, config.net.in_channels), jnp.float32),
+        shape(truth, jnp.uint8),
+        shape(truth, jnp.float32) if config.loss.border_w0 > 0 else None,
+    )
 
 
 def init(config: TrainConfig) -> State:
