@@ -1,4 +1,5 @@
 # mypy: disable-error-code="union-attr, operator, assignment, arg-type, return-value"
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -358,6 +359,17 @@ def test_a_checkpoint_of_another_state_is_refused(saved, change, names):
     with Checkpoints(saved) as checkpoints, pytest.raises(InputError, match=names) as refusal:
         checkpoints.restore(change(_state(0)))
     assert str(refusal.value).startswith(f"{saved / '3'}: 1 of its arrays")
+
+
+def test_a_whole_checkpoint_that_orbax_does_not_read_is_one_sentence(saved):
+    path = saved / "3"
+    about = manifest.read(path)
+    (path / manifest.NAME).unlink()
+    (path / "_METADATA").write_text('{"tree": "of a later orbax"}')
+    manifest.seal(path, dataclasses.replace(about, orbax="99.0"))
+    with Checkpoints(saved) as checkpoints, pytest.raises(InputError) as refusal:
+        checkpoints.restore(_state(0))
+    assert str(refusal.value).startswith(f"{path}: orbax 99.0 wrote this checkpoint, and orbax")
 
 
 def test_the_card_is_that_of_the_call(tmp_path):

@@ -104,7 +104,7 @@ class Checkpoints:
                 their devices it comes, whatever those were that it was saved from.
 
         Raises:
-            InputError: no checkpoint is whole, or it holds other arrays.
+            InputError: no checkpoint is whole, it holds other arrays, or orbax cannot read it.
         """
         self.wait()
         step = self._newest_whole() if jax.process_index() == 0 else _NOTHING
@@ -124,7 +124,7 @@ class Checkpoints:
                 f"{self._path(step)}: process 0 takes this checkpoint, and it cannot be read from "
                 f"here ({reason}); name an --out that all processes see"
             ) from reason
-        return Restored(step, _read(self._path(step), about.arrays, like), about.card)
+        return Restored(step, _read(self._path(step), about, like), about.card)
 
     def wait(self) -> None:
         """Return when all that was saved is on the disk, and what is too old is not.
@@ -238,8 +238,9 @@ def _orbax() -> ocp.AsyncCheckpointer:
     return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
 
-def _read(path: Path, saved: dict[str, str], like: Any) -> Any:
+def _read(path: Path, about: Manifest, like: Any) -> Any:
     """A tree like `like`, of the arrays that were saved."""
+    saved = about.arrays
     shapes = {name: _shape(array) for name, array in _named(like).items()}
     wanted = {name: _told(shape) for name, shape in shapes.items()}
     names = sorted(saved.keys() | wanted.keys())
@@ -252,8 +253,15 @@ def _read(path: Path, saved: dict[str, str], like: Any) -> Any:
         )
     how = ocp.checkpoint_utils.construct_restore_args(shapes)
     reader = _orbax()
-    arrays = reader.restore(path, args=ocp.args.PyTreeRestore(shapes, restore_args=how))
-    reader.close()
+    try:
+        arrays = reader.restore(path, args=ocp.args.PyTreeRestore(shapes, restore_args=how))
+    except Exception as error:  # of any kind; the files are those that were written
+        raise InputError(
+            f"{path}: orbax {about.orbax} wrote this checkpoint, and orbax {ocp.__version__} does "
+            f"not read it ({_short(error)}); go on with the version that wrote it"
+        ) from error
+    finally:
+        reader.close()
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in shapes])
 
 

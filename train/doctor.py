@@ -149,7 +149,7 @@ def examine(
         steps_per_epoch=len(training) / data.batch,
         memory_bytes=sum(_bytes(sample) for sample in samples),
         sizes=_sizes(samples),
-        kinds=dict(Counter(_kind(sample.image) for sample in samples).most_common()),
+        kinds=dict(Counter(_kind(s.image, net.in_channels) for s in samples).most_common()),
         stored={
             kind: _names(samples, [sample.stored == kind for sample in samples])
             for kind in sorted({sample.stored for sample in samples})
@@ -328,9 +328,10 @@ def _at_top(image: np.ndarray) -> float:
     return float((image == top).any(axis=-1).mean())
 
 
-def _kind(image: np.ndarray) -> str:
-    channels = image.shape[-1] if image.ndim == 3 else 1
-    return f"{channels} channel{'s' if channels > 1 else ''} of {image.dtype}"
+def _kind(image: np.ndarray, taken: int) -> str:
+    found, channels = image.shape[2:] or (1,), _without_alpha(image, taken).shape[-1]
+    alpha = "" if found == (channels,) else " and an alpha that is not used"
+    return f"{channels} channel{'s' if channels > 1 else ''} of {image.dtype}{alpha}"
 
 
 def _bytes(sample: Sample) -> int:

@@ -1,5 +1,6 @@
 """The parts where Flax or XLA differ from torch, each with its reason."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,15 +38,25 @@ class Numerics:
     remat: bool = False
 
 
+def he_normal(key: Array, shape: tuple[int, ...], dtype: Any, *, inputs: int) -> Array:
+    """Normal values with a standard deviation of sqrt(2 / inputs).
+
+    Drawn in one row, which changes none of them: XLA on CPU compiled the kernels of a net for
+    30 s as arrays of four axes, and for 2 s so.
+    """
+    row = jax.random.normal(key, (math.prod(shape),), dtype)
+    return row.reshape(shape) * jnp.sqrt(jnp.asarray(2 / inputs, dtype))
+
+
 def conv(
     in_channels: int, out_channels: int, size: int, numerics: Numerics, rngs: nnx.Rngs, **kwargs
 ) -> nnx.Conv:
-    """A convolution with He's normal initialisation, std sqrt(2 / N), biases 0."""
+    """A convolution with He's normal initialisation, biases 0."""
     return nnx.Conv(
         in_channels,
         out_channels,
         (size, size),
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
+        kernel_init=partial(he_normal, inputs=size * size * in_channels),
         dtype=numerics.dtype,
         param_dtype=numerics.param_dtype,
         precision=numerics.precision,
@@ -188,10 +199,10 @@ class UpConv(nnx.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, numerics: Numerics, rngs: nnx.Rngs):
-        # std sqrt(2 / (4 * out_channels)), as in the authors' release of the paper
-        init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-        shape = (2, 2, in_channels, out_channels)
-        self.kernel = nnx.Param(init(rngs.params(), shape, numerics.param_dtype))
+        shape, dtype = (2, 2, in_channels, out_channels), numerics.param_dtype
+        # 4 * out_channels, as in the authors' release of the paper
+        kernel = he_normal(rngs.params(), shape, dtype, inputs=4 * out_channels)
+        self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros(out_channels, numerics.param_dtype))
         self.numerics = numerics
 
