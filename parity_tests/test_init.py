@@ -1,10 +1,13 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import unet_jax
 import unet_torch
+from unet_jax.layers import he_normal
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import parameters
 
@@ -45,6 +48,14 @@ def test_kernels_are_normal_with_the_standard_deviation_of_he(twin, up):
         assert abs(values.mean()) < TOLERANCE * expected, name
         # a truncated normal ends at 2.3 of its standard deviations
         assert np.abs(values).max() > 3 * expected, name
+
+
+def test_a_kernel_drawn_in_a_row_is_flaxs():
+    key, shape = jax.random.key(0), (3, 3, 5, 7)
+    for fan, inputs in (("fan_in", 45), ("fan_out", 63)):
+        theirs = nnx.initializers.variance_scaling(2.0, fan, "normal")(key, shape, jnp.float32)
+        ours = he_normal(key, shape, jnp.float32, inputs=inputs)
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("twin", TWINS)
