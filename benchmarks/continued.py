@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ COMMAND = "python -m benchmarks.continued IMAGES MASKS"
 STEPS, HANDOVER, EVERY = 600, 200, 50
 LR, CLIP = 2e-3, 1.0
 NET = UNetConfig(widths=(8, 16, 32, 64), norm="batch")
-OFF = ("rotation-deg", "scale", "brightness", "contrast", "gamma")
+OFF = [field.name.replace("_", "-") for field in fields(AugmentConfig) if field.default == 0.0]
 FLAGS = [
     "--data.crop-px", "96", "--data.batch", "8", "--loss.dice", "0", "--ema", "0",
     "--augment.no-flips", "--augment.no-quarter-turns", *(f"--augment.{name}=0" for name in OFF),
