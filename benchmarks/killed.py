@@ -27,6 +27,7 @@ FLAGS = [
     "nuclei", "--net.widths", "8", "16", "32", "--net.norm", "batch", "--data.crop-px", "96",
     "--data.batch", "4", "--steps", str(STEPS), "--validate-every", "50",
     "--checkpoint-every", str(EVERY), "--ema", "0.99", "--augment.elastic-px", "5",
+    "--preprocessing.window-px", "None", "--preprocessing.no-mirror",  # it validates 20 times
 ]  # fmt: skip
 
 

@@ -35,6 +35,12 @@ def test_scores_of_a_confusion_equal_counting_of_pixels():
     assert pixel_error(matrix) == pytest.approx((predicted != truth).mean(), rel=ROUNDING)
 
 
+def test_more_pixels_than_float32_can_count_are_counted():
+    side = 4097  # an odd number of pixels, and more than 2**24
+    matrix = confusion(np.zeros((side, side), int), np.zeros((side, side), int), classes=2)
+    assert matrix.tolist() == [[side**2, 0], [0, 0]]
+
+
 def test_dice_is_a_function_of_iou():
     matrix = np.random.default_rng(0).integers(0, 99, (4, 4))
     np.testing.assert_allclose(dice(matrix), 2 * iou(matrix) / (1 + iou(matrix)), rtol=ROUNDING)

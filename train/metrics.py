@@ -14,9 +14,10 @@ def confusion(
     counted = jnp.arange(classes) if ignore_index is None else _but(ignore_index, classes)
     truth_hot = (jnp.asarray(truth)[..., None] == counted).astype(jnp.float32)
     predicted_hot = (jnp.asarray(predicted)[..., None] == jnp.arange(classes)).astype(jnp.float32)
-    # not flattened first: a mask whose rows are spread over devices would be put together
-    axes = tuple(range(truth_hot.ndim - 1))
-    return jnp.tensordot(truth_hot, predicted_hot, axes=(axes, axes))
+    # not flattened first: a mask whose rows are spread over devices would be put together; and
+    # float32 counts the pixels of a row, but not those of 5000 x 5000
+    rows = jnp.einsum("...wi,...wj->...ij", truth_hot, predicted_hot)
+    return rows.astype(jnp.int32).sum(tuple(range(rows.ndim - 2)), dtype=jnp.int32)
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:

@@ -208,7 +208,7 @@ def _accumulated(
         jax.tree.map(jnp.zeros_like, state.params),
         state.stats,
         jnp.zeros((), jax.eval_shape(partial(init, config)).optimizer.lr.dtype),
-        jnp.zeros((classes, classes)),
+        jnp.zeros((classes, classes), jnp.int32),
     )
     parts = (jnp.arange(config.accumulate), _parts(batch, config.accumulate))
     return jax.lax.scan(add, nothing, parts)[0]
