@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import json as json_format
 import os
+import re
 import shlex
 import signal
 import sys
@@ -27,6 +28,11 @@ TOO_LARGE = (
     "the device has too little memory for this run; lower --data.batch or --data.crop-px, or give "
     "--accumulate or --remat; if that was a validation, cut the largest images into parts: a net "
     "with norm group or instance has to see each whole"
+)
+# what JAX's errors of exchanges between processes name, and those of a device do not
+OF_EXCHANGES = re.compile(
+    "gloo|nccl|coordinat|barrier|heartbeat|unavailable|deadline|socket|connection|cancelled|abort",
+    re.IGNORECASE,
 )
 
 
@@ -348,8 +354,12 @@ def _failed(error: BaseException) -> int:
         supervise.leave(2)
         return 2
     if supervise.is_watched():
+        if isinstance(error, jax.errors.JaxRuntimeError) and OF_EXCHANGES.search(str(error)):
+            seen = " ".join(str(error).split())[:200]
+            print(f"unet: {supervise.DIED} (seen here: {seen})", file=sys.stderr)
+            supervise.leave(supervise.LOST)
         traceback.print_exception(error)
-        supervise.leave(supervise.LOST if isinstance(error, jax.errors.JaxRuntimeError) else 1)
+        supervise.leave(1)
     raise error
 
 

@@ -4,8 +4,8 @@
 clipping), saves a checkpoint after a third of the steps and goes on; `unet convert` and
 `unet train --start` go on from the same checkpoint. Beside them, because training multiplies
 rounding errors: PyTorch once more, every batch the other way round, which only changes the order
-of sums; and what is done by hand, the weights alone with a new optimizer. It writes
-`results/continued.json` (some minutes on two cores).
+of sums; and what is done by hand, the weights alone, while optimizer, schedule and batches begin
+anew. It writes `results/continued.json` (some minutes on two cores).
 """
 
 import json
@@ -75,7 +75,7 @@ def continued(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
     _unet("train", "nuclei", *where, *FLAGS, "--start", "run.safetensors", "--schedule.name",
           "cosine", "--optimizer.lr", str(LR), "--optimizer.clip-norm", str(CLIP), "--steps",
           str(STEPS - HANDOVER), "--out", "weights", cwd=folder)  # fmt: skip
-    runs["weights alone, a new optimizer"] = _curve(folder / "weights", after=0, shift=HANDOVER)
+    runs["weights alone, all else anew"] = _curve(folder / "weights", after=0, shift=HANDOVER)
     return {
         "command": COMMAND,
         "steps": STEPS,

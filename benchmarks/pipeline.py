@@ -1,9 +1,9 @@
 """How much of a step's time is the net's, and how much is waiting for data and augmentation?
 
 `python -m benchmarks.pipeline` alternates the bare compiled step, on one batch that is there, with
-the step of a run: batches made, moved, augmented and counted. Then it starts the same run twice,
-to see what the compilation cache saves. It writes `results/pipeline.json` (some minutes on two
-cores).
+the step of a run: batches made, moved, augmented and counted; checkpoints and validations are not
+in it. Then it starts the same run twice, to see what the compilation cache saves. It writes
+`results/pipeline.json` (some minutes on two cores).
 """
 
 import json
@@ -14,14 +14,13 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
 from benchmarks.environment import environment
+from benchmarks.timing import alternate
 from train import mesh
 from train.config import PRESETS
 from train.loop import batches
@@ -32,40 +31,41 @@ from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.pipeline"
 RESULT = Path(__file__).parent / "results" / "pipeline.json"
-ROUNDS, STEPS = 8, 20
+ROUNDS, STEPS = 12, 20  # the first of each warms up
 
 
 def pipeline() -> dict[str, Any]:
-    """Steps per second of both, and the ratio of each round."""
+    """Steps per second of both in every round; each goes first in every other one."""
     config = replace(PRESETS["nuclei"], steps=(ROUNDS + 1) * STEPS)
     placement = mesh.place(config)
     steps, samples = compiled(config, placement), load(config)
     made = batches(config, placement, samples, first=0)
     state = steps.init()
     seen = steps.prepare(next(made)[0], np.int32(0))
-    rows = []
     with Progress(Console(quiet=True)).steps(config.steps) as bar:
-        for number in range(ROUNDS):
-            began = time.perf_counter()
+
+        def bare() -> Any:
+            nonlocal state
             for _ in range(STEPS):
-                state, metrics = steps.step(state, seen)
-            jax.block_until_ready(state)
-            bare = time.perf_counter()
+                state, _ = steps.step(state, seen)
+            return state
+
+        def whole() -> Any:
+            nonlocal state
             for step in range(STEPS):
                 batch, waited_s = next(made)
                 state, metrics = steps.step(state, steps.prepare(batch, np.int32(step)))
                 bar.advance(metrics, images=config.data.batch, waited_s=waited_s)
-            jax.block_until_ready(state)
-            whole = time.perf_counter()
-            if number:  # the first round warms up
-                rows.append({"bare": STEPS / (bare - began), "whole": STEPS / (whole - bare)})
+            return state
+
+        times = alternate({"bare": bare, "whole": whole}, budget_s=0, least=ROUNDS - 1)
     return {
         "command": COMMAND,
         "preset": "nuclei",
-        "bare_steps_per_s": median(row["bare"] for row in rows),
-        "whole_steps_per_s": median(row["whole"] for row in rows),
-        "share": median(row["whole"] / row["bare"] for row in rows),
-        "rounds": rows,
+        "steps_per_s": {name: 1e3 * STEPS / times.ms(name) for name in times.rounds_ms},
+        "share": times.ratio("bare", over="whole"),
+        "rounds_ms": times.rounds_ms,
+        "others_cores": times.others_cores,
         "environment": environment(),
     }
 
@@ -90,6 +90,6 @@ def starts() -> list[dict[str, float]]:
 
 if __name__ == "__main__":
     result = {**pipeline(), "starts": starts()}
-    print(json.dumps({key: result[key] for key in ("bare_steps_per_s", "share", "starts")}))
+    print(json.dumps({key: result[key] for key in ("steps_per_s", "share", "starts")}))
     with written(RESULT) as stream:
         stream.write(json.dumps(result, indent=2).encode() + b"\n")

@@ -366,10 +366,9 @@ def test_a_wrong_pair_is_one_sentence_that_names_it(tmp_path, damage, settings, 
         ({"mask_values": "colours"}, "data.palette needs 2 different colours"),
         ({"mask_values": "colours", "palette": ("000000", "000000")}, "2 different colours"),
         ({"mask_values": "colours", "palette": ("000000", "white")}, "RRGGBB"),
-        ({"ignore_index": 256}, "loss.ignore_index is a mask value from 0 to 255, got 256"),
         ({"classes": 257}, "masks hold 256 classes"),
     ],
-    ids=["instances", "no palette", "twice", "no colour", "ignored", "classes"],
+    ids=["instances", "no palette", "twice", "no colour", "classes"],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_file_is_read(tmp_path, settings, rule):
     with pytest.raises(InputError, match=rule):

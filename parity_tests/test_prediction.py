@@ -362,6 +362,11 @@ def test_colour_becomes_luma_and_gray_is_repeated():
     red_green_blue = np.eye(3, dtype=np.float32)[None]
     luma = prepare(red_green_blue, channels=1, preprocessing=NONE)
     np.testing.assert_array_equal(luma[0, :, 0], np.array([0.299, 0.587, 0.114], np.float32))
+    # one rounding for each product and sum, in this order, on every processor
+    image = np.random.default_rng(0).random((40, 50, 3), np.float32)
+    red, green, blue = np.moveaxis(image, -1, 0) * luma[0, :, 0, None, None]
+    found = prepare(image, channels=1, preprocessing=NONE)
+    np.testing.assert_array_equal(found[..., 0], (red + green) + blue)
     gray = picture((5, 7), np.float32)
     np.testing.assert_array_equal(
         prepare(gray, channels=3, preprocessing=NONE), np.stack([gray] * 3, -1)

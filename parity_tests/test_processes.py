@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+import unet_cli
+from train import supervise
 from train.record import read
 from unet_spec import weight_file
 
@@ -88,6 +91,27 @@ def test_a_process_that_dies_ends_the_other_with_a_sentence(tmp_path, ended, ind
     assert "start all processes again" in err
 
 
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: score 20::0", True),
+        ("UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)", True),
+        ("INTERNAL: CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_only_a_lost_exchange_is_another_process_that_died(monkeypatch, capsys, text, lost):
+    left = []
+    monkeypatch.setattr(supervise, "is_watched", lambda: True)
+    monkeypatch.setattr(supervise, "leave", left.append)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        unet_cli._failed(jax.errors.JaxRuntimeError(text))
+    said = capsys.readouterr().err
+    assert left[0] == (supervise.LOST if lost else 1)
+    assert said.startswith("unet: another process") == lost
+    assert text in said
+
+
 def test_processes_with_other_flags_are_refused(tmp_path, ended):
     ended += pair(tmp_path / "run", "--steps", "6", each=(["--seed", "1"], ["--seed", "2"]))
     told = [process.communicate(timeout=120)[1] for process in ended]
@@ -95,6 +119,20 @@ def test_processes_with_other_flags_are_refused(tmp_path, ended):
     for err in told:
         assert "process 1 was not given what process 0 was" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_coordinator_whose_port_is_taken_is_refused(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        first = started(
+            tmp_path / "run", "--mesh.processes", "2", "--mesh.process", "0",
+            "--mesh.coordinator", address,
+        )  # fmt: skip
+        _, err = first.communicate(timeout=120)
+    assert first.returncode == 2
+    assert err.startswith(f"unet: mesh.coordinator={address}: this process cannot listen")
 
 
 def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path, ended):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import unet_torch
+from train import mesh
 from train import step as steps_of
 from train.config import AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
 from train.data import Batch
@@ -245,6 +246,17 @@ def test_a_mesh_of_devices_equals_one_device(alone, meshed):
         step.memory_analysis().temp_size_in_bytes
         < alone[2].memory_analysis().temp_size_in_bytes / 2
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("usable_cores", lambda: 64), ("cpu_model", lambda: "another")]
+)
+def test_the_mesh_tells_all_that_bits_depend_on(monkeypatch, name, value):
+    placement = place(PADDED)
+    before = placement.told()
+    assert replace(placement, shard_parameters=True).told() != before
+    monkeypatch.setattr(mesh, name, value)
+    assert placement.told() != before
 
 
 @pytest.mark.parametrize(

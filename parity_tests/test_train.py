@@ -15,15 +15,25 @@ from rich.console import Console
 import unet_jax
 import unet_torch
 from train import loop, overfit, run_folder, start
-from train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
+from train.config import (
+    CELLS,
+    MODERN,
+    AugmentConfig,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    TrainConfig,
+)
 from train.data import Batch
 from train.progress import Progress, StepBar
 from train.record import read
 from train.samples import load
 from train.step import init
 from train.tripwire import diagnose
-from unet_spec import InputError, UNetConfig, training_state, weight_file
+from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
+from unet_spec.parameters import parameters
 from unet_spec.recipe import Optimizer, Recipe, Schedule
+from unet_spec.weight_file import WeightFile
 
 TINY = TrainConfig(
     net=UNetConfig(widths=(4, 6), norm="batch", dropout=0.2),
@@ -36,6 +46,8 @@ TINY = TrainConfig(
     checkpoint_every=2,
     ema=0.9,
 )
+# what `unet train cells` gives with the data of TINY
+FLAGS = replace(CELLS, data=TINY.data, mesh=TINY.mesh, ema=TINY.ema)
 
 
 def quiet():
@@ -159,9 +171,10 @@ with written_folder(Path("new")) as new, written(new / "a"), written(Path("last/
 
 def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "start")
-    given = replace(TINY, net=CELLS.net, steps=9, start=tmp_path / "start")
-    config = start.adopted(given, start.known(given))
-    run_folder.begin(tmp_path / "run", config, load(TINY))
+    given = replace(FLAGS, steps=9, start=tmp_path / "start")
+    told = start.known(given)
+    config = start.adopted(given, told)
+    run_folder.begin(tmp_path / "run", config, load(TINY), told_by_start=told)
     shutil.rmtree(tmp_path / "start")
     assert start.adopted(given, start.known(given, run=tmp_path / "run")) == config
 
@@ -279,7 +292,7 @@ def test_the_smoke_test_knows_a_net_that_learns_from_one_that_does_not(monkeypat
 
 def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
     source = start.read(run[0])
-    given = replace(TINY, net=CELLS.net, schedule=CELLS.schedule, steps=9, start=run[0])
+    given = replace(FLAGS, steps=9, start=run[0])
     config = start.adopted(given, start.known(given))
     assert (config.net, config.recipe) == (TINY.net, TINY.recipe)
     state = start.state_from(config, source, init(config))
@@ -293,7 +306,7 @@ def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
 
 def test_a_start_from_weights_begins_at_step_0(run):
     source = start.read(run[0] / "best.safetensors")
-    given = replace(TINY, net=CELLS.net, start=run[0] / "best.safetensors")
+    given = replace(FLAGS, start=run[0] / "best.safetensors")
     config = start.adopted(given, start.known(given))
     state = start.state_from(config, source, init(config))
     assert int(state.step) == 0
@@ -302,10 +315,46 @@ def test_a_start_from_weights_begins_at_step_0(run):
     np.testing.assert_array_equal(state.ema["out.bias"], expected)
 
 
-def test_a_start_that_a_flag_contradicts_is_refused(run):
-    config = replace(TINY, net=replace(TINY.net, widths=(5, 7)), steps=9, start=run[0])
-    with pytest.raises(InputError, match=r"net\.widths=\(4, 6\), not \(5, 7\); leave out"):
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"net": replace(CELLS.net, widths=(5, 7))}, r"net\.widths=\(4, 6\), not \(5, 7\); leave"),
+        (  # another preset's, so it was asked for
+            {"optimizer": MODERN.optimizer}, r"optimizer\.lr=0\.002, not 0\.001; leave out",
+        ),
+        ({"preprocessing": Preprocessing(mirror=True)}, r"mirror=False, not True; leave out"),
+        ({"class_names": ("a", "b")}, r"class_names=.*cell.*, not .*; leave out --class-names"),
+    ],
+    ids=["net", "optimizer", "preprocessing", "names"],
+)  # fmt: skip
+def test_a_start_that_a_flag_contradicts_is_refused(run, flags, told):
+    config = replace(FLAGS, steps=9, start=run[0], **flags)
+    with pytest.raises(InputError, match=told):
         start.adopted(config, start.known(config))
+
+
+def test_a_start_from_weights_leaves_the_recipe_to_the_flags(run, tmp_path):
+    given = replace(FLAGS, start=run[0] / "best.safetensors")
+    told = start.known(given)
+    run_folder.begin(tmp_path / "run", start.adopted(given, told), load(TINY), told_by_start=told)
+    changed = replace(given, optimizer=MODERN.optimizer)
+    again = start.adopted(changed, start.known(changed, run=tmp_path / "run"))
+    with pytest.raises(InputError, match=r"optimizer\.lr was 0\.002, now 0\.001"):
+        run_folder.check(tmp_path / "run", again, load(TINY))
+
+
+def test_crops_fit_the_net_of_the_start_and_not_that_of_the_preset(run, tmp_path):
+    unpadded = UNetConfig(widths=(4, 6), padding="valid")
+    tensors = {p.name: np.zeros(p.shape, np.float32) for p in parameters(unpadded)}
+    weight_file.write(tmp_path / "w.safetensors", WeightFile(unpadded, tensors))
+    for crop_px, legal in ((32, True), (33, False)):
+        data = replace(CELLS.data, crop_px=crop_px)
+        given = replace(CELLS, data=data, start=tmp_path / "w.safetensors")
+        if legal:
+            assert start.adopted(given, start.known(given)).net == unpadded
+        else:
+            with pytest.raises(InputError, match="crop_px=33 is not legal for the net; use 32"):
+                start.adopted(given, start.known(given))
 
 
 def test_a_start_at_the_last_step_is_refused(run):
@@ -325,6 +374,7 @@ def test_a_start_at_the_last_step_is_refused(run):
         ({"optimizer": Optimizer("sgd", dampening=0.5), "schedule": Schedule()}, "dampening"),
         ({"class_names": ("one",)}, "class_names"),
         ({"seed": -1}, "seed"),
+        ({"data": DataConfig(synthetic=1)}, "synthetic"),
         ({"net": replace(CELLS.net, classes=1)}, "counts the background as well"),
         (
             {"data": DataConfig(mask_values="instances"), "loss": LossConfig(ignore_index=255)},
@@ -341,6 +391,7 @@ def test_a_start_at_the_last_step_is_refused(run):
         "dampening",
         "names",
         "seed",
+        "synthetic",
         "classes",
         "ignored",
     ],
@@ -348,6 +399,21 @@ def test_a_start_at_the_last_step_is_refused(run):
 def test_a_config_that_cannot_be_is_refused(change, names):
     with pytest.raises(InputError, match=names):
         replace(CELLS, **change)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "names"),
+    [
+        (LossConfig, {"ignore_index": 256}, "a mask value from 0 to 255, got 256"),
+        (LossConfig, {"class_weights": (1.0, float("nan"))}, "class_weights needs finite"),
+        (LossConfig, {"border_sigma_px": float("nan")}, "border_sigma_px"),
+        (MeshConfig, {"processes": 2, "coordinator": "node0"}, "HOST:PORT.*got node0"),
+        (MeshConfig, {"processes": 2, "coordinator": "node0:abc"}, "HOST:PORT.*got node0:abc"),
+    ],
+)
+def test_a_part_of_a_config_that_cannot_be_is_refused(part, fields, names):
+    with pytest.raises(InputError, match=names):
+        part(**fields)
 
 
 def test_no_signal_is_caught_after_a_run(run):

@@ -1,13 +1,18 @@
 """What a run is: frozen values that are the flags, the Python API and RUN/config.json."""
 
 import dataclasses
+import re
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Suppress
 
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.recipe import Optimizer, Recipe, Schedule, renamed
+
+_ADDRESS = re.compile(r"\S+:(?!0*$)\d{1,5}")
 
 
 @dataclass(frozen=True)
@@ -103,15 +108,19 @@ class LossConfig:
                 raise InputError(f"loss.{name} needs at least 0, got {getattr(self, name)}")
         if self.cross_entropy + self.dice + self.focal == 0:
             raise InputError("loss.cross_entropy, loss.dice and loss.focal are all 0; give one")
-        if self.border_sigma_px <= 0:
+        if not 0 < self.border_sigma_px < float("inf"):
             raise InputError(f"loss.border_sigma_px is above 0, got {self.border_sigma_px}")
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= 255:
+            raise InputError(
+                f"loss.ignore_index is a mask value from 0 to 255, got {self.ignore_index}"
+            )
         if self.border_w0 and not self.cross_entropy:
             raise InputError("loss.border_w0 weighs the cross-entropy, whose weight is 0")
-        if any(weight < 0 for weight in self.class_weights) or (
+        if not all(0 <= weight < float("inf") for weight in self.class_weights) or (
             self.class_weights and not any(self.class_weights)
         ):
             raise InputError(
-                f"loss.class_weights needs numbers of at least 0, not all 0, got "
+                "loss.class_weights needs finite numbers of at least 0, not all 0, got "
                 f"{self.class_weights}"
             )
 
@@ -141,6 +150,11 @@ class MeshConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"mesh.{name} needs at least 1, got {value}")
+        if self.coordinator is not None and not _ADDRESS.fullmatch(self.coordinator):
+            raise InputError(
+                "mesh.coordinator is HOST:PORT of process 0, such as 10.0.0.1:12345, got "
+                f"{self.coordinator}"
+            )
         if self.process is not None and not 0 <= self.process < self.processes:
             raise InputError(
                 f"mesh.process is 0 to {self.processes - 1} with mesh.processes="
@@ -152,6 +166,8 @@ class MeshConfig:
 class TrainConfig:
     """A run."""
 
+    preset: Annotated[str, Suppress] = ""
+    """The name of the preset that it began as; no flag."""
     net: UNetConfig = field(default_factory=UNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -201,15 +217,30 @@ class TrainConfig:
             given, lacking = ("images", "masks") if data.masks is None else ("masks", "images")
             raise InputError(f"data.{given} needs data.{lacking} as well: the folder beside it")
         self.recipe.check_complete()
-        if not geometry.is_legal(self.net, data.crop_px):
-            near = " or ".join(map(str, geometry.nearest_legal(self.net, data.crop_px)))
-            raise InputError(f"data.crop_px={data.crop_px} is not legal for the net; use {near}")
-        prediction.check_window(self.net, self.preprocessing.window_px)
         if data.batch % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} does not divide data.batch={data.batch}; "
                 "change either"
             )
+        if self.start is None:  # which brings another net
+            self.check_net()
+
+    def check_net(self) -> None:
+        """Refuse settings that do not fit the net.
+
+        Raises:
+            InputError: with what fits.
+        """
+        data = self.data
+        if self.net.classes < 2:
+            raise InputError(
+                "net.classes counts the background as well, so training needs at least 2, got "
+                f"{self.net.classes}"
+            )
+        if not geometry.is_legal(self.net, data.crop_px):
+            near = " or ".join(map(str, geometry.nearest_legal(self.net, data.crop_px)))
+            raise InputError(f"data.crop_px={data.crop_px} is not legal for the net; use {near}")
+        prediction.check_window(self.net, self.preprocessing.window_px)
         for name, values in (
             ("class_names", self.class_names),
             ("loss.class_weights", self.loss.class_weights),
@@ -230,16 +261,13 @@ class TrainConfig:
             raise InputError(f"data.holdout is a part between 0 and 1, got {self.data.holdout}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is an integer from 0 to 2^32 - 1, got {self.seed}")
-        if self.net.classes < 2:
-            raise InputError(
-                "net.classes counts the background as well, so training needs at least 2, got "
-                f"{self.net.classes}"
-            )
         if self.data.mask_values == "instances" and self.loss.ignore_index is not None:
             raise InputError(
                 "data.mask_values=instances takes every number but 0 for an object; leave out "
                 "loss.ignore_index"
             )
+        if self.data.synthetic < 2:
+            raise InputError(f"data.synthetic needs at least 2, got {self.data.synthetic}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is a decay in [0, 1), got {self.ema}")
         for name, value in (
@@ -269,6 +297,7 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
 
 
 NUCLEI = TrainConfig(
+    preset="nuclei",
     net=UNetConfig(in_channels=3, widths=(24, 48, 96, 192, 384), norm="group"),
     data=DataConfig(batch=4, crop_px=128),
     augment=AugmentConfig(
@@ -281,10 +310,15 @@ NUCLEI = TrainConfig(
     ema=0.99,
 )
 CELLS = TrainConfig(
-    net=UNetConfig(widths=(8, 16, 32, 64)), steps=150, validate_every=75, checkpoint_every=75
+    preset="cells",
+    net=UNetConfig(widths=(8, 16, 32, 64)),
+    steps=150,
+    validate_every=75,
+    checkpoint_every=75,
 )
 # Ronneberger et al., 2015; the learning rate, which they do not give, is ours
 PAPER_RECIPE = TrainConfig(
+    preset="paper",
     net=replace(PAPER, dropout=0.5),
     data=DataConfig(crop_px=572, batch=1),
     augment=AugmentConfig(
@@ -298,6 +332,7 @@ PAPER_RECIPE = TrainConfig(
     checkpoint_every=500,
 )
 MODERN = TrainConfig(
+    preset="modern",
     net=UNetConfig(norm="batch", bias=False),
     data=DataConfig(crop_px=256, batch=16),
     augment=AugmentConfig(
@@ -313,12 +348,7 @@ MODERN = TrainConfig(
     ema=0.999,
 )
 
-PRESETS: dict[str, TrainConfig] = {
-    "nuclei": NUCLEI,
-    "cells": CELLS,
-    "paper": PAPER_RECIPE,
-    "modern": MODERN,
-}
+PRESETS = {config.preset: config for config in (NUCLEI, CELLS, PAPER_RECIPE, MODERN)}
 PROMISES = {
     "nuclei": "Padded, base width 24, for folders of microscopy images; minutes on a CPU.",
     "cells": "Padded, base width 8, on synthetic cells; under a minute on a CPU.",

@@ -85,7 +85,7 @@ def read_samples(
     """
     if data.images is None or data.masks is None:
         raise InputError("data.images and data.masks say what is read; give both")
-    _check_settings(data, net, ignore_index)
+    _check_settings(data, net)
     samples = []
     for image_path, mask_path in _pairs(data.images, data.masks):
         images = unet_image.read_pages(image_path)
@@ -187,9 +187,7 @@ def chosen(
     return [samples[_order(p // count, count, seed)[p % count]] for p in positions]
 
 
-def _check_settings(data: DataConfig, net: UNetConfig, ignore_index: int | None) -> None:
-    if ignore_index is not None and not 0 <= ignore_index <= 255:
-        raise InputError(f"loss.ignore_index is a mask value from 0 to 255, got {ignore_index}")
+def _check_settings(data: DataConfig, net: UNetConfig) -> None:
     if net.classes > 256:
         raise InputError(f"net.classes={net.classes}: masks hold 256 classes at most")
     if data.mask_values == "instances" and net.classes != 2:

@@ -96,7 +96,8 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     began = time.monotonic()
     resuming = mesh.told_by_the_first("begun", run_folder.is_run(out))
     given = config
-    config = start.adopted(config, start.known(config, run=out if resuming else None))
+    told = start.known(config, run=out if resuming else None)
+    config = start.adopted(config, told)
     for name, value in run_folder.changes(given, config):
         progress.say(f"taken from {config.start}: {name}={value}")
     placement = mesh.place(config)
@@ -117,7 +118,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     )  # fmt: skip
     doctor.show(diagnosis, progress.console)
     if lead and not resuming:
-        run_folder.begin(out, config, samples)
+        run_folder.begin(out, config, samples, told_by_start=told)
     with run_folder.alone(out) if lead else nullcontext():
         if lead:
             run_folder.clear(out)
@@ -246,10 +247,12 @@ class _Run:
         )
         return True
 
-    def validated(self) -> Scores:
-        """The scores of the weights as they are now."""
-        net = from_weights(self._weights())
-        return validate(net, self.validation, ignore_index=self.config.loss.ignore_index)
+    def validated(self, weights: WeightFile | None = None) -> Scores:
+        """The scores of these weights, by default of those as they are now."""
+        if weights is None:
+            weights = to_weight_file(self.config, mesh.gathered(self.state))
+        ignore_index = self.config.loss.ignore_index
+        return validate(from_weights(weights), self.validation, ignore_index=ignore_index)
 
     def draw(self, diagnosis: doctor.Diagnosis, command: str) -> Scores:
         """The scores of the last weights, and of them the pictures and the page."""
@@ -281,11 +284,14 @@ class _Run:
     def _validate(self, bar: StepBar, record: Record | None, step: int) -> None:
         """Score the weights and write their files."""
         bar.settle()
-        self.scores, self.scored = self.validated(), step
+        state = mesh.gathered(self.state)
+        weights = to_weight_file(self.config, state)
+        self.scores, self.scored = self.validated(weights), step
         # processes whose scores differ in the last bit would not end at the same step
         score = mesh.told_by_the_first(f"score {step}", self.scores.mean_image_iou)
         self.best = self.best.after(step, score)
-        self._write()
+        if self.lead:
+            self._write(state, weights)
         if record is not None:
             told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
             record.scalars(step, told)
@@ -305,28 +311,19 @@ class _Run:
         score = self.scores.mean_image_iou if self.scored == step and self.scores else None
         self.checkpoints.save(step, self.state, card=card, score=score)
 
-    def _write(self) -> None:
+    def _write(self, state: State, weights: WeightFile) -> None:
         """The weight files, and the training state beside the weights that it belongs to."""
-        middle, weights = self._middle(), self._weights()
-        if not self.lead:
-            return
+        config = self.config
+        middle = to_training_state(
+            config.net, config.recipe, state.params, state.stats, state.optimizer,
+            preprocessing=config.preprocessing, class_names=config.class_names,
+        )  # fmt: skip
         folder = self.out / run_folder.LAST
         folder.mkdir(exist_ok=True)
         training_state.write(folder, middle)
         weight_file.write(self.out / run_folder.WEIGHTS, weights)
         if self.best.since == 0:
             weight_file.write(self.out / run_folder.BEST, weights)
-
-    def _middle(self) -> training_state.TrainingState:
-        config, state = self.config, mesh.gathered(self.state)
-        return to_training_state(
-            config.net, config.recipe, state.params, state.stats, state.optimizer,
-            preprocessing=config.preprocessing, class_names=config.class_names,
-        )  # fmt: skip
-
-    def _weights(self) -> WeightFile:
-        """What predicts: the average of the weights, where the config has one."""
-        return to_weight_file(self.config, mesh.gathered(self.state))
 
     def _overlays(self, scores: Scores, chosen: Iterable[int]) -> dict[str, np.ndarray]:
         """Pictures of held-out images with both outlines, by name."""
@@ -352,7 +349,11 @@ class _Run:
         ]
         with closing(batches(config, self.placement, self.training, first=step)) as made:
             seen = self.steps.prepare(next(made)[0], np.int32(step))
-        reason = diagnose(self.config, mesh.gathered(self.state), mesh.gathered(seen), names)
+        try:
+            reason = diagnose(config, mesh.gathered(self.state), mesh.gathered(seen), names)
+        except jax.errors.JaxRuntimeError as error:
+            told = " ".join(str(error).split())[:200]
+            reason = f"where is not known, for that step by itself, in parts, fails ({told})"
         weights = self.out / run_folder.WEIGHTS
         kept = f"; --start {weights} begins with the last good weights" if weights.exists() else ""
         raise InputError(
@@ -396,7 +397,7 @@ def _augmented(config: TrainConfig, training: list[Sample]) -> np.ndarray:
 
 
 def to_weight_file(config: TrainConfig, state: State) -> WeightFile:
-    """The weights of a state with all that prediction needs; their average, where there is one."""
+    """What predicts: the weights of a state, or their average, where the config has one."""
     arrays = {**state.params, **state.stats, **state.ema}
     tensors = layout.to_torch(config.net, {name: np.asarray(a) for name, a in arrays.items()})
     return WeightFile(config.net, tensors, config.preprocessing, config.class_names)

@@ -5,7 +5,9 @@ exchange of the rows at the borders (halos) and the sums of the gradients.
 """
 
 import hashlib
+import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -16,8 +18,9 @@ from orbax.checkpoint import multihost
 
 from train.config import MeshConfig, TrainConfig
 from unet_spec import InputError
+from unet_spec.environment import cpu_model, usable_cores
 
-WAIT_S = 600  # for the slowest process to read its data and compile
+WAIT_S = 600  # for the slowest process to read its data, compile or validate
 
 
 def connect(config: MeshConfig) -> None:
@@ -33,6 +36,8 @@ def connect(config: MeshConfig) -> None:
             "cluster knows them"
         )
     by_hand = config.coordinator is not None
+    if config.coordinator is not None and config.process == 0:
+        _refuse_taken(config.coordinator)
     try:
         jax.distributed.initialize(
             coordinator_address=config.coordinator,
@@ -100,15 +105,20 @@ class Placement:
         )
 
     def told(self) -> str:
-        """The mesh in words."""
+        """The mesh in words: all that the bits of a run depend on, so on a CPU its cores too,
+        among which XLA divides the sums."""
         data, rows = self.mesh.devices.shape
-        device = self.mesh.devices.flat[0].device_kind
+        first = self.mesh.devices.flat[0]
+        device = first.device_kind
+        if first.platform == "cpu":
+            device = f"{cpu_model()}, {usable_cores()} cores"
         used, there = data * rows, jax.device_count()
         of_all = "" if used == there else f" of {there}"
         count = f"{used}{of_all} device{'s' if max(used, there) > 1 else ''}"
         spread = "" if data * rows == 1 else f" (data {data} x rows {rows})"
         processes = "" if jax.process_count() == 1 else f" in {jax.process_count()} processes"
-        return f"{count}{spread}{processes}: {device}"
+        sharded = ", parameters sharded" if self.shard_parameters else ""
+        return f"{count}{spread}{processes}: {device}{sharded}"
 
     def _part(self, shape: tuple[int, ...]) -> NamedSharding:
         """A part of the longest axis that the devices of `data` divide, or the whole."""
@@ -156,10 +166,13 @@ def place(config: TrainConfig) -> Placement:
 
 
 def wait_for_all(name: str) -> None:
-    """Meet all processes: what they compile takes unlike long, and the first exchange between
-    them is not waited for."""
-    if jax.process_count() > 1:
-        multihost.sync_global_processes(name, timeout=WAIT_S)
+    """Meet all processes, by way of the coordinator: what they compile takes unlike long, and an
+    exchange between devices waits either too short or for ever.
+
+    Raises:
+        JaxRuntimeError: one did not come within `WAIT_S`.
+    """
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * WAIT_S)
 
 
 def told_by_the_first(name: str, answer: Any) -> Any:
@@ -199,8 +212,26 @@ def gathered(tree: Any) -> Any:
     def whole(array: jax.Array) -> np.ndarray:
         if not array.is_fully_replicated:
             assert isinstance(array.sharding, NamedSharding)
-            everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
-            array = jax.jit(lambda a: a, out_shardings=everywhere)(array)
+            array = _to_everywhere(array.sharding.mesh)(array)
         return np.asarray(array.addressable_data(0))
 
     return jax.tree.map(whole, tree)
+
+
+@lru_cache(maxsize=8)
+def _to_everywhere(mesh: Any) -> Any:
+    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _refuse_taken(coordinator: str) -> None:
+    """Refuse a port that something listens to: gRPC would end this process without a word."""
+    port = int(coordinator.rsplit(":", 1)[1])
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"mesh.coordinator={coordinator}: this process cannot listen to port {port} ({error}); "
+            "name another"
+        ) from error

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from unet_spec.files import refuse_existing, written, written_folder
 
 CONFIG = "config.json"
 DATA = "data.json"
+START = "start.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
@@ -28,6 +29,7 @@ AUGMENTED = "augmented.png"
 
 # all else is part of what the weights are a function of
 MAY_CHANGE = (
+    "preset",
     "data.images",
     "data.masks",
     "validate_every",
@@ -43,14 +45,21 @@ def is_run(out: Path) -> bool:
     return (out / CONFIG).exists()
 
 
-def begin(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> None:
+def begin(
+    out: Path, config: TrainConfig, samples: Sequence[Sample], *, told_by_start: Iterable[str] = ()
+) -> None:
     """Write what the run is; a kill leaves all of it or nothing, but where `out` is there and
-    empty, which may be a mount point: that is not replaced."""
+    empty, which may be a mount point: that is not replaced.
+
+    Args:
+        told_by_start: what of the config came from `config.start`.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
     data = {"images": len(samples), "sha256": fingerprint(samples)}
+    start = {"told": sorted(told_by_start)}
     with nullcontext(out) if out.is_dir() else written_folder(out) as folder:
-        for name, content in ((DATA, data), (CONFIG, to_plain(config))):
+        for name, content in ((DATA, data), (START, start), (CONFIG, to_plain(config))):
             with written(folder / name) as stream:
                 stream.write(_json(content))
 
@@ -104,6 +113,15 @@ def read_config(out: Path) -> dict[str, Any]:
     return _read(out / CONFIG)
 
 
+def read_told_by_start(out: Path) -> list[str]:
+    """What of the config came from the start of the run.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return list(_read(out / START).get("told", ()))
+
+
 def check(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
     """What this command says otherwise than the one that began the run, in words; a run goes on
     with other devices, paths and intervals.
@@ -137,11 +155,11 @@ def check(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> list[str
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """Hash of the names, inputs and masks of all samples, in their order."""
+    """Hash of the names, images and masks of all samples, in their order."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(f"{sample.name} {sample.x.shape}".encode())
-        digest.update(sample.x.tobytes())
+        digest.update(f"{sample.name} {sample.image.shape} {sample.image.dtype}".encode())
+        digest.update(sample.image.tobytes())
         digest.update(sample.mask.tobytes())
         if sample.objects is not None:
             digest.update(sample.objects.tobytes())

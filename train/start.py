@@ -1,7 +1,8 @@
 """Where a run starts from: a weight file, or a run in the middle, of either framework."""
 
+import dataclasses
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def known(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
         told: dict[str, Any] = {
             name: from_json(kind, json.dumps(plain.get(name))) for name, kind in kinds.items()
         }
-        return {**told, "class_names": tuple(plain.get("class_names", ()))}
+        told["class_names"] = tuple(plain.get("class_names", ()))
+        return {name: told[name] for name in run_folder.read_told_by_start(run)}
     source = read(config.start)
     weights = source.weights if isinstance(source, TrainingState) else source
     told = {"net": weights.config, "preprocessing": weights.preprocessing}
@@ -72,11 +74,14 @@ def adopted(config: TrainConfig, told: dict[str, Any]) -> TrainConfig:
     """The config with what its start says.
 
     Raises:
-        InputError: a flag that says otherwise.
+        InputError: a flag that says otherwise, or does not fit the start's net.
     """
+    usual = PRESETS.get(config.preset, TrainConfig())
     for name, value in told.items():
-        _refuse_contradiction(name, getattr(config, name), value)
-    return replace(config, **told)
+        _refuse_contradiction(name, getattr(config, name), value, getattr(usual, name))
+    config = replace(config, **told)
+    config.check_net()
+    return config
 
 
 def state_from(config: TrainConfig, source: TrainingState | WeightFile, fresh: State) -> State:
@@ -109,13 +114,12 @@ def _with_clip(recipe: Recipe, config: TrainConfig) -> Recipe:
     return replace(recipe, optimizer=clipped)
 
 
-def _refuse_contradiction(name: str, given: Any, known: Any) -> None:
-    """Refuse a value that is neither the source's nor a preset's."""
-    for field in fields(given) if hasattr(given, "__dataclass_fields__") else ():
-        told, held = getattr(given, field.name), getattr(known, field.name)
-        usual = [getattr(getattr(preset, name), field.name) for preset in PRESETS.values()]
-        if told != held and told not in usual:
-            flag = f"{name}.{field.name}".replace("_", "-")
-            raise InputError(
-                f"the start has {name}.{field.name}={held}, not {told}; leave out --{flag}"
-            )
+def _refuse_contradiction(name: str, given: Any, known: Any, usual: Any) -> None:
+    """Refuse a value that is neither the source's nor the preset's own."""
+    if dataclasses.is_dataclass(given):
+        for field in dataclasses.fields(given):
+            parts = (getattr(value, field.name) for value in (given, known, usual))
+            _refuse_contradiction(f"{name}.{field.name}", *parts)
+    elif given not in (known, usual):
+        flag = name.replace("_", "-")
+        raise InputError(f"the start has {name}={known}, not {given}; leave out --{flag}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 _WATCHED = "UNET_TRAIN_WATCHED"
 
-LOST = 75  # exit status of a child that noticed by itself
+LOST = 75  # exit status of a child that was left alone
 DIED = (
     "another process of the run died or fell silent, so this one ended too; nothing but the steps "
     "since the last checkpoint is lost: start all processes again with the same commands"

@@ -19,7 +19,7 @@ def environment() -> dict[str, str]:
         **versions(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
-        "cores": str(os.cpu_count()),
+        "cores": str(usable_cores()),
     }
 
 
@@ -32,6 +32,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: of a container or a queue, not all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cpu_model() -> str:

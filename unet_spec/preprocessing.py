@@ -73,7 +73,9 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if found == channels:
         return values
     if (found, channels) == (3, 1):
-        return (values @ _LUMA)[..., None]
+        # not `@`, which rounds otherwise on another processor
+        red, green, blue = np.moveaxis(values * _LUMA, -1, 0)
+        return (red + green + blue)[..., None]
     if (found, channels) == (1, 3):
         return np.repeat(values, 3, axis=-1)
     raise InputError(
