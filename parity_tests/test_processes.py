@@ -101,7 +101,7 @@ def test_a_process_that_dies_ends_the_other_with_a_sentence(tmp_path, ended, ind
     ],
 )
 def test_only_a_lost_exchange_is_another_process_that_died(monkeypatch, capsys, text, lost):
-    left = []
+    left: list[int] = []
     monkeypatch.setattr(supervise, "is_watched", lambda: True)
     monkeypatch.setattr(supervise, "leave", left.append)
     with pytest.raises(jax.errors.JaxRuntimeError):
