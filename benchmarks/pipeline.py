@@ -1,9 +1,10 @@
 """How much of a step's time is the net's, and how much is waiting for data and augmentation?
 
 `python -m benchmarks.pipeline` alternates the bare compiled step, on one batch that is there, with
-the step of a run: batches made, moved, augmented and counted; checkpoints and validations are not
-in it. Then it starts the same run twice, to see what the compilation cache saves. It writes
-`results/pipeline.json` (some minutes on two cores).
+the steps of a run: batches made, moved, augmented and counted, and in every round a checkpoint,
+after as many steps as lie between two; validations are not in it. Then it starts the same run
+twice, to see what the compilation cache saves. It writes `results/pipeline.json` (some minutes on
+two cores).
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from rich.console import Console
 from benchmarks.environment import environment
 from benchmarks.timing import alternate
 from train import mesh
+from train.checkpoint import Checkpoints
 from train.config import PRESETS
 from train.loop import batches
 from train.progress import Progress
@@ -31,18 +34,23 @@ from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.pipeline"
 RESULT = Path(__file__).parent / "results" / "pipeline.json"
-ROUNDS, STEPS = 12, 20  # the first of each warms up
+ROUNDS = 6  # the first of each warms up
+STEPS = PRESETS["nuclei"].checkpoint_every
 
 
-def pipeline() -> dict[str, Any]:
+def pipeline(folder: Path) -> dict[str, Any]:
     """Steps per second of both in every round; each goes first in every other one."""
     config = replace(PRESETS["nuclei"], steps=(ROUNDS + 1) * STEPS)
     placement = mesh.place(config)
     steps, samples = compiled(config, placement), load(config)
     made = batches(config, placement, samples, first=0)
     state = steps.init()
-    seen = steps.prepare(next(made)[0], np.int32(0))
-    with Progress(Console(quiet=True)).steps(config.steps) as bar:
+    seen = steps.prepare(next(made).result(), np.int32(0))
+    rounds = count(1)
+    with (
+        Checkpoints(folder, keep=config.keep) as saved,
+        Progress(Console(quiet=True)).steps(config.steps) as bar,
+    ):
 
         def bare() -> Any:
             nonlocal state
@@ -53,15 +61,19 @@ def pipeline() -> dict[str, Any]:
         def whole() -> Any:
             nonlocal state
             for step in range(STEPS):
-                batch, waited_s = next(made)
-                state, metrics = steps.step(state, steps.prepare(batch, np.int32(step)))
-                bar.advance(metrics, images=config.data.batch, waited_s=waited_s)
+                batch = steps.prepare(bar.awaited(next(made)), np.int32(step))
+                state, metrics = steps.step(state, batch)
+                bar.advance(metrics, images=config.data.batch)
+            bar.settle()
+            saved.save(STEPS * next(rounds), state, card={})
+            bar.resume()
             return state
 
         times = alternate({"bare": bare, "whole": whole}, budget_s=0, least=ROUNDS - 1)
     return {
         "command": COMMAND,
         "preset": "nuclei",
+        "steps_between_checkpoints": STEPS,
         "steps_per_s": {name: 1e3 * STEPS / times.ms(name) for name in times.rounds_ms},
         "share": times.ratio("bare", over="whole"),
         "rounds_ms": times.rounds_ms,
@@ -89,7 +101,8 @@ def starts() -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    result = {**pipeline(), "starts": starts()}
+    with tempfile.TemporaryDirectory() as place:
+        result = {**pipeline(Path(place) / "checkpoints"), "starts": starts()}
     print(json.dumps({key: result[key] for key in ("steps_per_s", "share", "starts")}))
     with written(RESULT) as stream:
         stream.write(json.dumps(result, indent=2).encode() + b"\n")

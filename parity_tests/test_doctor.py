@@ -73,6 +73,26 @@ def test_a_clean_stack_has_no_findings(tmp_path):
     assert (found.findings, found.kinds) == ([], {"1 channel of uint16": 8})
 
 
+def test_objects_that_are_mostly_specks_are_told(tmp_path):
+    """A mask of 200 and 90 that went through JPEG holds dozens of numbers, most of few pixels."""
+    mask = np.zeros((48, 48), np.uint8)
+    mask[4:20, 5:22], mask[24:44, 20:40] = 200, 90
+    stream = io.BytesIO()
+    Image.fromarray(mask).save(stream, "JPEG", quality=60)
+    for name, pixels in (("whole", mask), ("smeared", np.asarray(Image.open(stream)))):
+        for part in ("images", "masks"):
+            (tmp_path / name / part).mkdir(parents=True)
+            for i in range(2):
+                Image.fromarray(pixels).save(tmp_path / name / part / f"{i}.png")
+        settings = DataConfig(
+            tmp_path / name / "images", tmp_path / name / "masks", "instances", crop_px=32
+        )
+        samples = data.read_samples(settings, net=NET, preprocessing=Preprocessing())
+        found = doctor.examine(samples[:1], samples[1:], net=NET, data=settings)
+        assert found.specks == ([] if name == "whole" else ["0.png", "1.png"])
+        assert any("less than 9 pixels" in f.text for f in found.findings) == (name == "smeared")
+
+
 def test_what_is_told_equals_what_numpy_counts(tmp_path):
     folder = _folders(tmp_path)
     _save_image(folder, "3.png", np.pad(_image(folder, "3.png"), ((0, 0), (0, 9)), "reflect"))

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from train import progress
 from train.metrics import foreground_iou
-from train.progress import LINE_EVERY_S, WINDOW, Progress
+from train.progress import IN_FLIGHT, LINE_EVERY_S, WINDOW, Progress
 from train.step import Metrics
 
 
@@ -25,6 +26,34 @@ class Clock:
 
     def passes(self, seconds):
         self.now += seconds
+
+
+class Made(Future):
+    """A batch that is there in so many seconds."""
+
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.clock, self.at = clock, clock.now + seconds
+
+    def done(self):
+        return self.clock.now >= self.at
+
+    def result(self, timeout=None):
+        self.clock.now = max(self.clock.now, self.at)
+
+
+class Busy:
+    """What a device has computed in so many seconds."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.at = clock, clock.now + seconds
+
+    def block_until_ready(self):
+        self.clock.now = max(self.clock.now, self.at)
+
+    def __array__(self, dtype=None, copy=None):
+        self.block_until_ready()
+        return np.asarray(0.5, dtype)
 
 
 class Counted:
@@ -78,14 +107,41 @@ def test_steps_run_ahead_of_their_numbers():
     assert asked == [1] * WINDOW + [1 + WINDOW] * WINDOW + [1 + 2 * WINDOW]
 
 
+@pytest.mark.parametrize(("made_s", "share"), [(0.0, 0.0), (0.3, 0.0), (1.0, 0.6), (1.6, 0.75)])
+def test_devices_wait_for_a_batch_only_when_they_have_nothing_to_do(monkeypatch, made_s, share):
+    """A step takes 0.4 s: it is dispatched at once, and runs while the next batch is made."""
+    clock = Clock(monkeypatch)
+    windows: dict[int, dict[str, float]] = {}
+    _, steps = _steps(1 + WINDOW, on_window=windows.__setitem__)
+    with steps as bar:
+        for step in range(1, 2 + WINDOW):
+            bar.awaited(Made(clock, made_s))
+            bar.advance(_metrics(step)._replace(loss=Busy(clock, 0.4)), images=8)
+    # the first batch of a window finds no step under way: it is settled then
+    assert windows[1 + WINDOW]["waiting_share"] == pytest.approx(share, abs=0.05)
+
+
+def test_few_steps_are_under_way_at_once(monkeypatch):
+    clock = Clock(monkeypatch)
+    _, steps = _steps(1 + WINDOW)
+    with steps as bar:
+        given: list[Busy] = []
+        for step in range(1, WINDOW):
+            free_s = max(0, given[-1].at - clock.now) if given else 0
+            given.append(Busy(clock, free_s + 0.4))
+            bar.advance(_metrics(step)._replace(loss=given[-1]), images=8)
+            assert sum(loss.at > clock.now for loss in given) <= IN_FLIGHT
+
+
 def test_images_per_second_leave_out_the_first_step_and_pauses(monkeypatch):
     clock = Clock(monkeypatch)
     windows: dict[int, dict[str, float]] = {}
     _, steps = _steps(1 + 2 * WINDOW, on_window=windows.__setitem__)
     with steps as bar:
         for step in range(1, 2 + 2 * WINDOW):
-            clock.passes(100 if step == 1 else 0.25)
-            bar.advance(_metrics(step), images=8, waited_s=0.05)
+            clock.passes(100 if step == 1 else 0.20)
+            bar.awaited(Made(clock, 0.05))
+            bar.advance(_metrics(step), images=8)
             if step == 1 + WINDOW:
                 clock.passes(1000)
                 bar.resume()
@@ -117,8 +173,8 @@ def test_a_terminal_gets_a_bar_with_the_numbers_in_80_columns(monkeypatch):
     file, steps = _steps(100_000, terminal=True, start=99_979)
     with steps as bar:
         for step in range(21):
-            clock.passes(0.01)
-            bar.advance(_metrics(step + 1), images=100, waited_s=0.01)
+            bar.awaited(Made(clock, 0.01))
+            bar.advance(_metrics(step + 1), images=100)
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", file.getvalue())
     last = shown.strip().splitlines()[-2:]
     assert "100000/100000" in last[0]

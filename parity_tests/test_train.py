@@ -14,7 +14,7 @@ from rich.console import Console
 
 import unet_jax
 import unet_torch
-from train import loop, overfit, run_folder, start
+from train import data, loop, mesh, overfit, run_folder, start
 from train.config import (
     CELLS,
     MODERN,
@@ -28,7 +28,7 @@ from train.data import Batch
 from train.progress import Progress, StepBar
 from train.record import read
 from train.samples import load
-from train.step import init
+from train.step import compiled, init
 from train.tripwire import diagnose
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
 from unet_spec.parameters import parameters
@@ -48,10 +48,17 @@ TINY = TrainConfig(
 )
 # what `unet train cells` gives with the data of TINY
 FLAGS = replace(CELLS, data=TINY.data, mesh=TINY.mesh, ema=TINY.ema)
+SHOWN = run_folder.fingerprint(load(TINY))
 
 
 def quiet():
     return Progress(Console(quiet=True))
+
+
+def begin(out, config, told=()):
+    """A run of the samples of TINY that was killed before its first checkpoint."""
+    started = {"told": sorted(told), "sha256": start.fingerprint(config.start)}
+    run_folder.begin(out, config, images=4, fingerprint=SHOWN, started=started)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,20 @@ def test_a_run_leaves_whole_files_that_both_frameworks_open(run):
     assert list((folder / "pictures").glob("*.png"))
 
 
+def test_a_run_equals_its_steps_by_hand(run):
+    placement = mesh.place(TINY)
+    steps = compiled(TINY, placement)
+    training, _ = data.split(load(TINY), holdout=TINY.data.holdout, seed=TINY.seed)
+    state = steps.init()
+    for step in range(TINY.steps):
+        crops = data.batch(training, step, data=TINY.data, net=TINY.net, seed=TINY.seed)
+        seen = steps.prepare(placement.put(crops, batch=TINY.data.batch), np.int32(step))
+        state, _ = steps.step(state, seen)
+    found = weight_file.read(run[0] / "weights.safetensors").tensors
+    for name, expected in loop.to_weight_file(TINY, state).tensors.items():
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+
+
 def test_a_run_leaves_the_state_that_training_goes_on_from(run):
     state = training_state.read(run[0] / "last")
     assert state.step == TINY.steps
@@ -94,14 +115,29 @@ def _stop_at(step: int, monkeypatch):
     monkeypatch.setattr(StepBar, "settle", stop)
 
 
-@pytest.mark.parametrize("at", [3, 5], ids=["where it would validate", "between"])
+def _stop_in_validation(step: int, monkeypatch):
+    validated = loop._Run.validated
+
+    def stop(going, *arguments):
+        if int(going.state.step) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validated(going, *arguments)
+
+    monkeypatch.setattr(loop._Run, "validated", stop)
+
+
+@pytest.mark.parametrize(
+    ("stop", "at"),
+    [(_stop_at, 3), (_stop_at, 5), (_stop_in_validation, 3), (_stop_in_validation, 6)],
+    ids=["where it would validate", "between", "in a validation", "in the last validation"],
+)
 def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not(
-    run, tmp_path, monkeypatch, at
+    run, tmp_path, monkeypatch, stop, at
 ):
-    _stop_at(at, monkeypatch)
+    stop(at, monkeypatch)
     first = loop.run(TINY, tmp_path / "run", progress=quiet())
     assert (first.stopped_by, first.step) == ("SIGTERM", at)
-    assert first.mean_image_iou is None or at == 5  # it does not stay for a validation
+    assert first.best_step == (0 if at == 3 else 3)  # it does not stay for a validation
     monkeypatch.undo()
     second = loop.run(replace(TINY, keep=1), tmp_path / "run", progress=quiet())
     assert second.step == 6
@@ -148,7 +184,7 @@ def test_other_devices_are_told(run, tmp_path):
 def test_a_kill_while_a_run_begins_leaves_nothing_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "to_plain", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_folder.begin(tmp_path / "run", TINY, load(TINY))
+        begin(tmp_path / "run", TINY)
     assert not list(tmp_path.iterdir())
 
 
@@ -174,7 +210,7 @@ def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):
     given = replace(FLAGS, steps=9, start=tmp_path / "start")
     told = start.known(given)
     config = start.adopted(given, told)
-    run_folder.begin(tmp_path / "run", config, load(TINY), told_by_start=told)
+    begin(tmp_path / "run", config, told)
     shutil.rmtree(tmp_path / "start")
     assert start.adopted(given, start.known(given, run=tmp_path / "run")) == config
 
@@ -191,23 +227,35 @@ def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):
 )
 def test_another_config_is_refused_by_name(run, change, names):
     with pytest.raises(InputError, match=names):
-        run_folder.check(run[0], replace(TINY, **change), load(TINY))
+        run_folder.check(run[0], replace(TINY, **change), SHOWN)
 
 
 def test_what_the_weights_do_not_depend_on_may_change(run):
     changed = replace(TINY, mesh=MeshConfig(data=2), validate_every=2)
-    assert run_folder.check(run[0], changed, load(TINY)) == [
+    assert run_folder.check(run[0], changed, SHOWN) == [
         "mesh.data was 1, now 2",
         "validate_every was 3, now 2",
     ]
+
+
+def test_what_an_older_version_did_not_know_it_did_as_by_default(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    plain = run_folder.read_config(run[0])
+    del plain["augment"]["illumination"], plain["accumulate"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(plain))
+    assert run_folder.check(tmp_path / "run", TINY, SHOWN) == []
+    lit = replace(TINY, augment=replace(TINY.augment, illumination=0.5))
+    with pytest.raises(InputError, match=r"augment\.illumination was 0\.0, now 0\.5"):
+        run_folder.check(tmp_path / "run", lit, SHOWN)
 
 
 def test_other_images_are_refused(run):
     samples = load(TINY)
     mask = samples[1].mask.copy()
     mask[3, 4] = 1 - mask[3, 4]
+    other = replace(samples[1], mask=mask)
     with pytest.raises(InputError, match="the images or masks are not those"):
-        run_folder.check(run[0], TINY, [samples[0], replace(samples[1], mask=mask), *samples[2:]])
+        run_folder.check(run[0], TINY, run_folder.fingerprint([*samples[:1], other, *samples[2:]]))
 
 
 def test_other_object_numbers_are_other_images():
@@ -230,7 +278,7 @@ def test_a_run_that_is_under_way_is_left_alone(run, tmp_path):
 
 def test_a_run_may_begin_in_an_empty_folder(tmp_path):
     before = tmp_path.stat().st_ino
-    run_folder.begin(tmp_path, TINY, load(TINY))
+    begin(tmp_path, TINY)
     assert tmp_path.stat().st_ino == before
     assert run_folder.read_config(tmp_path)["steps"] == TINY.steps
 
@@ -246,6 +294,24 @@ def test_an_existing_folder_is_not_written_over(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     config = replace(TINY, schedule=Schedule("one_cycle", max_lr=1e30))
     with pytest.raises(InputError, match=r"is not finite: .*; lower --schedule\.max-lr"):
+        loop.run(config, tmp_path / "run", progress=quiet())
+
+
+def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
+    config = replace(TINY, data=replace(TINY.data, synthetic=7))
+    samples = load(config)
+    training, _ = data.split(samples, holdout=TINY.data.holdout, seed=TINY.seed)
+    first, second, third = (
+        [sample.name for sample in data.chosen(training, step, data=TINY.data, seed=TINY.seed)]
+        for step in range(3)
+    )
+    bad = second[0]
+    assert bad not in (*first, third[0])
+    monkeypatch.setattr(
+        loop, "load",
+        lambda _: [replace(s, x=s.x * (np.nan if s.name == bad else 1)) for s in samples],
+    )  # fmt: skip
+    with pytest.raises(InputError, match=rf"step 2 is not finite: .* made from {bad} holds"):
         loop.run(config, tmp_path / "run", progress=quiet())
 
 
@@ -283,11 +349,17 @@ def test_the_tripwire_names_module_and_image(where, told):
 
 def test_the_smoke_test_knows_a_net_that_learns_from_one_that_does_not(monkeypatch):
     config = replace(TINY, net=UNetConfig(widths=(8, 12)), loss=LossConfig())
-    monkeypatch.setattr(overfit, "IOU", 0.6)
     assert overfit.overfit(config, progress=quiet())
     monkeypatch.setattr(overfit, "LR", 0.0)
     monkeypatch.setattr(overfit, "STEPS", 20)
     assert not overfit.overfit(config, progress=quiet())
+
+
+def test_the_smoke_test_proves_nothing_on_masks_without_objects(monkeypatch):
+    empty = [replace(sample, mask=np.zeros_like(sample.mask)) for sample in load(TINY)]
+    monkeypatch.setattr(overfit, "load", lambda _: empty)
+    with pytest.raises(InputError, match="background alone"):
+        overfit.overfit(TINY, progress=quiet())
 
 
 def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
@@ -336,11 +408,26 @@ def test_a_start_that_a_flag_contradicts_is_refused(run, flags, told):
 def test_a_start_from_weights_leaves_the_recipe_to_the_flags(run, tmp_path):
     given = replace(FLAGS, start=run[0] / "best.safetensors")
     told = start.known(given)
-    run_folder.begin(tmp_path / "run", start.adopted(given, told), load(TINY), told_by_start=told)
+    begin(tmp_path / "run", start.adopted(given, told), told)
     changed = replace(given, optimizer=MODERN.optimizer)
     again = start.adopted(changed, start.known(changed, run=tmp_path / "run"))
     with pytest.raises(InputError, match=r"optimizer\.lr was 0\.002, now 0\.001"):
-        run_folder.check(tmp_path / "run", again, load(TINY))
+        run_folder.check(tmp_path / "run", again, SHOWN)
+
+
+def test_a_run_without_a_checkpoint_refuses_another_start(run, tmp_path):
+    weights = tmp_path / "start.safetensors"
+    shutil.copy(run[0] / "best.safetensors", weights)
+    given = replace(FLAGS, start=weights)
+    told = start.known(given)
+    begin(tmp_path / "run", start.adopted(given, told), told)
+    start.refuse_changed(weights, run=tmp_path / "run")
+    file = weight_file.read(weights)
+    other = {name: np.asarray(2 * tensor) for name, tensor in file.tensors.items()}
+    weights.unlink()
+    weight_file.write(weights, replace(file, tensors=other))
+    with pytest.raises(InputError, match="not the start with which it began"):
+        loop.run(given, tmp_path / "run", progress=quiet())
 
 
 def test_crops_fit_the_net_of_the_start_and_not_that_of_the_preset(run, tmp_path):
@@ -348,8 +435,8 @@ def test_crops_fit_the_net_of_the_start_and_not_that_of_the_preset(run, tmp_path
     tensors = {p.name: np.zeros(p.shape, np.float32) for p in parameters(unpadded)}
     weight_file.write(tmp_path / "w.safetensors", WeightFile(unpadded, tensors))
     for crop_px, legal in ((32, True), (33, False)):
-        data = replace(CELLS.data, crop_px=crop_px)
-        given = replace(CELLS, data=data, start=tmp_path / "w.safetensors")
+        crops = replace(CELLS.data, crop_px=crop_px)
+        given = replace(CELLS, data=crops, start=tmp_path / "w.safetensors")
         if legal:
             assert start.adopted(given, start.known(given)).net == unpadded
         else:

@@ -305,8 +305,8 @@ NUCLEI = TrainConfig(
     ),
     preprocessing=Preprocessing(sqrt=True, window_px=128, mirror=True),
     loss=LossConfig(dice=1),
-    steps=600,
-    validate_every=600,
+    steps=800,
+    validate_every=800,
     ema=0.99,
 )
 CELLS = TrainConfig(

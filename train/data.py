@@ -296,8 +296,8 @@ def _likely(values: np.ndarray) -> str:
     """What values that are no classes may be."""
     if values.size > 16:
         return (
-            "; numbers of objects need data.mask_values=instances, and a mask that was blended in "
-            "resizing or as JPEG has to be made again, as PNG or TIFF"
+            "; a mask that was blended in resizing or as JPEG has to be made again, as PNG or "
+            "TIFF; numbers of objects need data.mask_values=instances"
         )
     return "; if 255 marks pixels that count nothing: loss.ignore_index=255" * (255 in values)
 

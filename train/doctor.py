@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train.config import DataConfig
+from train.config import DataConfig, TrainConfig
 from train.data import Sample
 from unet_spec import UNetConfig
 
@@ -22,6 +22,7 @@ BLOCKS = 16  # along each side of what images are compared by
 ALIKE = 0.9
 SATURATED = 0.05  # part of an image; a few highlights do no harm
 RARE = 0.01  # part of the pixels
+SPECK_PX = 9  # JPEG or resizing leaves numbers of objects that have fewer pixels
 _MARKS = {
     "warning": Text("!", style="bold yellow"),
     "note": Text("-", style="dim"),
@@ -98,6 +99,7 @@ class Diagnosis:
         ignored_pixels: part of the training pixels that count nothing.
         in_colour: images that lose their colours, because the net takes one channel.
         blank: images of one value.
+        specks: images of which most objects are smaller than `SPECK_PX`.
         without_foreground: images of class 0 alone.
         smaller_than_crop: images that are mirrored to fill a crop.
         alike: each image with the one that it looks like most, the most alike first.
@@ -118,6 +120,7 @@ class Diagnosis:
     ignored_pixels: float
     in_colour: list[str]
     blank: list[str]
+    specks: list[str]
     without_foreground: list[str]
     smaller_than_crop: list[str]
     alike: list[Alike]
@@ -164,6 +167,7 @@ def examine(
         ),
         in_colour=_names(samples, [grey and _has_colour(image) for image in pixels]),
         blank=_names(samples, [image.min() == image.max() for image in pixels]),
+        specks=_names(samples, [_of_specks(sample.objects) for sample in samples]),
         without_foreground=_names(samples, (counts[:, 1:] == 0).all(axis=1)),
         smaller_than_crop=_names(samples, [min(s.mask.shape) < data.crop_px for s in samples]),
         alike=_alike(training, validation),
@@ -174,6 +178,22 @@ def examine(
         *_of_classes(diagnosis, ignore_index),
     ]
     return replace(diagnosis, findings=sorted(findings, key=lambda f: f.level, reverse=True))
+
+
+def consult(
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    *,
+    config: TrainConfig,
+    console: Console,
+) -> Diagnosis:
+    """The diagnosis of the data of a run, printed."""
+    diagnosis = examine(
+        training, validation, net=config.net, data=config.data,
+        ignore_index=config.loss.ignore_index, class_names=config.class_names,
+    )  # fmt: skip
+    show(diagnosis, console)
+    return diagnosis
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
@@ -234,6 +254,12 @@ def _of_lists(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
     twice = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if not a.held_out]
     found: list[tuple[Level, list[str], str, str]] = [
         ("warning", d.blank, "of one value alone", "nothing can be learnt from it; take it out"),
+        (
+            "warning",
+            d.specks,
+            f"most of whose objects have less than {SPECK_PX} pixels",
+            "a mask that was blended in resizing or as JPEG has to be made again",
+        ),
         ("warning", held_out, "held out and seen in training", "that flatters scores; take it out"),
         ("note", twice, "to train on more than once", "it counts so often, unless it is taken out"),
         ("note", d.in_colour, "in colour", "the net sees luma; net.in_channels=3 sees colours"),
@@ -315,6 +341,13 @@ def _without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
     image = image[..., None] if image.ndim == 2 else image
     found = image.shape[-1]
     return image[..., :-1] if found in (2, 4) and found != channels else image
+
+
+def _of_specks(objects: np.ndarray | None) -> bool:
+    if objects is None or not objects.any():
+        return False
+    pixels = np.unique(objects[objects > 0], return_counts=True)[1]
+    return bool(np.median(pixels) < SPECK_PX)
 
 
 def _has_colour(image: np.ndarray) -> bool:

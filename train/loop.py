@@ -4,8 +4,8 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -106,19 +106,19 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         refuse_existing(out, why="exists, and holds no run")
     samples = load(config)
     training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
-    mesh.refuse_unlike(run_folder.identity(config, samples))
+    fingerprint = run_folder.fingerprint(samples)
+    mesh.refuse_unlike(run_folder.identity(config, fingerprint))
     if resuming:
-        for change in run_folder.check(out, config, samples):
+        for change in run_folder.check(out, config, fingerprint):
             progress.say(f"other than before: {change}")
     if config.data.images is None:
         progress.say(f"no --data.images: {len(samples)} images of synthetic cells")
-    diagnosis = doctor.examine(
-        training, validation, net=config.net, data=config.data,
-        ignore_index=config.loss.ignore_index, class_names=config.class_names,
-    )  # fmt: skip
-    doctor.show(diagnosis, progress.console)
+    diagnosis = doctor.consult(training, validation, config=config, console=progress.console)
     if lead and not resuming:
-        run_folder.begin(out, config, samples, told_by_start=told)
+        run_folder.begin(
+            out, config, images=len(samples), fingerprint=fingerprint,
+            started={"told": sorted(told), "sha256": start.fingerprint(config.start)},
+        )  # fmt: skip
     with run_folder.alone(out) if lead else nullcontext():
         if lead:
             run_folder.clear(out)
@@ -131,7 +131,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         progress.say(f"compiled in {compile_s:.1f} s")
         mesh.wait_for_all("compiled")
         if not lead:
-            run_folder.check(out, config, samples)  # it is seen from here as well
+            run_folder.check(out, config, fingerprint)  # it is seen from here as well
         with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
             going = _Run(config, out, placement, steps, (training, validation), saved, progress)
             going.begin(resuming)
@@ -190,6 +190,8 @@ class _Run:
         if found is None:
             if self.config.start is not None:
                 source = start.read(self.config.start)
+                if resuming:
+                    start.refuse_changed(self.config.start, run=self.out)
                 self.state = start.state_from(self.config, source, self.state)
             if resuming:
                 self.progress.say("no checkpoint yet: the run begins again")
@@ -215,24 +217,25 @@ class _Run:
             self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
         ):
             if first and self._validates_at(first) and self.scored != first:
-                self._validate(bar, record, first)  # it was stopped before it could
-                self._save(first)
-            if self._out_of_patience():
+                self._validate(bar, record, first, asked)  # it ended before it could
+            if asked:
+                self.stopped_by = asked[0]
+            if self.stopped_by or self._out_of_patience():
                 return
-            for step, (batch, waited_s) in enumerate(made, start=first + 1):
-                seen = self.steps.prepare(batch, np.int32(step - 1))
+            for step, batch in enumerate(made, start=first + 1):
+                seen = self.steps.prepare(bar.awaited(batch), np.int32(step - 1))
                 self.state, metrics = self.steps.step(self.state, seen)
-                bar.advance(metrics, images=config.data.batch, waited_s=waited_s)
-                if _stops(asked, step) and step < config.steps:
-                    self.stopped_by = asked[0]  # and has no time for a validation
-                elif self._validates_at(step):
-                    self._validate(bar, record, step)
-                ends = self.stopped_by or step == config.steps or self._out_of_patience()
-                if step % config.checkpoint_every == 0 or ends or self.best.step == step:
+                bar.advance(metrics, images=config.data.batch)
+                stops, validates = _stops(asked, step), self._validates_at(step)
+                if stops or validates or step % config.checkpoint_every == 0:
                     bar.settle()
                     self._save(step)
                     bar.resume()
-                if ends:
+                if validates and not stops:
+                    self._validate(bar, record, step, asked)
+                if asked and (stops or validates):
+                    self.stopped_by = asked[0]
+                if self.stopped_by or self._out_of_patience():
                     break
 
     def _validates_at(self, step: int) -> bool:
@@ -247,12 +250,20 @@ class _Run:
         )
         return True
 
-    def validated(self, weights: WeightFile | None = None) -> Scores:
-        """The scores of these weights, by default of those as they are now."""
+    def validated(self, weights: WeightFile | None = None, asked: Sequence[str] = ()) -> Scores:
+        """The scores of these weights, by default of those as they are now.
+
+        Args:
+            asked: signals; the first ends it.
+
+        Raises:
+            _StoppedError: before the next image.
+        """
         if weights is None:
             weights = to_weight_file(self.config, mesh.gathered(self.state))
         ignore_index = self.config.loss.ignore_index
-        return validate(from_weights(weights), self.validation, ignore_index=ignore_index)
+        images = _until(asked, self.validation)
+        return validate(from_weights(weights), images, ignore_index=ignore_index)
 
     def draw(self, diagnosis: doctor.Diagnosis, command: str) -> Scores:
         """The scores of the last weights, and of them the pictures and the page."""
@@ -281,12 +292,17 @@ class _Run:
             stream.write(page.html(report, command=command).encode())
         return scores
 
-    def _validate(self, bar: StepBar, record: Record | None, step: int) -> None:
-        """Score the weights and write their files."""
-        bar.settle()
+    def _validate(
+        self, bar: StepBar, record: Record | None, step: int, asked: Sequence[str]
+    ) -> None:
+        """Score the weights, whose state is saved, and write their files; or stop half-way, for
+        it may take minutes."""
         state = mesh.gathered(self.state)
         weights = to_weight_file(self.config, state)
-        self.scores, self.scored = self.validated(weights), step
+        try:
+            self.scores, self.scored = self.validated(weights, asked), step
+        except _StoppedError:
+            return
         # processes whose scores differ in the last bit would not end at the same step
         score = mesh.told_by_the_first(f"score {step}", self.scores.mean_image_iou)
         self.best = self.best.after(step, score)
@@ -300,6 +316,7 @@ class _Run:
             f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
             f"{self.scores.headline['pooled_iou']:.3f} (pooled)"
         )
+        self._save(step)  # with the score
         bar.resume()
 
     def _save(self, step: int) -> None:
@@ -348,7 +365,7 @@ class _Run:
             s.name for s in data.chosen(self.training, step, data=config.data, seed=config.seed)
         ]
         with closing(batches(config, self.placement, self.training, first=step)) as made:
-            seen = self.steps.prepare(next(made)[0], np.int32(step))
+            seen = self.steps.prepare(next(made).result(), np.int32(step))
         try:
             reason = diagnose(config, mesh.gathered(self.state), mesh.gathered(seen), names)
         except jax.errors.JaxRuntimeError as error:
@@ -363,14 +380,16 @@ class _Run:
         )
 
     def _recorded(self, first: int) -> AbstractContextManager[Record | None]:
-        return Record(self.out, resume_at=first) if self.lead else nullcontext()
+        if not self.lead:
+            return nullcontext()
+        return Record(self.out, resume_at=first, scored_at=self.scored)
 
 
 def batches(
     config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
-) -> Generator[tuple[Batch, float], None, None]:
-    """The batches of the steps from `first` on, on the devices, with the seconds that each was
-    waited for; the next ones are made while one is used."""
+) -> Generator[Future[Batch], None, None]:
+    """The batches of the steps from `first` on, on the devices; the next ones are made while one
+    is used."""
     rows = placement.local(config.data.batch)
 
     def made(step: int) -> Batch:
@@ -382,11 +401,8 @@ def batches(
     with ThreadPoolExecutor(1) as reader:
         ahead = deque(reader.submit(made, step) for step in range(first, first + AHEAD))
         for step in range(first, config.steps):
-            began = time.monotonic()
-            batch = ahead.popleft().result()
-            waited_s = time.monotonic() - began
             ahead.append(reader.submit(made, step + AHEAD))
-            yield batch, waited_s
+            yield ahead.popleft()
 
 
 def _augmented(config: TrainConfig, training: list[Sample]) -> np.ndarray:
@@ -421,6 +437,18 @@ def _signals() -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _StoppedError(Exception):
+    """Somebody asked to stop."""
+
+
+def _until(asked: Sequence[str], samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples, as long as nobody asks to stop."""
+    for sample in samples:
+        if asked:
+            raise _StoppedError
+        yield sample
 
 
 def _stops(asked: list[str], step: int) -> bool:

@@ -5,9 +5,11 @@ exchange of the rows at the borders (halos) and the sums of the gradients.
 """
 
 import hashlib
+import os
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -105,8 +107,8 @@ class Placement:
         )
 
     def told(self) -> str:
-        """The mesh in words: all that the bits of a run depend on, so on a CPU its cores too,
-        among which XLA divides the sums."""
+        """The mesh in words: all that the bits of a run depend on besides its config, so XLA's
+        version and flags, and on a CPU its cores, among which it divides the sums."""
         data, rows = self.mesh.devices.shape
         first = self.mesh.devices.flat[0]
         device = first.device_kind
@@ -118,7 +120,8 @@ class Placement:
         spread = "" if data * rows == 1 else f" (data {data} x rows {rows})"
         processes = "" if jax.process_count() == 1 else f" in {jax.process_count()} processes"
         sharded = ", parameters sharded" if self.shard_parameters else ""
-        return f"{count}{spread}{processes}: {device}{sharded}"
+        compiler = " ".join(filter(None, ["jaxlib", version("jaxlib"), os.getenv("XLA_FLAGS")]))
+        return f"{count}{spread}{processes}: {device}{sharded}; {compiler}"
 
     def _part(self, shape: tuple[int, ...]) -> NamedSharding:
         """A part of the longest axis that the devices of `data` divide, or the whole."""

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from train import data, mesh, start
+from train import data, doctor, mesh, start
 from train.config import AugmentConfig, TrainConfig
 from train.metrics import foreground_iou
 from train.progress import WINDOW, Progress
 from train.samples import load
 from train.step import compiled
+from unet_spec import InputError
 from unet_spec.recipe import Optimizer, Schedule
 
 STEPS, LR, IOU = 400, 2e-3, 0.95
@@ -17,7 +18,12 @@ STEPS, LR, IOU = 400, 2e-3, 0.95
 
 def overfit(config: TrainConfig, *, progress: Progress) -> bool:
     """Whether the net can learn its first batch by heart: what a net that cannot, will not learn
-    either. Nothing is augmented, dropped, averaged or written."""
+    either. Nothing is augmented, dropped, averaged or written.
+
+    Raises:
+        InputError: data or a config that cannot be used; a batch of background alone, which
+            proves nothing.
+    """
     config = start.adopted(config, start.known(config))
     config = replace(
         config,
@@ -28,7 +34,9 @@ def overfit(config: TrainConfig, *, progress: Progress) -> bool:
         ema=0.0,
     )
     placement = mesh.place(config)
-    training = load(config)
+    samples = load(config)
+    training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
+    doctor.consult(training, validation, config=config, console=progress.console)
     progress.say(f"compiling for {placement.told()}")
     steps = compiled(config, placement)
     rows = placement.local(config.data.batch)
@@ -39,6 +47,11 @@ def overfit(config: TrainConfig, *, progress: Progress) -> bool:
         for step in range(1, STEPS + 1):
             state, metrics = steps.step(state, seen)
             bar.advance(metrics, images=config.data.batch)
+            if step == 1 and not np.asarray(metrics.confusion)[1:].any():
+                raise InputError(
+                    "the first batch holds background alone, which every net learns: look at the "
+                    "masks, or try another --seed"
+                )
             score = foreground_iou(np.asarray(metrics.confusion)) if step % WINDOW == 0 else score
             if score >= IOU:
                 break

@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import jax
@@ -13,11 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
+from train.data import Batch
 from train.metrics import foreground_iou
 from train.step import Metrics
 
 LINE_EVERY_S = 15.0
 WINDOW = 20
+IN_FLIGHT = 2  # steps given to the devices; each holds its batch there
 
 OnWindow = Callable[[int, dict[str, float]], None]
 
@@ -49,12 +52,12 @@ class Progress:
 class StepBar:
     """Means over the last steps.
 
-    Steps run ahead of the numbers: only every few steps is their result waited for.
+    Steps run ahead of the numbers: only every few steps are they fetched.
 
     Attributes:
         means: of the last window of steps: loss, iou, grad_norm, lr (of the last step),
             peak_memory_bytes (so far), and from the second window on images_per_s and
-            waiting_share, the part of the time spent waiting for the next batch.
+            waiting_share, the part of the time in which the devices waited for a batch.
     """
 
     def __init__(
@@ -68,12 +71,21 @@ class StepBar:
         self._images, self._waited_s = 0, 0.0
         self._since = self._said = time.monotonic()
 
-    def advance(self, metrics: Metrics, *, images: int, waited_s: float = 0.0) -> None:
-        """Count one step of so many images, whose batch was waited for so long."""
+    def awaited(self, batch: Future[Batch]) -> Batch:
+        """The batch. While steps are under way nobody waits for it but the host."""
+        if not batch.done():
+            jax.block_until_ready(self._pending[-1:])
+        began = time.monotonic()
+        found = batch.result()
+        self._waited_s += time.monotonic() - began
+        return found
+
+    def advance(self, metrics: Metrics, *, images: int) -> None:
+        """Count one step of so many images."""
         self._done += 1
         self._images += images
-        self._waited_s += waited_s
         self._pending.append(metrics)
+        jax.block_until_ready(self._pending[:-IN_FLIGHT][-1:])
         if self._done == self._first or len(self._pending) == WINDOW:
             self.settle()
 

@@ -22,14 +22,15 @@ class Record:
     Args:
         resume_at: the step at which the run goes on; what came after it happens again, and is
             forgotten.
+        scored_at: the step of the last validation that counts; by default `resume_at`.
 
     Raises:
         InputError: a line of metrics.jsonl that is none.
     """
 
-    def __init__(self, folder: Path, *, resume_at: int = 0):
+    def __init__(self, folder: Path, *, resume_at: int = 0, scored_at: int | None = None):
         path = folder / METRICS
-        _forget(path, after=resume_at)
+        _forget(path, after=resume_at, scored_at=resume_at if scored_at is None else scored_at)
         self._events = EventFile(folder / TENSORBOARD, first_step=resume_at + 1)
         self._lines = path.open("a", encoding="utf-8", buffering=1)  # by the line
 
@@ -67,9 +68,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [line for _, line in _parsed(folder / METRICS)]
 
 
-def _forget(path: Path, *, after: int) -> None:
-    """Keep the lines up to a step."""
-    kept = b"".join(text for text, line in _parsed(path) if line["step"] <= after)
+def _forget(path: Path, *, after: int, scored_at: int) -> None:
+    """Keep the lines up to a step, and of validations those up to another."""
+    kept = b"".join(
+        text
+        for text, line in _parsed(path)
+        if line["step"] <= (scored_at if line["kind"] == "validation" else after)
+    )
     if path.exists() and kept != path.read_bytes():
         with written(path) as stream:
             stream.write(kept)

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -46,20 +46,21 @@ def is_run(out: Path) -> bool:
 
 
 def begin(
-    out: Path, config: TrainConfig, samples: Sequence[Sample], *, told_by_start: Iterable[str] = ()
+    out: Path, config: TrainConfig, *, images: int, fingerprint: str, started: Mapping[str, Any]
 ) -> None:
     """Write what the run is; a kill leaves all of it or nothing, but where `out` is there and
     empty, which may be a mount point: that is not replaced.
 
     Args:
-        told_by_start: what of the config came from `config.start`.
+        images: their number.
+        fingerprint: of them and their masks.
+        started: `told`, the names of what `config.start` said of the config, and its `sha256`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
-    data = {"images": len(samples), "sha256": fingerprint(samples)}
-    start = {"told": sorted(told_by_start)}
+    data = {"images": images, "sha256": fingerprint}
     with nullcontext(out) if out.is_dir() else written_folder(out) as folder:
-        for name, content in ((DATA, data), (START, start), (CONFIG, to_plain(config))):
+        for name, content in ((DATA, data), (START, dict(started)), (CONFIG, to_plain(config))):
             with written(folder / name) as stream:
                 stream.write(_json(content))
 
@@ -93,10 +94,10 @@ def clear(out: Path) -> None:
                 path.unlink()
 
 
-def identity(config: TrainConfig, samples: Sequence[Sample]) -> str:
+def identity(config: TrainConfig, fingerprint: str) -> str:
     """What all processes of a run must have in common."""
     mesh = replace(config.mesh, process=None)
-    return json.dumps([to_plain(replace(config, mesh=mesh)), fingerprint(samples)])
+    return json.dumps([to_plain(replace(config, mesh=mesh)), fingerprint])
 
 
 def changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any]]:
@@ -113,23 +114,24 @@ def read_config(out: Path) -> dict[str, Any]:
     return _read(out / CONFIG)
 
 
-def read_told_by_start(out: Path) -> list[str]:
-    """What of the config came from the start of the run.
+def read_started(out: Path) -> dict[str, Any]:
+    """What `begin` wrote of the start.
 
     Raises:
         InputError: it cannot be read.
     """
-    return list(_read(out / START).get("told", ()))
+    return _read(out / START)
 
 
-def check(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> list[str]:
+def check(out: Path, config: TrainConfig, fingerprint: str) -> list[str]:
     """What this command says otherwise than the one that began the run, in words; a run goes on
     with other devices, paths and intervals.
 
     Raises:
         InputError: it differs in something that the weights depend on, or the images do.
     """
-    began = read_config(out)
+    # what an older version did not know, it did as the default of today
+    began = _filled(read_config(out), json.loads(_json(to_plain(TrainConfig()))))
     changed = dict(_differences(began, json.loads(_json(to_plain(config)))))
     if config.schedule == config.schedule.for_steps(config.steps):
         free: tuple[str, ...] = (*MAY_CHANGE, "steps")  # the schedule does not depend on it
@@ -146,7 +148,7 @@ def check(out: Path, config: TrainConfig, samples: Sequence[Sample]) -> list[str
             f"{out}: the run there cannot go on with another config ({listed}); give the values "
             "that it began with, or name another --out"
         )
-    if _read(out / DATA).get("sha256") != fingerprint(samples):
+    if _read(out / DATA).get("sha256") != fingerprint:
         raise InputError(
             f"{out}: the images or masks are not those with which the run there began; bring them "
             "back, or name another --out"
@@ -172,6 +174,16 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tupl
             yield from _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
     elif old != new:
         yield path, (old, new)
+
+
+def _filled(known: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """With the usual values in the place of those that are not known."""
+    parts = {
+        name: _filled(known[name], value)
+        for name, value in usual.items()
+        if isinstance(value, dict) and isinstance(known.get(name), dict)
+    }
+    return {**usual, **known, **parts}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Where a run starts from: a weight file, or a run in the middle, of either framework."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def known(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
             name: from_json(kind, json.dumps(plain.get(name))) for name, kind in kinds.items()
         }
         told["class_names"] = tuple(plain.get("class_names", ()))
-        return {name: told[name] for name in run_folder.read_told_by_start(run)}
+        return {name: told[name] for name in run_folder.read_started(run).get("told", ())}
     source = read(config.start)
     weights = source.weights if isinstance(source, TrainingState) else source
     told = {"net": weights.config, "preprocessing": weights.preprocessing}
@@ -82,6 +83,31 @@ def adopted(config: TrainConfig, told: dict[str, Any]) -> TrainConfig:
     config = replace(config, **told)
     config.check_net()
     return config
+
+
+def fingerprint(path: Path | None) -> str | None:
+    """Hash of the files that `read` reads."""
+    if path is None:
+        return None
+    place = path / training_state.LAST
+    place = place if place.is_dir() else path
+    digest = hashlib.sha256()
+    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def refuse_changed(path: Path, *, run: Path) -> None:
+    """Refuse another start than the one that a run began with.
+
+    Raises:
+        InputError: it is another.
+    """
+    if run_folder.read_started(run).get("sha256") != fingerprint(path):
+        raise InputError(
+            f"{path}: the run in {run} has no checkpoint yet, and this is not the start with which "
+            "it began; bring that back, or name another --out"
+        )
 
 
 def state_from(config: TrainConfig, source: TrainingState | WeightFile, fresh: State) -> State:

@@ -1,6 +1,6 @@
 """How good a net is on the images that were held out, whole, as `unet predict` sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,7 +68,7 @@ class Scores:
         return told if self.rand_score is None else {**told, "rand_score": self.rand_score}
 
 
-def validate(model: UNet, samples: Sequence[Sample], *, ignore_index: int | None = None) -> Scores:
+def validate(model: UNet, samples: Iterable[Sample], *, ignore_index: int | None = None) -> Scores:
     """The scores of a net, without the pixels whose truth is `ignore_index`."""
     classes = model.config.classes
     rows, matrices, masks, rand = [], [], [], []
