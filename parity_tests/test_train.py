@@ -48,7 +48,7 @@ TINY = TrainConfig(
 )
 # what `unet train cells` gives with the data of TINY
 FLAGS = replace(CELLS, data=TINY.data, mesh=TINY.mesh, ema=TINY.ema)
-SHOWN = run_folder.fingerprint(load(TINY))
+SHOWN = run_folder.fingerprints(load(TINY))
 
 
 def quiet():
@@ -58,7 +58,7 @@ def quiet():
 def begin(out, config, told=()):
     """A run of the samples of TINY that was killed before its first checkpoint."""
     started = {"told": sorted(told), "sha256": start.fingerprint(config.start)}
-    run_folder.begin(out, config, images=4, fingerprint=SHOWN, started=started)
+    run_folder.begin(out, config, shown=SHOWN, started=started)
 
 
 @pytest.fixture(scope="module")
@@ -249,20 +249,21 @@ def test_what_an_older_version_did_not_know_it_did_as_by_default(run, tmp_path):
         run_folder.check(tmp_path / "run", lit, SHOWN)
 
 
-def test_other_images_are_refused(run):
+def test_images_that_are_gone_new_or_changed_are_refused_by_name(run):
     samples = load(TINY)
     mask = samples[1].mask.copy()
     mask[3, 4] = 1 - mask[3, 4]
-    other = replace(samples[1], mask=mask)
-    with pytest.raises(InputError, match="the images or masks are not those"):
-        run_folder.check(run[0], TINY, run_folder.fingerprint([*samples[:1], other, *samples[2:]]))
+    now = [replace(samples[0], name="other"), replace(samples[1], mask=mask), *samples[2:]]
+    told = "gone: synthetic 0; new: other; changed: synthetic 1"
+    with pytest.raises(InputError, match=rf"are not those .* \({told}\); bring them back"):
+        run_folder.check(run[0], TINY, run_folder.fingerprints(now))
 
 
 def test_other_object_numbers_are_other_images():
     (sample, *_) = load(TINY)
     one = replace(sample, objects=sample.mask.astype(np.int32))
     two = replace(sample, objects=2 * sample.mask.astype(np.int32))
-    assert run_folder.fingerprint([one]) != run_folder.fingerprint([two])
+    assert run_folder.fingerprints([one]) != run_folder.fingerprints([two])
 
 
 def test_a_run_that_is_under_way_is_left_alone(run, tmp_path):

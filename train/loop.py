@@ -106,17 +106,17 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         refuse_existing(out, why="exists, and holds no run")
     samples = load(config)
     training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
-    fingerprint = run_folder.fingerprint(samples)
-    mesh.refuse_unlike(run_folder.identity(config, fingerprint))
+    shown = run_folder.fingerprints(samples)
+    mesh.refuse_unlike(run_folder.identity(config, shown))
     if resuming:
-        for change in run_folder.check(out, config, fingerprint):
+        for change in run_folder.check(out, config, shown):
             progress.say(f"other than before: {change}")
     if config.data.images is None:
         progress.say(f"no --data.images: {len(samples)} images of synthetic cells")
     diagnosis = doctor.consult(training, validation, config=config, console=progress.console)
     if lead and not resuming:
         run_folder.begin(
-            out, config, images=len(samples), fingerprint=fingerprint,
+            out, config, shown=shown,
             started={"told": sorted(told), "sha256": start.fingerprint(config.start)},
         )  # fmt: skip
     with run_folder.alone(out) if lead else nullcontext():
@@ -131,7 +131,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         progress.say(f"compiled in {compile_s:.1f} s")
         mesh.wait_for_all("compiled")
         if not lead:
-            run_folder.check(out, config, fingerprint)  # it is seen from here as well
+            run_folder.check(out, config, shown)  # it is seen from here as well
         with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
             going = _Run(config, out, placement, steps, (training, validation), saved, progress)
             going.begin(resuming)

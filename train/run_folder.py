@@ -27,6 +27,8 @@ PICTURES = "pictures"
 PAGE = "report.html"
 AUGMENTED = "augmented.png"
 
+SHOWN = 5  # names in a sentence
+
 # all else is part of what the weights are a function of
 MAY_CHANGE = (
     "preset",
@@ -45,22 +47,27 @@ def is_run(out: Path) -> bool:
     return (out / CONFIG).exists()
 
 
+Fingerprints = dict[str, str]  # sha256 of each sample, by its name
+
+
 def begin(
-    out: Path, config: TrainConfig, *, images: int, fingerprint: str, started: Mapping[str, Any]
+    out: Path, config: TrainConfig, *, shown: Fingerprints, started: Mapping[str, Any]
 ) -> None:
     """Write what the run is; a kill leaves all of it or nothing, but where `out` is there and
     empty, which may be a mount point: that is not replaced.
 
     Args:
-        images: their number.
-        fingerprint: of them and their masks.
+        shown: of its samples.
         started: `told`, the names of what `config.start` said of the config, and its `sha256`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
-    data = {"images": images, "sha256": fingerprint}
     with nullcontext(out) if out.is_dir() else written_folder(out) as folder:
-        for name, content in ((DATA, data), (START, dict(started)), (CONFIG, to_plain(config))):
+        for name, content in (
+            (DATA, {"samples": shown}),
+            (START, dict(started)),
+            (CONFIG, to_plain(config)),
+        ):
             with written(folder / name) as stream:
                 stream.write(_json(content))
 
@@ -94,10 +101,10 @@ def clear(out: Path) -> None:
                 path.unlink()
 
 
-def identity(config: TrainConfig, fingerprint: str) -> str:
+def identity(config: TrainConfig, shown: Fingerprints) -> str:
     """What all processes of a run must have in common."""
     mesh = replace(config.mesh, process=None)
-    return json.dumps([to_plain(replace(config, mesh=mesh)), fingerprint])
+    return json.dumps([to_plain(replace(config, mesh=mesh)), shown])
 
 
 def changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any]]:
@@ -123,7 +130,7 @@ def read_started(out: Path) -> dict[str, Any]:
     return _read(out / START)
 
 
-def check(out: Path, config: TrainConfig, fingerprint: str) -> list[str]:
+def check(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
     """What this command says otherwise than the one that began the run, in words; a run goes on
     with other devices, paths and intervals.
 
@@ -148,24 +155,41 @@ def check(out: Path, config: TrainConfig, fingerprint: str) -> list[str]:
             f"{out}: the run there cannot go on with another config ({listed}); give the values "
             "that it began with, or name another --out"
         )
-    if _read(out / DATA).get("sha256") != fingerprint:
+    if other := _other(_read(out / DATA).get("samples") or {}, shown):
         raise InputError(
-            f"{out}: the images or masks are not those with which the run there began; bring them "
-            "back, or name another --out"
+            f"{out}: the images or masks are not those with which the run there began ({other}); "
+            "bring them back, or name another --out"
         )
     return [f"{name} was {old}, now {new}" for name, (old, new) in changed.items()]
 
 
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """Hash of the names, images and masks of all samples, in their order."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(f"{sample.name} {sample.image.shape} {sample.image.dtype}".encode())
-        digest.update(sample.image.tobytes())
-        digest.update(sample.mask.tobytes())
-        if sample.objects is not None:
-            digest.update(sample.objects.tobytes())
+def fingerprints(samples: Sequence[Sample]) -> Fingerprints:
+    """Hashes of image and mask of all samples."""
+    return {sample.name: _fingerprint(sample) for sample in samples}
+
+
+def _fingerprint(sample: Sample) -> str:
+    digest = hashlib.sha256(f"{sample.image.shape} {sample.image.dtype}".encode())
+    for array in (sample.image, sample.mask, sample.objects):
+        if array is not None:
+            digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _other(began: Fingerprints, now: Fingerprints) -> str:
+    """What is gone, new or changed, in words."""
+    both = began.keys() & now.keys()
+    kinds = {
+        "gone": began.keys() - now.keys(),
+        "new": now.keys() - began.keys(),
+        "changed": {name for name in both if began[name] != now[name]},
+    }
+    return "; ".join(
+        f"{kind}: {', '.join(sorted(names)[:SHOWN])}"
+        + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
