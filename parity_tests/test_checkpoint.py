@@ -380,6 +380,25 @@ def test_the_card_is_that_of_the_call(tmp_path):
         assert checkpoints.restore(_state(0)).card == {"best": [1]}
 
 
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_step_saved_again_gets_card_and_score_and_keeps_its_files(tmp_path, restored):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, _state(1), card={}, score=0.5)
+        checkpoints.save(2, _state(2), card={"scored": 1})
+        checkpoints.wait()
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "2").rglob("*")}
+        del before[tmp_path / "2" / manifest.NAME]
+        if restored:
+            checkpoints = Checkpoints(tmp_path, keep=1)
+            checkpoints.restore(_state(0))
+        checkpoints.save(2, _state(2), card={"scored": 2}, score=0.7)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.is_file())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2"]  # the best one, too
+    with Checkpoints(tmp_path, say=_fail) as checkpoints:
+        assert checkpoints.restore(_state(0)).card == {"scored": 2}
+    assert _restored(tmp_path) == (2, [])
+
+
 def _save_until_killed(folder: Path, announced: Path, kill_at: int | None) -> None:
     """Save step after step, and write down each one that the next `save` has seen through."""
     if kill_at is not None:
@@ -388,6 +407,7 @@ def _save_until_killed(folder: Path, announced: Path, kill_at: int | None) -> No
         found = checkpoints.restore(_state(0))
         first = 0 if found is None else found.step
         for step in itertools.count(first + 1):
+            checkpoints.save(step, _state(step), card={})
             checkpoints.save(step, _state(step), card={}, score=-abs(step % 7 - 3))
             with announced.open("a") as stream:
                 stream.write(f"{step - 1}\n")

@@ -62,11 +62,13 @@ class Checkpoints:
         self.folder, self._keep, self._say = folder.absolute(), keep, say
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._sealing: tuple[int, Future[None]] | None = None
+        self._there: int | None = None  # the step whose state this process knows to be whole
 
     def save(
         self, step: int, state: Any, *, card: dict[str, Any], score: float | None = None
     ) -> None:
-        """Begin to write the state as it is now; waits for the one before.
+        """Begin to write the state as it is now; waits for the one before. Of a step that was just
+        saved or restored, only card and score are written: its arrays are there.
 
         The arrays may be donated as soon as this returns: orbax has them on the host then. On CPU
         that is a view of the same memory, and XLA does not write to a buffer with a view.
@@ -79,6 +81,9 @@ class Checkpoints:
             InputError: there is no room, or the one before could not be written.
         """
         self.wait()
+        if step == self._there:
+            self._tell(step, card, score)
+            return
         arrays = _named(state)
         about = Manifest(
             step=step,
@@ -124,7 +129,9 @@ class Checkpoints:
                 f"{self._path(step)}: process 0 takes this checkpoint, and it cannot be read from "
                 f"here ({reason}); name an --out that all processes see"
             ) from reason
-        return Restored(step, _read(self._path(step), about, like), about.card)
+        state = _read(self._path(step), about, like)
+        self._there = step
+        return Restored(step, state, about.card)
 
     def wait(self) -> None:
         """Return when all that was saved is on the disk, and what is too old is not.
@@ -137,6 +144,7 @@ class Checkpoints:
             step, future = sealing
             with self._refusing(step):
                 future.result()
+            self._there = step
 
     def close(self) -> None:
         """Wait, and end the thread."""
@@ -160,10 +168,17 @@ class Checkpoints:
         if jax.process_index() > 0:
             return
         about = manifest.seal(part, about)
-        if self._path(about.step).exists():  # the run fell back behind it, and is here again
+        if self._path(about.step).exists():  # damaged: the run fell back behind it
             self._retire(about.step)
         os.replace(part, self._path(about.step))
         self._prune(about)
+
+    def _tell(self, step: int, card: dict[str, Any], score: float | None) -> None:
+        """Write card and score of a checkpoint that is there, in one rename."""
+        if jax.process_index() == 0:
+            with self._refusing(step):
+                about = manifest.told_anew(self._path(step), card=card, score=score)
+                self._prune(about)
 
     def _prune(self, latest: Manifest) -> None:
         """Remove all but the last whole ones and the best."""

@@ -40,11 +40,19 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest with all files that are in the folder now, written there."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     records = {path.relative_to(folder).as_posix(): _record(path) for path in paths}
-    manifest = replace(manifest, files=records)
-    content = asdict(manifest)
-    with written(folder / NAME) as stream:
-        stream.write(json.dumps({"sha256": _digest(content), "manifest": content}).encode())
-    return manifest
+    return _write(folder, replace(manifest, files=records))
+
+
+def told_anew(folder: Path, *, card: dict[str, Any], score: float | None) -> Manifest:
+    """The manifest of a checkpoint with another card and score, written there.
+
+    Raises:
+        OSError: it cannot be written, or the one before it is missing or damaged.
+    """
+    try:
+        return _write(folder, replace(read(folder), card=card, score=score))
+    except NotWholeError as error:
+        raise OSError(str(error)) from error
 
 
 def read(folder: Path) -> Manifest:
@@ -82,6 +90,13 @@ def verified(folder: Path) -> Manifest:
             raise NotWholeError(f"{name} has {found['bytes']} bytes, and had {told['bytes']}")
         if found != told:
             raise NotWholeError(f"{name} has other bytes than were written (sha256)")
+    return manifest
+
+
+def _write(folder: Path, manifest: Manifest) -> Manifest:
+    content = asdict(manifest)
+    with written(folder / NAME) as stream:
+        stream.write(json.dumps({"sha256": _digest(content), "manifest": content}).encode())
     return manifest
 
 
