@@ -440,7 +440,7 @@ def _sentence(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "make room, or name another place" if full else "mend that, or name another place"
-        return f"{where}{error.strerror}; nothing was half-written: {mend}"
+        return f"{where}{error.strerror}; {mend}"
     return " ".join(str(error).split())
 
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from train import manifest
+from train import checkpoint, manifest
 from train.checkpoint import SPARE, Checkpoints
 from train.manifest import NotWholeError
 from unet_jax import recipe
@@ -320,6 +321,20 @@ def test_a_disk_that_fills_up_is_one_sentence_at_the_next_call(saved, asked, cap
         checkpoints.save(4, _state(4), card={})
         checkpoints.close()
         assert _restored(saved) == (4, [])
+
+
+def test_late_callbacks_of_a_failed_save_are_silent_and_other_errors_are_not(monkeypatch, tmp_path):
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    checkpoint._drop_late_callbacks.cache_clear()
+    Checkpoints(tmp_path).close()
+    late, other = (
+        SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other")
+    )
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    checkpoint._drop_late_callbacks.cache_clear()
+    assert seen == [other]
 
 
 def test_an_error_under_way_is_not_hidden_by_that_of_a_checkpoint(saved, monkeypatch):

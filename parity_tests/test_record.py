@@ -105,6 +105,28 @@ def test_a_resumed_run_leaves_the_lines_of_one_that_never_stopped(tmp_path, resu
     assert resumed == whole
 
 
+def test_a_validation_that_is_not_in_the_checkpoint_is_forgotten_as_well(tmp_path):
+    _run(tmp_path)
+    with Record(tmp_path, resume_at=40, scored_at=20):
+        pass
+    assert [(line["kind"], line["step"]) for line in read(tmp_path)] == [
+        ("train", 1), ("train", 20), ("train", 40)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("of_lines", [True, False])
+def test_a_full_disk_is_told_with_the_file(tmp_path, of_lines):
+    """/dev/full takes nothing."""
+    record = Record(tmp_path)
+    path = record._path if of_lines else record._events._path
+    stream = record._lines if of_lines else record._events._stream
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), stream.fileno())
+    with pytest.raises(OSError, match=r"No space left") as refusal, record:
+        record.scalars(1, {"train/loss": 0.5})
+    assert refusal.value.filename == str(path)
+
+
 def test_a_line_cut_anywhere_is_dropped_and_those_before_it_stay(tmp_path):
     _run(tmp_path)
     path = tmp_path / "metrics.jsonl"

@@ -15,9 +15,11 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -59,6 +61,7 @@ class Checkpoints:
         # they log errors that are raised as well; on a full disk, one for every array
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        _drop_late_callbacks()
         self.folder, self._keep, self._say = folder.absolute(), keep, say
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._sealing: tuple[int, Future[None]] | None = None
@@ -245,6 +248,19 @@ class Checkpoints:
                 f"({_short(error)}); make room or mend it, and give the command again: it goes on "
                 "from the last one that is whole, or begins again"
             ) from error
+
+
+@cache
+def _drop_late_callbacks() -> None:
+    """When a disk fills up, orbax ends with the first array's error, and each other array calls
+    back into its closed event loop: a page of tracebacks beside our sentence."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _orbax() -> ocp.AsyncCheckpointer:

@@ -11,7 +11,7 @@ import numpy as np
 from train.run_folder import METRICS
 from train.tensorboard import EventFile
 from unet_spec import InputError
-from unet_spec.files import written
+from unet_spec.files import named, written
 
 TENSORBOARD = "tensorboard"
 
@@ -29,7 +29,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, *, resume_at: int = 0, scored_at: int | None = None):
-        path = folder / METRICS
+        self._path = path = folder / METRICS
         _forget(path, after=resume_at, scored_at=resume_at if scored_at is None else scored_at)
         self._events = EventFile(folder / TENSORBOARD, first_step=resume_at + 1)
         self._lines = path.open("a", encoding="utf-8", buffering=1)  # by the line
@@ -38,8 +38,11 @@ class Record:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lines.close()
-        self._events.close()
+        try:
+            with named(self._path):
+                self._lines.close()
+        finally:
+            self._events.close()
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Add a line for each kind: `{"train/loss": 0.5}` is `{"step": 20, "kind": "train",
@@ -51,7 +54,8 @@ class Record:
             line = lines.setdefault(kind, {"step": step, "kind": kind})
             line[name] = value if math.isfinite(value) else None
         for line in lines.values():
-            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+            with named(self._path):
+                self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._events.scalars(step, numbers)
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:

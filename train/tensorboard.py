@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unet_spec.files import named
+
 
 class EventFile:
     """A new event file in a folder, made where it is missing.
@@ -23,7 +25,8 @@ class EventFile:
     def __init__(self, folder: Path, *, first_step: int = 1):
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names
-        self._stream = (folder / f"events.out.tfevents.{time.time_ns()}").open("xb")
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
+        self._stream = self._path.open("xb")
         self._write(0, _bytes(3, b"brain.Event:2"))
         starts = _integer(1, 1)
         self._write(first_step, _bytes(7, starts))
@@ -38,7 +41,8 @@ class EventFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        with named(self._path):
+            self._stream.close()
 
     def _summary(self, step: int, values: Mapping[str, bytes]) -> None:
         summary = b"".join(
@@ -49,8 +53,9 @@ class EventFile:
     def _write(self, step: int, what: bytes) -> None:
         event = b"\x09" + struct.pack("<d", time.time()) + _integer(2, step) + what
         length = struct.pack("<Q", len(event))
-        self._stream.write(length + _checksum(length) + event + _checksum(event))
-        self._stream.flush()
+        with named(self._path):
+            self._stream.write(length + _checksum(length) + event + _checksum(event))
+            self._stream.flush()
 
 
 def _image(pixels: np.ndarray) -> bytes:

@@ -16,7 +16,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content becomes `path` when the block ends well, and vanishes otherwise."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    with _named(path):
+    with named(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -41,7 +41,7 @@ def written_folder(path: Path) -> Iterator[Path]:
         return
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    with _named(path):
+    with named(path):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
@@ -53,8 +53,8 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors of a temporary name are told with the name that was asked for."""
+def named(path: Path) -> Iterator[None]:
+    """Errors in the block are told with this name, whatever name they have."""
     try:
         yield
     except OSError as error:
