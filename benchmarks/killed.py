@@ -37,8 +37,8 @@ def killed(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     _started(flags, folder / "whole").wait()
     whole_s = time.monotonic() - began
-    # on average the kills leave a third of the steps to the last start
-    longest_s = START_S + 2 * 0.7 * whole_s / KILLS
+    # on average the kills leave half of the steps to the last start
+    longest_s = START_S + whole_s / KILLS
     draw = random.Random(SEED)
     kills: list[dict[str, int]] = []
     while len(kills) < KILLS:

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 
 from train import data, mesh  # noqa: E402
 from train.config import AugmentConfig, DataConfig, MeshConfig, TrainConfig  # noqa: E402
-from train.hlo import collectives, gathered_bytes  # noqa: E402
+from train.hlo import collectives, largest_bytes  # noqa: E402
 from train.samples import load  # noqa: E402
 from train.step import Steps, compiled  # noqa: E402
 from unet_spec import UNetConfig  # noqa: E402
@@ -144,7 +144,9 @@ def _compiled(steps: Steps) -> dict[str, Any]:
     return {
         "memory_mb": round(step.memory_analysis().temp_size_in_bytes / 1e6, 1),
         "collectives": dict(counted),
-        "largest_gather_kb": round(gathered_bytes(step.as_text()) / 1e3, 1),
+        "largest_gather_kb": round(
+            largest_bytes(step.as_text(), "all-gather", "all-to-all") / 1e3, 1
+        ),
     }
 
 

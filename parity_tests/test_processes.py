@@ -59,7 +59,9 @@ def ended():
 
 
 def test_two_processes_train_what_one_does(tmp_path, ended):
-    steps = ["--steps", "6"]
+    # of Adam a gradient's size would not be seen
+    steps = ["--steps", "6", "--optimizer.name", "sgd", "--optimizer.lr", "0.1",
+             "--schedule.name", "constant"]  # fmt: skip
     ended += [
         started(tmp_path / "alone", *steps, "--mesh.data", "1"),
         *pair(tmp_path / "both", *steps, "--mesh.rows", "2", "--mesh.shard-parameters"),
@@ -69,10 +71,9 @@ def test_two_processes_train_what_one_does(tmp_path, ended):
         assert process.returncode == 0, out + err
     one, two = (weight_file.read(tmp_path / n / "weights.safetensors") for n in ("alone", "both"))
     np.testing.assert_allclose(losses(tmp_path / "both"), losses(tmp_path / "alone"), rtol=2e-5)
-    # Adam moves a weight by the learning rate whatever its gradient; what is 0 but for rounding
-    # (a bias before batch norm) moves either way
+    # float32 sums in another order: 5e-7 was the largest seen; one step fewer is 0.17 apart
     for name, tensor in one.tensors.items():
-        assert np.abs(tensor - two.tensors[name]).max() < 2 * 6 * 2e-3, name
+        assert np.abs(tensor - two.tensors[name]).max() < 1e-5, name
 
 
 @pytest.mark.parametrize(("index", "dies"), [(0, "worker"), (1, "watcher")])

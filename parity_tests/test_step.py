@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from train import mesh
 from train import step as steps_of
 from train.config import AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
 from train.data import Batch
-from train.hlo import collectives, gathered_bytes
+from train.hlo import collectives, largest_bytes
 from train.loop import to_weight_file
 from train.mesh import place
 from train.metrics import foreground_iou
@@ -195,12 +196,33 @@ def test_a_step_that_is_not_finite_changes_nothing_and_none_after_it_does():
     assert furthest(before._replace(stopped=state.stopped), state) == 0
 
 
-def test_bfloat16_compute_keeps_float32_parameters():
-    config = replace(ONE, compute="bfloat16")
+def test_bfloat16_computes_the_convolutions_and_keeps_parameters_and_loss_in_float32():
+    losses = {}
+    for config in (ONE, replace(ONE, compute="bfloat16")):
+        steps: Any = make_steps(config)
+        state, seen = steps.init(), batch(config)
+        convolutions = re.findall(
+            "stablehlo.convolution.*", steps.step.lower(state, seen).as_text()
+        )
+        assert {"bf16" in line for line in convolutions} == {config is not ONE}
+        state, metrics = steps.step(state, seen)
+        assert {a.dtype for a in state.params.values()} == {np.dtype("float32")}
+        assert metrics.loss.dtype == np.dtype("float32")
+        losses[config.compute] = float(metrics.loss)
+    # bfloat16 rounds to 8 bits, 4e-3; the losses were 5e-4 apart
+    assert 0 < abs(losses["bfloat16"] / losses["float32"] - 1) < 4e-3
+
+
+def test_dropout_is_a_function_of_the_step():
+    still = Optimizer("sgd", lr=0.0)
+    config = replace(ONE, net=replace(ONE.net, dropout=0.5), optimizer=still, schedule=Schedule())
     steps = make_steps(config)
-    state, metrics = steps.step(steps.init(), batch(config))
-    assert {a.dtype for a in state.params.values()} == {np.dtype("float32")}
-    assert np.isfinite(float(metrics.loss))
+    state, found = steps.init(), []
+    for step in (0, 1, 0):
+        state = state._replace(step=jnp.asarray(step, jnp.int32))
+        state, metrics = steps.step(state, batch(config))
+        found.append(float(metrics.loss))
+    assert found[0] == found[2] != found[1]
 
 
 PADDED = TrainConfig(
@@ -240,16 +262,31 @@ def test_a_mesh_of_devices_equals_one_device(alone, meshed):
     assert counted["all-reduce"]
     # rows: their borders go to the neighbour, and no map is ever put together
     assert (counted["collective-permute"] > 0) == (rows > 1)
-    whole_map = PADDED.data.batch * PADDED.data.crop_px**2 * 4
-    assert gathered_bytes(step.as_text()) < whole_map / count
+    assert largest_bytes(step.as_text(), "all-gather", "all-to-all") == 0
+    channels, lowest_px = PADDED.net.widths[-1], PADDED.data.crop_px >> PADDED.net.depth
+    smallest_map = 4 * PADDED.data.batch // count * lowest_px**2 * channels
+    assert largest_bytes(step.as_text()) < smallest_map
     assert (
         step.memory_analysis().temp_size_in_bytes
         < alone[2].memory_analysis().temp_size_in_bytes / 2
     )
 
 
+def test_a_map_that_is_put_together_is_seen():
+    placement = place(replace(PADDED, mesh=MeshConfig(data=1, rows=4)))
+    rows = jax.ShapeDtypeStruct((8, 16, 12, 6), jnp.float32, sharding=placement.rows)
+    together: Any = jax.jit(lambda x: 2 * x, out_shardings=placement.everywhere)
+    text = together.lower(rows).compile().as_text()
+    assert largest_bytes(text) == largest_bytes(text, "all-gather") == 4 * 8 * 16 * 12 * 6
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("usable_cores", lambda: 64), ("cpu_model", lambda: "another")]
+    ("name", "value"),
+    [
+        ("version", lambda name: "0.0"),
+        ("usable_cores", lambda: 64),
+        ("cpu_model", lambda: "another"),
+    ],
 )
 def test_the_mesh_tells_all_that_bits_depend_on(monkeypatch, name, value):
     placement = place(PADDED)

@@ -17,12 +17,11 @@ def collectives(text: str) -> Counter[str]:
     return Counter(kind for _, kind in _OPERATION.findall(text))
 
 
-def gathered_bytes(text: str) -> int:
-    """The largest array that an `all-gather` makes; 0 without one."""
-    return max(
-        (_size(shape) for shape, kind in _OPERATION.findall(text) if kind == "all-gather"),
-        default=0,
-    )
+def largest_bytes(text: str, *kinds: str) -> int:
+    """The largest array that a collective of these kinds, by default of any, makes; 0 without
+    one."""
+    found = [_size(shape) for shape, kind in _OPERATION.findall(text) if kind in kinds or not kinds]
+    return max(found, default=0)
 
 
 def _size(shapes: str) -> int:

@@ -169,7 +169,7 @@ def prepare(config: TrainConfig, batch: Batch, now: Array) -> Batch:
 
 def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
     """The next state; the same one, stopped, where a loss or gradient is not finite."""
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = dropout_key(config, state)
     gradients, stats, loss, matrix = _accumulated(config, state, batch, key)
     norm = optax.tree.norm(gradients)
     updates, optimizer = optimizers.build(config.recipe).update(
@@ -182,6 +182,18 @@ def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metric
     fine = jnp.isfinite(loss) & jnp.isfinite(norm) & ~state.stopped
     kept = jax.tree.map(partial(jax.lax.select, fine), following, state)
     return kept._replace(stopped=~fine), metrics
+
+
+def dropout_key(config: TrainConfig, state: State) -> Array:
+    """Of the next step; a part of an accumulated one folds its number in."""
+    return jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+
+def numerics(config: TrainConfig) -> Numerics:
+    """The net's arithmetic: float32 without TF32 or passes of bfloat16; whoever wants speed asks
+    for bfloat16."""
+    precision = "highest" if config.compute == "float32" else None
+    return Numerics(dtype=jnp.dtype(config.compute), precision=precision, remat=config.remat)
 
 
 def _accumulated(
@@ -207,7 +219,7 @@ def _accumulated(
     nothing = (
         jax.tree.map(jnp.zeros_like, state.params),
         state.stats,
-        jnp.zeros((), jax.eval_shape(partial(init, config)).optimizer.lr.dtype),
+        jnp.zeros((), state.optimizer.lr.dtype),
         jnp.zeros((classes, classes), jnp.int32),
     )
     parts = (jnp.arange(config.accumulate), _parts(batch, config.accumulate))
@@ -217,10 +229,7 @@ def _accumulated(
 def _part(
     config: TrainConfig, params: Arrays, stats: Arrays, batch: Batch, key: Array, over: Any
 ) -> tuple[Arrays, Arrays, Array, Array]:
-    # float32 without TF32 or passes of bfloat16: whoever wants speed asks for bfloat16
-    precision = "highest" if config.compute == "float32" else None
-    numerics = Numerics(dtype=jnp.dtype(config.compute), precision=precision, remat=config.remat)
-    apply = functional(config.net, numerics=numerics).apply
+    apply = functional(config.net, numerics=numerics(config)).apply
 
     def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
         logits, updated = apply(params, batch.x, stats, train=True, key=key)

@@ -1,6 +1,7 @@
 """Where the first value was made that is not finite."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ from flax import nnx
 from train import losses
 from train.config import TrainConfig
 from train.data import Batch
-from train.step import State
-from unet_jax import Numerics, functional
+from train.step import State, dropout_key, numerics
+from unet_jax import functional
 from unet_jax.functional import with_arrays
 from unet_jax.model import UNet
 from unet_spec.parameters import parameters
@@ -32,24 +33,27 @@ def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[st
     for path, array in {**state.params, **state.stats}.items():
         if not _finite(array):
             return f"{path} holds NaN or infinite values"
-    for path, output in _outputs(config, state, batch.x):
+    key = dropout_key(config, state)
+    for path, output in _outputs(config, state, batch.x, key):
         if (image := _bad_image(output)) is not None:
             return f"{path} is the first module whose output is not finite, in {names[image]}"
     for image, name in enumerate(names):
         one = jax.tree.map(lambda array, i=image: array[i : i + 1], batch)
         if not _finite(losses.loss(output[image : image + 1], *one[1:], config=config.loss)):
             return f"every module is finite, but the loss is not, in {name}"
-    gradients = jax.grad(lambda params: _loss(config, params, state, batch))(state.params)
+    gradients = jax.grad(lambda params: _loss(config, params, state, batch, key))(state.params)
     bad = [p.name for p in parameters(config.net) if p.trained and not _finite(gradients[p.name])]
     if bad:  # from the loss backwards, so the last one is the first that went wrong
         return f"the output is finite, but the gradient of {bad[-1]} is not"
     return "outside of the compiled step every module and gradient is finite"
 
 
-def _outputs(config: TrainConfig, state: State, x: jax.Array) -> list[tuple[str, jax.Array]]:
+def _outputs(
+    config: TrainConfig, state: State, x: jax.Array, key: jax.Array
+) -> list[tuple[str, jax.Array]]:
     """The output of every module that computes, in the order of the calls."""
-    numerics = Numerics(dtype=jnp.dtype(config.compute))
-    net = nnx.eval_shape(lambda: UNet(config.net, numerics=numerics, rngs=nnx.Rngs(0)))
+    plain = replace(numerics(config), remat=False)  # which would trace what is watched
+    net = nnx.eval_shape(lambda: UNet(config.net, numerics=plain, rngs=nnx.Rngs(0)))
     model = with_arrays(net, {**state.params, **state.stats})
     model.train()
     seen: list[tuple[str, jax.Array]] = []
@@ -61,7 +65,7 @@ def _outputs(config: TrainConfig, state: State, x: jax.Array) -> list[tuple[str,
     for path, module in leaves:
         name = ".".join(str(part) for part in path if part != "layers")
         _put(model, path, _Watched(name, module, seen))
-    model(x, rngs=nnx.Rngs(dropout=config.seed))
+    model(x, rngs=nnx.Rngs(dropout=key))
     return seen
 
 
@@ -87,9 +91,10 @@ def _put(model: nnx.Module, path: tuple[Any, ...], value: Any) -> None:
         setattr(above, path[-1], value)
 
 
-def _loss(config: TrainConfig, params: Any, state: State, batch: Batch) -> jax.Array:
-    apply = functional(config.net, numerics=Numerics(dtype=jnp.dtype(config.compute))).apply
-    key = jax.random.key(config.seed)
+def _loss(
+    config: TrainConfig, params: Any, state: State, batch: Batch, key: jax.Array
+) -> jax.Array:
+    apply = functional(config.net, numerics=numerics(config)).apply
     logits, _ = apply(params, batch.x, state.stats, train=True, key=key)
     return losses.loss(logits, batch.truth, batch.weight, config=config.loss)
 
