@@ -34,6 +34,7 @@ from unet_spec.files import written  # noqa: E402
 COMMAND = "python -m benchmarks.sharding"
 RESULT = Path(__file__).parent / "results" / "sharding.json"
 STEPS = 20
+ORDERS = 6
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 2), (4, 2), (2, 4))
 CONFIG = TrainConfig(
     net=UNetConfig(widths=(8, 16, 32, 64), norm="batch"),
@@ -46,7 +47,11 @@ CONFIG = TrainConfig(
 def sharding(*, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The losses of all meshes beside those of one device, and what the compiled steps hold."""
     reference = run(CONFIG)
-    order = run(CONFIG, turned=True)["losses"]
+    orders = [
+        _apart(reference["losses"], run(CONFIG, order=order)["losses"])
+        for order in np.random.default_rng(0).permuted([range(CONFIG.data.batch)] * ORDERS, axis=1)
+    ]
+    say(f"one device, batch in other orders: {orders}")
     rows = []
     for meshed in MESHES:
         config = replace(CONFIG, mesh=MeshConfig(data=meshed[0], rows=meshed[1]))
@@ -58,7 +63,7 @@ def sharding(*, say: Callable[[str], None] = print) -> dict[str, Any]:
         "command": COMMAND,
         "steps": STEPS,
         "loss": reference["losses"][-1],
-        "other_order": _apart(reference["losses"], order),
+        "other_orders": orders,
         "rows": rows,
         "environment": {**environment(), "device": jax.devices()[0].device_kind},
     }
@@ -82,11 +87,11 @@ def row(
     }
 
 
-def run(config: TrainConfig, *, turned: bool = False) -> dict[str, Any]:
+def run(config: TrainConfig, *, order: np.ndarray | None = None) -> dict[str, Any]:
     """The losses of the steps on a mesh.
 
     Args:
-        turned: every batch the other way round, which only changes the order of sums.
+        order: of the images in every batch, which only changes the order of sums.
     """
     placement = mesh.place(config if jax.process_count() > 1 else _on_one(config))
     steps = compiled(config, placement)
@@ -99,8 +104,8 @@ def run(config: TrainConfig, *, turned: bool = False) -> dict[str, Any]:
             samples, step, data=config.data, net=config.net, seed=config.seed, rows=rows
         )
         seen = steps.prepare(placement.put(batch, batch=config.data.batch), np.int32(step))
-        if turned:
-            seen = jax.tree.map(lambda array: jax.device_put(array[::-1], array.sharding), seen)
+        if order is not None:
+            seen = jax.tree.map(lambda array: jax.device_put(array[order], array.sharding), seen)
         state, metrics = steps.step(state, seen)
         losses.append(float(metrics.loss))
     return {"losses": losses, "mesh": list(placement.mesh.devices.shape), **_compiled(steps)}

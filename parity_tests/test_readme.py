@@ -103,6 +103,9 @@ def test_the_share_of_the_pipeline_in_the_docs_is_that_of_its_file():
 def test_the_meshes_in_the_docs_are_those_of_their_file():
     found = _result("sharding.json")
     shown = (ROOT / "docs" / "sharding.md").read_text()
+    low, high = min(found["other_orders"]), max(found["other_orders"])
+    assert f"in {len(found['other_orders'])} other orders" in shown
+    assert f"between {low:.0e} and {high:.0e} apart" in shown
     for row in found["rows"]:
         halos = row["collectives"].get("collective-permute", 0)
         told = (
