@@ -65,6 +65,7 @@ class Checkpoints:
         self.folder, self._keep, self._say = folder.absolute(), keep, say
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._sealing: tuple[int, Future[None]] | None = None
+        self._seen: dict[int, Manifest] = {}  # whole when this process wrote or verified them
         self._there: int | None = None  # the step whose state this process knows to be whole
 
     def save(
@@ -185,11 +186,12 @@ class Checkpoints:
 
     def _prune(self, latest: Manifest) -> None:
         """Remove all but the last whole ones and the best."""
-        whole = {latest.step: latest}
+        self._seen[latest.step] = latest
         for step in self._steps():
-            if step not in whole:
+            if step not in self._seen:
                 with suppress(NotWholeError):
-                    whole[step] = manifest.verified(self._path(step))
+                    self._seen[step] = manifest.verified(self._path(step))
+        whole = {step: self._seen[step] for step in self._steps() if step in self._seen}
         scores = {step: whole[step].score for step in sorted(whole)}
         scored = {step: s for step, s in scores.items() if s is not None and not math.isnan(s)}
         kept = set(sorted(whole)[-self._keep :])
