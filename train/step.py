@@ -169,8 +169,7 @@ def prepare(config: TrainConfig, batch: Batch, now: Array) -> Batch:
 
 def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
     """The next state; the same one, stopped, where a loss or gradient is not finite."""
-    key = dropout_key(config, state)
-    gradients, stats, loss, matrix = _accumulated(config, state, batch, key)
+    gradients, stats, loss, matrix = _accumulated(config, state, batch)
     norm = optax.tree.norm(gradients)
     updates, optimizer = optimizers.build(config.recipe).update(
         gradients, state.optimizer, state.params, value=loss
@@ -184,9 +183,12 @@ def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metric
     return kept._replace(stopped=~fine), metrics
 
 
-def dropout_key(config: TrainConfig, state: State) -> Array:
-    """Of the next step; a part of an accumulated one folds its number in."""
-    return jax.random.fold_in(jax.random.key(config.seed), state.step)
+def dropout_keys(config: TrainConfig, state: State) -> Array:
+    """Of the next step, one for each of its parts."""
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    if config.accumulate == 1:
+        return key[None]
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.accumulate))
 
 
 def numerics(config: TrainConfig) -> Numerics:
@@ -197,7 +199,7 @@ def numerics(config: TrainConfig) -> Numerics:
 
 
 def _accumulated(
-    config: TrainConfig, state: State, batch: Batch, key: Array
+    config: TrainConfig, state: State, batch: Batch
 ) -> tuple[Arrays, Arrays, Array, Array]:
     """(gradients, statistics, loss, confusion) of a batch, in `config.accumulate` parts.
 
@@ -205,14 +207,13 @@ def _accumulated(
     only batch norm, as everywhere, sees each part by itself.
     """
     over = losses.counts(batch.truth, batch.weight, config=config.loss)
+    keys = dropout_keys(config, state)
     if config.accumulate == 1:
-        return _part(config, state.params, state.stats, batch, key, over)
+        return _part(config, state.params, state.stats, batch, keys[0], over)
 
     def add(sums: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
-        (gradients, stats, loss, matrix), (index, images) = sums, part
-        new, stats, value, counted = _part(
-            config, state.params, stats, images, jax.random.fold_in(key, index), over
-        )
+        (gradients, stats, loss, matrix), (key, images) = sums, part
+        new, stats, value, counted = _part(config, state.params, stats, images, key, over)
         return (optax.tree.add(gradients, new), stats, loss + value, matrix + counted), None
 
     classes = config.net.classes
@@ -222,8 +223,7 @@ def _accumulated(
         jnp.zeros((), state.optimizer.lr.dtype),
         jnp.zeros((classes, classes), jnp.int32),
     )
-    parts = (jnp.arange(config.accumulate), _parts(batch, config.accumulate))
-    return jax.lax.scan(add, nothing, parts)[0]
+    return jax.lax.scan(add, nothing, (keys, in_parts(batch, config.accumulate)))[0]
 
 
 def _part(
@@ -244,8 +244,9 @@ def _part(
     return gradients, updated, loss, matrix
 
 
-def _parts(batch: Batch, count: int) -> Batch:
-    """(parts, b / parts, ...): every part has images of every device."""
+def in_parts(batch: Batch, count: int) -> Batch:
+    """(parts, b / parts, ...): every part has images of every device. Of image i the part is
+    i % parts."""
     return jax.tree.map(
         lambda array: array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1), batch
     )

@@ -12,7 +12,7 @@ from flax import nnx
 from train import losses
 from train.config import TrainConfig
 from train.data import Batch
-from train.step import State, dropout_key, numerics
+from train.step import State, dropout_keys, in_parts, numerics
 from unet_jax import functional
 from unet_jax.functional import with_arrays
 from unet_jax.model import UNet
@@ -33,7 +33,19 @@ def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[st
     for path, array in {**state.params, **state.stats}.items():
         if not _finite(array):
             return f"{path} holds NaN or infinite values"
-    key = dropout_key(config, state)
+    count = config.accumulate
+    parts = in_parts(batch, count)
+    for index, key in enumerate(dropout_keys(config, state)):
+        part = jax.tree.map(lambda array, i=index: array[i], parts)
+        if (told := _told(config, state, part, names[index::count], key)) is not None:
+            return told
+    return "outside of the compiled step every module and gradient is finite"
+
+
+def _told(
+    config: TrainConfig, state: State, batch: Batch, names: Sequence[str], key: jax.Array
+) -> str | None:
+    """Likewise, of one part of an accumulated step."""
     for path, output in _outputs(config, state, batch.x, key):
         if (image := _bad_image(output)) is not None:
             return f"{path} is the first module whose output is not finite, in {names[image]}"
@@ -45,7 +57,7 @@ def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[st
     bad = [p.name for p in parameters(config.net) if p.trained and not _finite(gradients[p.name])]
     if bad:  # from the loss backwards, so the last one is the first that went wrong
         return f"the output is finite, but the gradient of {bad[-1]} is not"
-    return "outside of the compiled step every module and gradient is finite"
+    return None
 
 
 def _outputs(
