@@ -18,7 +18,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from benchmarks.environment import environment
@@ -43,9 +42,9 @@ def pipeline(folder: Path) -> dict[str, Any]:
     config = replace(PRESETS["nuclei"], steps=(ROUNDS + 1) * STEPS)
     placement = mesh.place(config)
     steps, samples = compiled(config, placement), load(config)
-    made = batches(config, placement, samples, first=0)
+    made = batches(config, placement, samples, first=0, prepare=steps.prepare)
     state = steps.init()
-    seen = steps.prepare(next(made).result(), np.int32(0))
+    seen = next(made).result()
     rounds = count(1)
     with (
         Checkpoints(folder, keep=config.keep) as saved,
@@ -60,9 +59,8 @@ def pipeline(folder: Path) -> dict[str, Any]:
 
         def whole() -> Any:
             nonlocal state
-            for step in range(STEPS):
-                batch = steps.prepare(bar.awaited(next(made)), np.int32(step))
-                state, metrics = steps.step(state, batch)
+            for _ in range(STEPS):
+                state, metrics = steps.step(state, bar.awaited(next(made)))
                 bar.advance(metrics, images=config.data.batch)
             bar.settle()
             saved.save(STEPS * next(rounds), state, card={})
