@@ -1,0 +1,63 @@
+"""The tripwire computes a step again, outside of what was compiled, and finds what that found."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import step as steps_of
+from train.config import DataConfig, MeshConfig, TrainConfig
+from train.data import Batch
+from train.tripwire import diagnose
+from unet_spec import UNetConfig
+
+CONFIG = TrainConfig(
+    net=UNetConfig(widths=(4, 6), dropout=0.5),
+    data=DataConfig(batch=4, crop_px=4, synthetic=4),
+    mesh=MeshConfig(data=1),
+)
+NAMES = ["a.png", "b.png", "c.png", "d.png"]
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 4, 4, 1)), jnp.float32)
+    return Batch(x, jnp.asarray(rng.integers(0, 2, (4, 4, 4)), jnp.uint8), None)
+
+
+def on_the_edge():
+    """A state whose neck gives ones, of which `up_1.up` makes too much where dropout leaves all
+    six of a pixel: 6 * 2 * 3e37 is more than float32's 3.4e38, 5 * 2 * 3e37 is not."""
+    state = steps_of.init(CONFIG)
+    params = dict(state.params)
+    params["neck.conv.2.weight"] = jnp.zeros((3, 3, 6, 6))
+    params["neck.conv.2.bias"] = jnp.ones(6)
+    params["up_1.up.weight"] = jnp.full((2, 2, 6, 4), 3e37)
+    params["up_1.conv.conv.0.weight"] *= 1e-37
+    return state._replace(params=params)
+
+
+def test_the_tripwire_drops_what_each_part_of_the_step_drops():
+    config, state = replace(CONFIG, accumulate=2), on_the_edge()
+    step = jax.jit(steps_of.step, static_argnums=0)
+    told, finite = [], []
+    for number in range(6):
+        state = state._replace(step=jnp.asarray(number, jnp.int32))
+        finite.append(bool(np.isfinite(step(config, state, batch())[1].loss)))
+        told.append("up_1.up is the first" not in diagnose(config, state, batch(), NAMES))
+    assert told == finite
+    assert 0 < sum(finite) < len(finite)
+
+
+@pytest.mark.parametrize("image", range(4))
+def test_the_tripwire_names_the_image_of_a_part(image):
+    config, state, seen = replace(CONFIG, accumulate=2), steps_of.init(CONFIG), batch()
+    weight = jnp.full((3, 3, 1, 4), 1e30)
+    state = state._replace(params={**state.params, "down_1.conv.conv.0.weight": weight})
+    seen = seen._replace(x=seen.x.at[image].set(1e30))
+    told = diagnose(config, state, seen, NAMES)
+    assert told == (
+        "down_1.conv.conv.0 is the first module whose output is not finite, in " + NAMES[image]
+    )
