@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -271,6 +272,32 @@ def test_a_damaged_checkpoint_does_not_push_out_a_whole_one(saved):
     assert sorted(path.name for path in saved.iterdir()) == ["2", "4"]
 
 
+def test_one_that_restore_found_damaged_does_not_push_out_a_whole_one(saved):
+    with Checkpoints(saved, keep=2) as checkpoints:
+        checkpoints.save(4, _state(4), card={})  # 3 and 4 are kept, and known to be whole
+        checkpoints.wait()
+        _flip(saved / "4")
+        assert checkpoints.restore(_state(0)).step == 3
+        checkpoints.save(5, _state(5), card={})
+    assert sorted(path.name for path in saved.iterdir()) == ["3", "5"]
+
+
+def test_no_checkpoint_is_hashed_twice_by_a_process(saved, monkeypatch):
+    hashed: list[str] = []
+    verified = manifest.verified
+
+    def counted(folder: Path) -> manifest.Manifest:
+        hashed.append(folder.name)
+        return verified(folder)
+
+    monkeypatch.setattr(manifest, "verified", counted)
+    with Checkpoints(saved, keep=6) as checkpoints:
+        checkpoints.restore(_state(0))
+        for step in (4, 5, 6):
+            checkpoints.save(step, _state(step), card={})
+    assert sorted(hashed) == ["1", "2", "3"]
+
+
 def test_what_a_kill_left_is_not_mentioned_and_soon_removed(saved):
     for name in ("4.part", "5.part.orbax-checkpoint-tmp", "1.gone"):
         shutil.copytree(saved / "3", saved / name)
@@ -301,9 +328,10 @@ class _Usage(NamedTuple):
 
 @pytest.mark.parametrize("asked", ["save", "wait", "close"])
 def test_a_disk_that_fills_up_is_one_sentence_at_the_next_call(saved, asked, capfd):
-    """Files of more than a few bytes cannot be written, as under a quota."""
+    """Files of more than a few bytes cannot be written, as under a quota. Of many arrays, most fail
+    after orbax has given up."""
     checkpoints = Checkpoints(saved, keep=3, say=_fail)
-    state = {"a": jnp.arange(9_000.0)}
+    state = {str(i): jnp.arange(9_000.0) + i for i in range(90)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, hard))
     try:
@@ -314,7 +342,7 @@ def test_a_disk_that_fills_up_is_one_sentence_at_the_next_call(saved, asked, cap
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(refusal.value).startswith(f"{saved}: the checkpoint of step 4 could not be written")
-    assert "(File too large)" in str(refusal.value)
+    assert "File too large)" in str(refusal.value)
     assert capfd.readouterr() == ("", "")
     assert _restored(saved) == (3, [])
     if asked != "close":
@@ -411,6 +439,27 @@ def test_a_step_saved_again_gets_card_and_score_and_keeps_its_files(tmp_path, re
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2"]  # the best one, too
     with Checkpoints(tmp_path, say=_fail) as checkpoints:
         assert checkpoints.restore(_state(0)).card == {"scored": 2}
+    assert _restored(tmp_path) == (2, [])
+
+
+@pytest.mark.parametrize("rename", [0, 1, 2])
+def test_a_kill_while_a_step_is_saved_again_leaves_it_whole(tmp_path, monkeypatch, rename):
+    """Before each of the renames there may be; the only checkpoint of the run."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(2, _state(2), card={})
+    checkpoints.wait()
+    count, replace = itertools.count(), os.replace
+
+    def killed(*paths: Any) -> None:
+        if next(count) == rename:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with suppress(KeyboardInterrupt):
+        checkpoints.save(2, _state(2), card={}, score=0.5)
+        checkpoints.close()
+    monkeypatch.undo()
     assert _restored(tmp_path) == (2, [])
 
 

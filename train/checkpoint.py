@@ -207,9 +207,10 @@ class Checkpoints:
         steps = self._steps()
         for step in reversed(steps):
             try:
-                manifest.verified(self._path(step))
+                self._seen[step] = manifest.verified(self._path(step))
                 return step
             except NotWholeError as reason:
+                self._seen.pop(step, None)
                 self._say(f"{self._path(step)}: this checkpoint is skipped: {reason}")
         return _NONE_WHOLE if steps else _NOTHING
 
@@ -255,7 +256,8 @@ class Checkpoints:
 @cache
 def _drop_late_callbacks() -> None:
     """When a disk fills up, orbax ends with the first array's error, and each other array calls
-    back into its closed event loop: a page of tracebacks beside our sentence."""
+    back into its closed event loop: a page of tracebacks beside our sentence. Only orbax could
+    wait for them, and room that is reserved can be taken before the write."""
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
