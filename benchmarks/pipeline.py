@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from benchmarks.environment import environment
@@ -42,9 +43,9 @@ def pipeline(folder: Path) -> dict[str, Any]:
     config = replace(PRESETS["nuclei"], steps=(ROUNDS + 1) * STEPS)
     placement = mesh.place(config)
     steps, samples = compiled(config, placement), load(config)
-    made = batches(config, placement, samples, first=0, prepare=steps.prepare)
+    made = batches(config, placement, samples, first=0)
     state = steps.init()
-    seen = next(made).result()
+    seen = steps.prepare(next(made).result(), np.int32(0))
     rounds = count(1)
     with (
         Checkpoints(folder, keep=config.keep) as saved,
@@ -59,8 +60,9 @@ def pipeline(folder: Path) -> dict[str, Any]:
 
         def whole() -> Any:
             nonlocal state
-            for _ in range(STEPS):
-                state, metrics = steps.step(state, bar.awaited(next(made)))
+            for step in range(STEPS):
+                batch = steps.prepare(bar.awaited(next(made)), np.int32(step))
+                state, metrics = steps.step(state, batch)
                 bar.advance(metrics, images=config.data.batch)
             bar.settle()
             saved.save(STEPS * next(rounds), state, card={})

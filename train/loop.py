@@ -211,7 +211,7 @@ class _Run:
         """Step, validate and save until the end, or until somebody asks to stop."""
         config, first = self.config, int(self.state.step)
         with (
-            closing(self._batches(first)) as made,
+            closing(batches(config, self.placement, self.training, first=first)) as made,
             self._recorded(first) as record,
             _signals() as asked,
             self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
@@ -223,7 +223,8 @@ class _Run:
             if self.stopped_by or self._out_of_patience():
                 return
             for step, batch in enumerate(made, start=first + 1):
-                self.state, metrics = self.steps.step(self.state, bar.awaited(batch))
+                seen = self.steps.prepare(bar.awaited(batch), np.int32(step - 1))
+                self.state, metrics = self.steps.step(self.state, seen)
                 bar.advance(metrics, images=config.data.batch)
                 stops, validates = _stops(asked, step), self._validates_at(step)
                 if stops or validates or step % config.checkpoint_every == 0:
@@ -363,8 +364,8 @@ class _Run:
         names = [
             s.name for s in data.chosen(self.training, step, data=config.data, seed=config.seed)
         ]
-        with closing(self._batches(step)) as made:
-            seen = next(made).result()
+        with closing(batches(config, self.placement, self.training, first=step)) as made:
+            seen = self.steps.prepare(next(made).result(), np.int32(step))
         try:
             reason = diagnose(config, mesh.gathered(self.state), mesh.gathered(seen), names)
         except jax.errors.JaxRuntimeError as error:
@@ -378,11 +379,6 @@ class _Run:
             f"with another --out{kept}"
         )
 
-    def _batches(self, first: int) -> Generator[Future[Batch], None, None]:
-        return batches(
-            self.config, self.placement, self.training, first=first, prepare=self.steps.prepare
-        )
-
     def _recorded(self, first: int) -> AbstractContextManager[Record | None]:
         if not self.lead:
             return nullcontext()
@@ -390,22 +386,17 @@ class _Run:
 
 
 def batches(
-    config: TrainConfig,
-    placement: mesh.Placement,
-    training: list[Sample],
-    *,
-    first: int,
-    prepare: Callable[[Batch, Any], Batch],
+    config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
 ) -> Generator[Future[Batch], None, None]:
-    """The batches of the steps from `first` on, on the devices, as the net sees them; the next
-    ones are made, and augmented, while one is used."""
+    """The batches of the steps from `first` on, on the devices; the next ones are made while one
+    is used."""
     rows = placement.local(config.data.batch)
 
     def made(step: int) -> Batch:
         batch = data.batch(
             training, step, data=config.data, net=config.net, seed=config.seed, rows=rows
         )
-        return prepare(placement.put(batch, batch=config.data.batch), np.int32(step))
+        return placement.put(batch, batch=config.data.batch)
 
     with ThreadPoolExecutor(1) as reader:
         ahead = deque(reader.submit(made, step) for step in range(first, first + AHEAD))
