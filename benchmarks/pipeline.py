@@ -34,7 +34,7 @@ from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.pipeline"
 RESULT = Path(__file__).parent / "results" / "pipeline.json"
-ROUNDS = 4  # the first of each warms up
+ROUNDS = 6  # the first of each warms up
 STEPS = PRESETS["nuclei"].checkpoint_every
 
 
