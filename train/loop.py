@@ -389,7 +389,8 @@ def batches(
     config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
 ) -> Generator[Future[Batch], None, None]:
     """The batches of the steps from `first` on, on the devices; the next ones are made while one
-    is used."""
+    is used. Not augmented: over `rows` that exchanges data, and of exchanges only one thread may
+    ask, or their order differs between processes."""
     rows = placement.local(config.data.batch)
 
     def made(step: int) -> Batch:
