@@ -328,8 +328,8 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
         return _failed(error)
     if result.stopped_by is not None:
         print(
-            f"{result.stopped_by}: saved at step {result.step} of {config.steps}; the same "
-            "command goes on from there",
+            f"{result.stopped_by}: stopped at step {result.step} of {config.steps}, nothing is "
+            "lost; the same command goes on from there",
             file=sys.stderr,
         )
     else:

@@ -24,9 +24,9 @@ from rich.console import Console
 from benchmarks.environment import environment
 from benchmarks.timing import alternate
 from train import mesh
+from train.batches import batches
 from train.checkpoint import Checkpoints
 from train.config import PRESETS
-from train.loop import batches
 from train.progress import Progress
 from train.samples import load
 from train.step import compiled

@@ -14,6 +14,7 @@ if not WORKER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -23,8 +24,15 @@ import parity_tests.strict  # noqa: E402
 # before anything of them is imported: the hook rewrites modules as they load. `config` and
 # `preprocessing` are left out, because they check their own fields and the tests say how
 CHECKED = ("fields", "files", "geometry", "layout", "parameters", "prediction", "weight_file")
+TRAINED = ("augment", "losses", "metrics", "weight_map")
 install_import_hook(
-    ["unet_torch", "unet_jax", "unet_parity", *(f"unet_spec.{name}" for name in CHECKED)],
+    [
+        "unet_torch",
+        "unet_jax",
+        "unet_parity",
+        *(f"unet_spec.{name}" for name in CHECKED),
+        *(f"train.{name}" for name in TRAINED),
+    ],
     f"{parity_tests.strict.__name__}.typechecked",
 )
 
@@ -33,6 +41,16 @@ settings.load_profile("parity")
 
 if WORKER:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """(folder, result) of a training run that nobody disturbed."""
+    from parity_tests.tiny import TINY, quiet
+    from train import loop
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, loop.run(TINY, folder, progress=quiet(), command="unet train cells")
 
 
 def pytest_unconfigure() -> None:

@@ -78,7 +78,7 @@ def equal(one, other, *, within=0.0):
 def test_with_all_parts_off_no_bit_changes():
     x, truth, weight = crop(24, 31)
     key = jax.random.key(0)
-    equal(augment(x, truth, weight, key=key, config=OFF), (x, truth, weight))
+    equal(augment(*map(jnp.asarray, (x, truth, weight)), key=key, config=OFF), (x, truth, weight))
     without_weight = jax.eval_shape(partial(augment, config=ALL), x, truth, None, key=key)
     assert without_weight[2] is None
 
@@ -129,8 +129,13 @@ def test_flips_and_turns_equal_numpys_and_each_is_as_frequent(config, shape, pos
 def test_rotation_by_right_angles_equals_rot90(size, turns):
     x, truth, _ = crop(size, size)
     source = affine((size, size), rotation_deg=90.0 * turns, factor=1.0, shift_px=(0, 0))
-    np.testing.assert_array_equal(resampled(truth, source), np.rot90(truth, turns))
-    assert np.abs(resampled(x, source) - np.rot90(x, turns)).max() < INTERPOLATED
+    np.testing.assert_array_equal(
+        resampled(jnp.asarray(truth), jnp.asarray(source)), np.rot90(truth, turns)
+    )
+    assert (
+        np.abs(resampled(jnp.asarray(x), jnp.asarray(source)) - np.rot90(x, turns)).max()
+        < INTERPOLATED
+    )
 
 
 @pytest.mark.parametrize("shift", [(3, 0), (0, 4), (-2, 5), (-30, 70)])
@@ -141,13 +146,13 @@ def test_shift_by_whole_pixels_equals_a_mirrored_roll(shift):
     for values in crop(height, width):
         mirrored = np.pad(values, [(80, 80)] * 2 + [(0, 0)] * (values.ndim - 2), mode="symmetric")
         rolled = np.roll(mirrored, shift, (0, 1))[80 : 80 + height, 80 : 80 + width]
-        np.testing.assert_array_equal(resampled(values, source), rolled)
+        np.testing.assert_array_equal(resampled(jnp.asarray(values), jnp.asarray(source)), rolled)
 
 
 def test_enlarging_by_two_equals_every_pixel_twice_as_far_from_the_centre():
     _, truth, _ = crop(17, 21)
     source = affine((17, 21), rotation_deg=0.0, factor=2.0, shift_px=(0, 0))
-    made = np.asarray(resampled(truth, source))
+    made = np.asarray(resampled(jnp.asarray(truth), jnp.asarray(source)))
     np.testing.assert_array_equal(made[::2, ::2], truth[4:13, 5:16])
 
 
@@ -179,7 +184,7 @@ def test_resampling_equals_scipy_on_the_mirrored_crop():
             ],
             -1,
         ).reshape(30, 40, *values.shape[2:])
-        made = np.asarray(resampled(values, source))
+        made = np.asarray(resampled(jnp.asarray(values), jnp.asarray(source)))
         assert made.dtype == values.dtype
         assert np.abs(made - expected).max() < (INTERPOLATED if linear else 1)
 
@@ -204,7 +209,7 @@ def test_displacements_equal_keys_kernel_written_out(points):
             weights = np.outer(down, right)
             expected[:, row, column] = (grid * weights).sum((1, 2)) / weights.sum()
     # float32 against float64, 1e-6 seen
-    np.testing.assert_allclose(bicubic(grid, (height, width)), expected, atol=5e-6)
+    np.testing.assert_allclose(bicubic(jnp.asarray(grid), (height, width)), expected, atol=5e-6)
 
 
 def _moved(config, height=17, width=25):
@@ -312,7 +317,7 @@ def test_illumination_adds_one_smooth_field_to_all_channels():
     points = fields[:, ::16, ::24, 0]
     assert points.shape[1:] == (3, 3)
     for made, nine in zip(fields[:5, ..., 0], points, strict=False):
-        np.testing.assert_allclose(made, bicubic(nine[None], made.shape)[0], atol=1e-5)
+        np.testing.assert_allclose(made, bicubic(jnp.asarray(nine[None]), made.shape)[0], atol=1e-5)
     # normal numbers, times one that is uniform up to the bound in each crop
     sizes = np.sqrt(np.square(points).mean((1, 2))) / 0.6
     expected = np.sqrt(stats.chi2.rvs(9, size=100_000, random_state=0) / 9)
@@ -330,7 +335,7 @@ def test_inversion_turns_the_sign_in_its_part_of_the_crops():
 
 def test_gray_values_leave_truth_and_weight_alone():
     x, truth, weight = crop()
-    made = augment(x, truth, weight, key=jax.random.key(0), config=GRAY)
+    made = augment(*map(jnp.asarray, (x, truth, weight)), key=jax.random.key(0), config=GRAY)
     equal(made[1:], (truth, weight))
     assert (made[0] != x).all()
 
@@ -416,7 +421,7 @@ def test_a_traced_step_equals_a_number():
 
 
 def test_compiled_equals_not_compiled():
-    images = batch()
+    images = tuple(map(jnp.asarray, batch()))
     equal(
         jitted(*images, seed=3, step=7, config=MOVES),
         augment_batch(*images, seed=3, step=7, config=MOVES),

@@ -55,8 +55,9 @@ def _batch(config, *, mapped=False, scale=3.0):
 
 
 def _ours(logits, truth, weight, config, over=None):
+    truth, weight = jax.tree.map(jnp.asarray, (truth, weight))
     value, gradient = jax.value_and_grad(
-        lambda logits: loss(logits, jnp.asarray(truth), weight, config=config, over=over)
+        lambda logits: loss(logits, truth, weight, config=config, over=over)
     )(jnp.asarray(logits))
     return np.asarray(value), np.asarray(gradient)
 
@@ -129,7 +130,7 @@ def test_cross_entropy_equals_torchs_own(weights, ignored):
 @cases
 def test_losses_of_parts_add_up_to_that_of_the_whole(config, mapped):
     logits, truth, weight = _batch(config, mapped=mapped)
-    over = counts(jnp.asarray(truth), weight, config=config)
+    over = counts(*jax.tree.map(jnp.asarray, (truth, weight)), config=config)
     parts = [
         _ours(logits[part], truth[part], None if weight is None else weight[part], config, over)
         for part in (slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4))

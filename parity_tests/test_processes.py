@@ -142,7 +142,7 @@ def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path, ended):
     ended[1].terminate()
     told = [process.communicate(timeout=120)[1] for process in ended]
     assert [process.returncode for process in ended] == [143, 143], told
-    (step,) = {number for err in told for number in re.findall(r"saved at step (\d+)", err)}
+    (step,) = {number for err in told for number in re.findall(r"stopped at step (\d+)", err)}
     assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 

@@ -16,9 +16,9 @@ from train import step as steps_of
 from train.config import AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
 from train.data import Batch
 from train.hlo import collectives, largest_bytes
-from train.loop import to_weight_file
 from train.mesh import place
 from train.metrics import foreground_iou
+from train.outputs import to_weight_file
 from train.step import State, compiled, make_steps
 from unet_jax.layers import max_pool
 from unet_spec import InputError, UNetConfig

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parity_tests.tiny import TINY
 from train import step as steps_of
 from train.config import DataConfig, MeshConfig, TrainConfig
 from train.data import Batch
@@ -61,3 +62,49 @@ def test_the_tripwire_names_the_image_of_a_part(image):
     assert told == (
         "down_1.conv.conv.0 is the first module whose output is not finite, in " + NAMES[image]
     )
+
+
+PLAIN = replace(TINY, net=UNetConfig(widths=(4, 6)))
+
+
+def infected(where):
+    """(state, batch) of PLAIN in which something will not be finite."""
+    state = steps_of.init(PLAIN)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 32, 32, 1)), jnp.float32)
+    truth = jnp.asarray(rng.integers(0, 2, (2, 32, 32)), jnp.uint8)
+    if where == "input":
+        x = x.at[1, 2, 3, 0].set(jnp.nan)
+    if where == "weights":
+        bias = state.params["up_1.up.bias"].at[0].set(jnp.inf)
+        state = state._replace(params={**state.params, "up_1.up.bias": bias})
+    if where == "module":  # finite, but its square is not
+        x = x.at[1].set(1e30)
+        state = state._replace(
+            params={**state.params, "down_1.conv.conv.0.weight": jnp.full((3, 3, 1, 4), 1e30)}
+        )
+    if where == "loss":  # of each pixel it is finite, the sum is not
+        bias = jnp.asarray([1.6e38, -1.6e38])
+        state = state._replace(params={**state.params, "out.bias": bias})
+    if where == "gradient":  # of the first weights: 1e37 times what comes back, more than 1e2
+        x = 1e37 * x
+        factors = {"down_1.conv.conv.0.weight": 1e-37, "out.weight": 1e6}
+        params = {name: a * factors.get(name, 1) for name, a in state.params.items()}
+        state = state._replace(params=params)
+    return state, Batch(x, truth, None)
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("input", "the input made from b.png holds NaN"),
+        ("weights", "up_1.up.bias holds NaN"),
+        ("module", "down_1.conv.conv.0 is the first module whose output is not finite, in b.png"),
+        ("loss", "every module is finite, but the loss is not, in a.png"),
+        ("gradient", "output is finite, but the gradient of down_1.conv.conv.0.weight is not"),
+        ("nothing", "outside of the compiled step every module and gradient is finite"),
+    ],
+)
+def test_the_tripwire_names_module_and_image(where, told):
+    state, batch = infected(where)
+    assert told in diagnose(PLAIN, state, batch, ["a.png", "b.png"])

@@ -11,15 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from train import copies
 from train.config import DataConfig, TrainConfig
+from train.copies import Alike
 from train.data import Sample
 from unet_spec import UNetConfig
 
 SHOWN = 5  # names in a sentence
-BLOCKS = 16  # along each side of what images are compared by
-# over 85 images of nuclei and 96 of synthetic cells, unrelated pairs reach 0.57; copies that are
-# brighter, noisier, half as large or smeared as JPEG keep 0.957 or more
-ALIKE = 0.9
 SATURATED = 0.05  # part of an image; a few highlights do no harm
 RARE = 0.01  # part of the pixels
 SPECK_PX = 9  # JPEG or resizing leaves numbers of objects that have fewer pixels
@@ -27,10 +25,6 @@ _MARKS = {
     "warning": Text("!", style="bold yellow"),
     "note": Text("-", style="dim"),
 }
-# onto polynomials of degree 4: P @ image @ P is the lamp's part of an image of BLOCKS x BLOCKS
-_DEGREE_4 = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, BLOCKS), 4))[0]
-_LAMP = _DEGREE_4 @ _DEGREE_4.T
-
 
 Level = Literal["note", "warning"]
 
@@ -70,16 +64,6 @@ class Share:
     pixels: float
     training: int
     validation: int
-
-
-@dataclass(frozen=True)
-class Alike:
-    """An image that looks like one to train on, which may be turned or mirrored."""
-
-    name: str
-    like: str
-    correlation: float
-    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -170,7 +154,7 @@ def examine(
         specks=_names(samples, [_of_specks(sample.objects) for sample in samples]),
         without_foreground=_names(samples, (counts[:, 1:] == 0).all(axis=1)),
         smaller_than_crop=_names(samples, [min(s.mask.shape) < data.crop_px for s in samples]),
-        alike=_alike(training, validation),
+        alike=copies.alike(training, validation),
     )
     findings = [
         *_of_lists(diagnosis, data),
@@ -399,44 +383,3 @@ def _shares(counts: np.ndarray, training: int, names: Sequence[str]) -> list[Sha
         Share(names[i] if i < len(names) else f"{i}", float(part), int(seen[i]), int(held_out[i]))
         for i, part in enumerate(parts)
     ]
-
-
-def _alike(training: Sequence[Sample], validation: Sequence[Sample]) -> list[Alike]:
-    """Images that look like an earlier one to train on, in any of eight orientations."""
-    samples = [*training, *validation]
-    prints = np.stack([_print(sample.x) for sample in samples])
-    turned = [
-        np.rot90(side, turns, axes=(1, 2)).reshape(len(samples), -1)
-        for side in (prints, prints[..., ::-1])
-        for turns in range(4)
-    ]
-    best, like = np.full(len(samples), ALIKE), np.zeros(len(samples), int)
-    for start in range(0, len(training), 256):  # in parts: all pairs at once may not fit
-        rows = turned[0][start : min(start + 256, len(training))]
-        every = np.max([rows @ other.T for other in turned], axis=0)
-        earlier = np.triu(every, k=start + 1)
-        better = earlier.max(axis=0) > best
-        best[better] = earlier.max(axis=0)[better]
-        like[better] = start + earlier.argmax(axis=0)[better]
-    found = [
-        Alike(samples[i].name, samples[like[i]].name, float(best[i]), bool(i >= len(training)))
-        for i in np.flatnonzero(best > ALIKE)
-    ]
-    return sorted(found, key=lambda one: -one.correlation)
-
-
-def _print(x: np.ndarray) -> np.ndarray:
-    """(BLOCKS, BLOCKS) means of the image over blocks, of length 1 as a vector.
-
-    Less a polynomial of degree 4 along each axis: without it the lamp, brighter in the middle,
-    made unrelated images with few cells alike (up to 0.998).
-    """
-    means = x.mean(axis=-1, dtype=np.float64)
-    for axis, size in enumerate(x.shape[:2]):
-        edges = np.linspace(0, size, BLOCKS + 1).astype(int)
-        widths = np.expand_dims(np.maximum(1, np.diff(edges)), 1 - axis)
-        means = np.add.reduceat(means, edges[:-1], axis=axis) / widths
-    rest = means - _LAMP @ means @ _LAMP
-    # what is left of an image without structure is rounding
-    length = np.linalg.norm(rest)
-    return (rest / length if length > 1e-6 * np.abs(means).max() else 0 * rest).astype(np.float32)

@@ -1,41 +1,29 @@
 """The run: data in, steps, validation, checkpoints, files out. Effects live here."""
 
-import re
-import signal
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-import unet_image
-from train import data, doctor, mesh, page, run_folder, start
+from train import data, doctor, mesh, outputs, run_folder, signals, start
+from train.batches import batches
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig, to_plain
-from train.data import Batch, Sample
-from train.preview import preview
+from train.config import TrainConfig
+from train.data import Sample
 from train.progress import Progress, StepBar
-from train.record import Record, read
+from train.record import Record
 from train.samples import load
-from train.step import State, Steps, compiled
+from train.step import Steps, compiled
 from train.tripwire import diagnose
 from train.validation import Scores, validate
-from unet_jax.training_state import to_training_state
 from unet_jax.weights import from_weights
-from unet_spec import InputError, layout, training_state, weight_file
-from unet_spec.environment import environment
-from unet_spec.files import refuse_existing, written
+from unet_spec import InputError
+from unet_spec.files import refuse_existing
 from unet_spec.weight_file import WeightFile
-
-PICTURES = 3
-PREVIEWED = 4  # images of the first batch
-AHEAD = 2  # batches that are made while one is used
 
 
 @dataclass(frozen=True)
@@ -123,7 +111,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         if lead:
             run_folder.clear(out)
         if lead and not (out / run_folder.AUGMENTED).exists():
-            unet_image.write_picture(out / run_folder.AUGMENTED, _augmented(config, training))
+            outputs.write_preview(out, config, training)
         progress.say(f"compiling for {placement.told()}")
         compiling = time.monotonic()
         steps = compiled(config, placement)
@@ -155,7 +143,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
             compile_s=compile_s,
             seconds=time.monotonic() - began,
             stopped_by=going.stopped_by,
-            environment=_environment(),
+            environment=outputs.environment_of_run(),
         )
 
 
@@ -213,7 +201,7 @@ class _Run:
         with (
             closing(batches(config, self.placement, self.training, first=first)) as made,
             self._recorded(first) as record,
-            _signals() as asked,
+            signals.heard() as asked,
             self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
         ):
             if first and self._validates_at(first) and self.scored != first:
@@ -226,7 +214,7 @@ class _Run:
                 seen = self.steps.prepare(bar.awaited(batch), np.int32(step - 1))
                 self.state, metrics = self.steps.step(self.state, seen)
                 bar.advance(metrics, images=config.data.batch)
-                stops, validates = _stops(asked, step), self._validates_at(step)
+                stops, validates = signals.stops(asked, step), self._validates_at(step)
                 if stops or validates or step % config.checkpoint_every == 0:
                     bar.settle()
                     self._save(step)
@@ -257,12 +245,12 @@ class _Run:
             asked: signals; the first ends it.
 
         Raises:
-            _StoppedError: before the next image.
+            signals.StoppedError: before the next image.
         """
         if weights is None:
-            weights = to_weight_file(self.config, mesh.gathered(self.state))
+            weights = outputs.to_weight_file(self.config, mesh.gathered(self.state))
         ignore_index = self.config.loss.ignore_index
-        images = _until(asked, self.validation)
+        images = signals.until(asked, self.validation)
         return validate(from_weights(weights), images, ignore_index=ignore_index)
 
     def draw(self, diagnosis: doctor.Diagnosis, command: str) -> Scores:
@@ -270,26 +258,8 @@ class _Run:
         scores = self.scores
         if scores is None or self.scored != int(self.state.step):
             scores = self.validated()
-        if not self.lead:
-            return scores
-        order = np.argsort([image.iou for image in scores.images], kind="stable")
-        folder = self.out / run_folder.PICTURES
-        folder.mkdir(exist_ok=True)
-        chosen = dict.fromkeys([*order[:PICTURES], *order[-PICTURES:]])
-        pictures = self._overlays(scores, chosen)
-        for name, picture in pictures.items():
-            unet_image.write_picture(folder / f"{_stem(name)}.png", picture)
-        report = page.Report(
-            config=to_plain(self.config),
-            environment=_environment(),
-            metrics=read(self.out),
-            scores=scores,
-            pictures=pictures,
-            class_names=self.config.class_names,
-            findings=diagnosis.findings,
-        )
-        with written(self.out / run_folder.PAGE) as stream:
-            stream.write(page.html(report, command=command).encode())
+        if self.lead:
+            outputs.write_page(self.out, self.config, self.validation, scores, diagnosis, command)
         return scores
 
     def _validate(
@@ -298,20 +268,22 @@ class _Run:
         """Score the weights, whose state is saved, and write their files; or stop half-way, for
         it may take minutes."""
         state = mesh.gathered(self.state)
-        weights = to_weight_file(self.config, state)
+        weights = outputs.to_weight_file(self.config, state)
         try:
             self.scores, self.scored = self.validated(weights, asked), step
-        except _StoppedError:
+        except signals.StoppedError:
             return
         # processes whose scores differ in the last bit would not end at the same step
         score = mesh.told_by_the_first(f"score {step}", self.scores.mean_image_iou)
         self.best = self.best.after(step, score)
         if self.lead:
-            self._write(state, weights)
+            first = self.best.since == 0
+            outputs.write_weights(self.out, self.config, state, weights, best=first)
         if record is not None:
             told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
             record.scalars(step, told)
-            record.images(step, self._overlays(self.scores, range(len(self.validation))[:PICTURES]))
+            shown = range(len(self.validation))[: outputs.PICTURES]
+            record.images(step, outputs.overlays(self.validation, self.scores, shown))
         self.progress.say(
             f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
             f"{self.scores.headline['pooled_iou']:.3f} (pooled)"
@@ -327,25 +299,6 @@ class _Run:
         }
         score = self.scores.mean_image_iou if self.scored == step and self.scores else None
         self.checkpoints.save(step, self.state, card=card, score=score)
-
-    def _write(self, state: State, weights: WeightFile) -> None:
-        """The weight files, and the training state beside the weights that it belongs to."""
-        config = self.config
-        middle = to_training_state(
-            config.net, config.recipe, state.params, state.stats, state.optimizer,
-            preprocessing=config.preprocessing, class_names=config.class_names,
-        )  # fmt: skip
-        folder = self.out / run_folder.LAST
-        folder.mkdir(exist_ok=True)
-        training_state.write(folder, middle)
-        weight_file.write(self.out / run_folder.WEIGHTS, weights)
-        if self.best.since == 0:
-            weight_file.write(self.out / run_folder.BEST, weights)
-
-    def _overlays(self, scores: Scores, chosen: Iterable[int]) -> dict[str, np.ndarray]:
-        """Pictures of held-out images with both outlines, by name."""
-        images = [(self.validation[index], scores.masks[index]) for index in chosen]
-        return {s.name: unet_image.overlay(s.image, mask, s.mask) for s, mask in images}
 
     def _on(self, record: Record | None) -> Callable[[int, dict[str, float]], None]:
         """What happens with the means of a window of steps."""
@@ -383,87 +336,3 @@ class _Run:
         if not self.lead:
             return nullcontext()
         return Record(self.out, resume_at=first, scored_at=self.scored)
-
-
-def batches(
-    config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
-) -> Generator[Future[Batch], None, None]:
-    """The batches of the steps from `first` on, on the devices; the next ones are made while one
-    is used. Not augmented: over `rows` that exchanges data, and of exchanges only one thread may
-    ask, or their order differs between processes."""
-    rows = placement.local(config.data.batch)
-
-    def made(step: int) -> Batch:
-        batch = data.batch(
-            training, step, data=config.data, net=config.net, seed=config.seed, rows=rows
-        )
-        return placement.put(batch, batch=config.data.batch)
-
-    with ThreadPoolExecutor(1) as reader:
-        ahead = deque(reader.submit(made, step) for step in range(first, first + AHEAD))
-        for step in range(first, config.steps):
-            ahead.append(reader.submit(made, step + AHEAD))
-            yield ahead.popleft()
-
-
-def _augmented(config: TrainConfig, training: list[Sample]) -> np.ndarray:
-    """What the net will see of the first batch."""
-    rows = slice(0, PREVIEWED)
-    first = data.batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
-    return preview(first.x, first.truth, config=config.augment, seed=config.seed, count=5)
-
-
-def to_weight_file(config: TrainConfig, state: State) -> WeightFile:
-    """What predicts: the weights of a state, or their average, where the config has one."""
-    arrays = {**state.params, **state.stats, **state.ema}
-    tensors = layout.to_torch(config.net, {name: np.asarray(a) for name, a in arrays.items()})
-    return WeightFile(config.net, tensors, config.preprocessing, config.class_names)
-
-
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """The names of the signals that ask to stop; the second one of a kind kills as usual."""
-    asked: list[str] = []
-    before: dict[int, Any] = {}
-
-    def ask(number: int, _: Any) -> None:
-        asked.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
-
-    # of several processes JAX itself hears SIGTERM, to tell the others
-    for wanted in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
-        before[wanted] = signal.signal(wanted, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _StoppedError(Exception):
-    """Somebody asked to stop."""
-
-
-def _until(asked: Sequence[str], samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The samples, as long as nobody asks to stop."""
-    for sample in samples:
-        if asked:
-            raise _StoppedError
-        yield sample
-
-
-def _stops(asked: list[str], step: int) -> bool:
-    """Whether to stop after this step; all processes of a run agree on it."""
-    if jax.process_count() > 1 and mesh.preempted(step):
-        asked.append("SIGTERM")
-    return bool(asked)
-
-
-def _stem(name: str) -> str:
-    """A file name made from that of a sample: a.tif[3] is a_3_."""
-    without_suffix = re.sub(r"\.\w+(?=\[|$)", "", name)
-    return re.sub(r"[^\w.-]", "_", without_suffix)
-
-
-def _environment() -> dict[str, str]:
-    return {**environment(), "device": jax.devices()[0].device_kind}

@@ -1,0 +1,61 @@
+from dataclasses import replace
+
+import pytest
+
+from train.config import CELLS, DataConfig, LossConfig, MeshConfig
+from unet_spec import InputError
+from unet_spec.recipe import Optimizer, Schedule
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"data": DataConfig(crop_px=33)}, "crop_px=33"),
+        ({"data": DataConfig(holdout=1.0)}, "holdout"),
+        ({"steps": 0}, "steps"),
+        ({"accumulate": 3}, "accumulate=3 does not divide"),
+        ({"ema": 1.0}, "ema"),
+        ({"loss": LossConfig(class_weights=(1.0, 2.0, 3.0))}, "class_weights"),
+        ({"optimizer": Optimizer("sgd", dampening=0.5), "schedule": Schedule()}, "dampening"),
+        ({"class_names": ("one",)}, "class_names"),
+        ({"seed": -1}, "seed"),
+        ({"data": DataConfig(synthetic=1)}, "synthetic"),
+        ({"net": replace(CELLS.net, classes=1)}, "counts the background as well"),
+        (
+            {"data": DataConfig(mask_values="instances"), "loss": LossConfig(ignore_index=255)},
+            "leave out loss.ignore_index",
+        ),
+    ],
+    ids=[
+        "crop",
+        "holdout",
+        "steps",
+        "accumulate",
+        "ema",
+        "weights",
+        "dampening",
+        "names",
+        "seed",
+        "synthetic",
+        "classes",
+        "ignored",
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(change, names):
+    with pytest.raises(InputError, match=names):
+        replace(CELLS, **change)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "names"),
+    [
+        (LossConfig, {"ignore_index": 256}, "a mask value from 0 to 255, got 256"),
+        (LossConfig, {"class_weights": (1.0, float("nan"))}, "class_weights needs finite"),
+        (LossConfig, {"border_sigma_px": float("nan")}, "border_sigma_px"),
+        (MeshConfig, {"processes": 2, "coordinator": "node0"}, "HOST:PORT.*got node0"),
+        (MeshConfig, {"processes": 2, "coordinator": "node0:abc"}, "HOST:PORT.*got node0:abc"),
+    ],
+)
+def test_a_part_of_a_config_that_cannot_be_is_refused(part, fields, names):
+    with pytest.raises(InputError, match=names):
+        part(**fields)

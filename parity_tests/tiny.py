@@ -1,0 +1,40 @@
+"""A run of seconds, and what its tests need."""
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from train import run_folder, start
+from train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
+from train.progress import Progress
+from train.samples import load
+from unet_spec import UNetConfig
+
+TINY = TrainConfig(
+    net=UNetConfig(widths=(4, 6), norm="batch", dropout=0.2),
+    data=DataConfig(batch=2, crop_px=32, synthetic=4),
+    augment=AugmentConfig(rotation_deg=10, elastic_px=2, noise=0.1),
+    loss=LossConfig(dice=0.5),
+    mesh=MeshConfig(data=1),
+    steps=6,
+    validate_every=3,
+    checkpoint_every=2,
+    ema=0.9,
+)
+
+
+# what `unet train cells` gives with the data of TINY
+FLAGS = replace(CELLS, data=TINY.data, mesh=TINY.mesh, ema=TINY.ema)
+
+
+SHOWN = run_folder.fingerprints(load(TINY))
+
+
+def quiet():
+    return Progress(Console(quiet=True))
+
+
+def begin(out, config, told=()):
+    """A run of the samples of TINY that was killed before its first checkpoint."""
+    started = {"told": sorted(told), "sha256": start.fingerprint(config.start)}
+    run_folder.begin(out, config, shown=SHOWN, started=started)

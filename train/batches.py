@@ -1,0 +1,32 @@
+"""Batches on their way to the devices, made while the steps before them run."""
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from train import data, mesh
+from train.config import TrainConfig
+from train.data import Batch, Sample
+
+AHEAD = 2  # batches that are made while one is used
+
+
+def batches(
+    config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
+) -> Generator[Future[Batch], None, None]:
+    """The batches of the steps from `first` on, on the devices; the next ones are made while one
+    is used. Not augmented: over `rows` that exchanges data, and of exchanges only one thread may
+    ask, or their order differs between processes."""
+    rows = placement.local(config.data.batch)
+
+    def made(step: int) -> Batch:
+        batch = data.batch(
+            training, step, data=config.data, net=config.net, seed=config.seed, rows=rows
+        )
+        return placement.put(batch, batch=config.data.batch)
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = deque(reader.submit(made, step) for step in range(first, first + AHEAD))
+        for step in range(first, config.steps):
+            ahead.append(reader.submit(made, step + AHEAD))
+            yield ahead.popleft()

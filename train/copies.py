@@ -1,0 +1,67 @@
+"""Near-duplicates: images that look like one to train on, in any of eight orientations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.data import Sample
+
+BLOCKS = 16  # along each side of what images are compared by
+# over 85 images of nuclei and 96 of synthetic cells, unrelated pairs reach 0.57; copies that are
+# brighter, noisier, half as large or smeared as JPEG keep 0.957 or more
+ALIKE = 0.9
+# onto polynomials of degree 4: P @ image @ P is the lamp's part of an image of BLOCKS x BLOCKS
+_DEGREE_4 = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, BLOCKS), 4))[0]
+_LAMP = _DEGREE_4 @ _DEGREE_4.T
+
+
+@dataclass(frozen=True)
+class Alike:
+    """An image that looks like one to train on, which may be turned or mirrored."""
+
+    name: str
+    like: str
+    correlation: float
+    held_out: bool
+
+
+def alike(training: Sequence[Sample], validation: Sequence[Sample]) -> list[Alike]:
+    """Images that look like an earlier one to train on, in any of eight orientations."""
+    samples = [*training, *validation]
+    prints = np.stack([_print(sample.x) for sample in samples])
+    turned = [
+        np.rot90(side, turns, axes=(1, 2)).reshape(len(samples), -1)
+        for side in (prints, prints[..., ::-1])
+        for turns in range(4)
+    ]
+    best, like = np.full(len(samples), ALIKE), np.zeros(len(samples), int)
+    for start in range(0, len(training), 256):  # in parts: all pairs at once may not fit
+        rows = turned[0][start : min(start + 256, len(training))]
+        every = np.max([rows @ other.T for other in turned], axis=0)
+        earlier = np.triu(every, k=start + 1)
+        better = earlier.max(axis=0) > best
+        best[better] = earlier.max(axis=0)[better]
+        like[better] = start + earlier.argmax(axis=0)[better]
+    found = [
+        Alike(samples[i].name, samples[like[i]].name, float(best[i]), bool(i >= len(training)))
+        for i in np.flatnonzero(best > ALIKE)
+    ]
+    return sorted(found, key=lambda one: -one.correlation)
+
+
+def _print(x: np.ndarray) -> np.ndarray:
+    """(BLOCKS, BLOCKS) means of the image over blocks, of length 1 as a vector.
+
+    Less a polynomial of degree 4 along each axis: without it the lamp, brighter in the middle,
+    made unrelated images with few cells alike (up to 0.998).
+    """
+    means = x.mean(axis=-1, dtype=np.float64)
+    for axis, size in enumerate(x.shape[:2]):
+        edges = np.linspace(0, size, BLOCKS + 1).astype(int)
+        widths = np.expand_dims(np.maximum(1, np.diff(edges)), 1 - axis)
+        means = np.add.reduceat(means, edges[:-1], axis=axis) / widths
+    rest = means - _LAMP @ means @ _LAMP
+    # what is left of an image without structure is rounding
+    length = np.linalg.norm(rest)
+    return (rest / length if length > 1e-6 * np.abs(means).max() else 0 * rest).astype(np.float32)

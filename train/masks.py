@@ -1,0 +1,148 @@
+"""Masks as they are stored, as classes: 0/255, indices, colours of a palette, or objects."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from train.config import DataConfig
+from unet_spec import InputError, UNetConfig
+
+Stored = Literal["0/255", "indices", "all 0", "colours", "instances"]
+
+
+class Truth(NamedTuple):
+    """A mask as classes.
+
+    Attributes:
+        mask: (h, w) class indices, uint8; pixels that count nothing hold `ignore_index`.
+        objects: (h, w) numbers of objects, int32, 0 the background; of masks of instances.
+        stored: what the mask held.
+    """
+
+    mask: np.ndarray
+    objects: np.ndarray | None = None
+    stored: Stored = "indices"
+
+
+def to_truth(
+    mask: np.ndarray, *, data: DataConfig, net: UNetConfig, ignore_index: int | None, source: str
+) -> Truth:
+    """A mask as read, (h, w) or (h, w, c), as classes; `data.mask_values` says what it holds.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if data.mask_values == "colours":
+        return Truth(_of_colours(mask, data.palette, source), stored="colours")
+    values = _one_channel(mask, net.classes, source)
+    if data.mask_values == "instances":
+        objects = _numbers(values, source)
+        return Truth((objects > 0).astype(np.uint8), objects, "instances")
+    return _of_values(values, net.classes, ignore_index, source)
+
+
+def check_settings(data: DataConfig, net: UNetConfig) -> None:
+    """Refuse a net whose classes cannot be what `data.mask_values` says.
+
+    Raises:
+        InputError: with what fits.
+    """
+    if net.classes > 256:
+        raise InputError(f"net.classes={net.classes}: masks hold 256 classes at most")
+    if data.mask_values == "instances" and net.classes != 2:
+        raise InputError(
+            f"data.mask_values=instances makes 2 classes, and net.classes={net.classes}; use 2"
+        )
+    if data.mask_values == "colours":
+        colours = _palette(data.palette)
+        if len(colours) != net.classes or len(set(colours)) != net.classes:
+            raise InputError(
+                f"data.palette needs {net.classes} different colours, one for each of "
+                f"net.classes, got {data.palette}"
+            )
+
+
+def _palette(palette: Sequence[str]) -> list[int]:
+    if not all(re.fullmatch("#?[0-9a-fA-F]{6}", colour) for colour in palette):
+        raise InputError(f"data.palette holds colours as RRGGBB, got {tuple(palette)}")
+    return [int(colour.lstrip("#"), 16) for colour in palette]
+
+
+def _colours(mask: np.ndarray) -> np.ndarray:
+    """(h, w, 3), or (h, w, 1) of a gray mask; without alpha."""
+    if mask.ndim == 2:
+        return mask[..., None]
+    return mask[..., :3] if mask.shape[-1] >= 3 else mask[..., :1]
+
+
+def _of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> np.ndarray:
+    if mask.dtype != np.uint8:
+        raise InputError(
+            f"{source}: colours have 8 bits a channel, these are {mask.dtype}; store it as PNG"
+        )
+    seen = (_colours(mask).astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+    hits = seen[..., None] == np.array(_palette(palette))
+    stray, pixels = np.unique(seen[~hits.any(-1)], return_counts=True)
+    if stray.size:
+        raise InputError(
+            f"{source}: {pixels.sum()} pixels have a colour that is not in data.palette, "
+            f"{pixels.max()} of them {stray[pixels.argmax()]:06X}; add it, or paint them in a "
+            f"colour of the palette{_of_jpeg(source)}"
+        )
+    return hits.argmax(-1).astype(np.uint8)
+
+
+def _one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray:
+    colours = _colours(mask)
+    if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
+        raise InputError(
+            f"{source}: a mask in colours; say which with data.mask_values=colours and "
+            f"data.palette, or store class indices 0 to {classes - 1} in one channel"
+            f"{_of_jpeg(source)}"
+        )
+    return colours[..., 0]
+
+
+def _of_values(values: np.ndarray, classes: int, ignore_index: int | None, source: str) -> Truth:
+    found = np.unique(values)
+    counted = found if ignore_index is None else found[found != ignore_index]
+    if classes == 2 and 255 in counted and np.isin(counted, (0, 255)).all():
+        mask = np.where(values == ignore_index, values, values == 255)
+        return Truth(mask.astype(np.uint8), stored="0/255")
+    if np.isin(counted, np.arange(classes)).all():
+        return Truth(values.astype(np.uint8), stored="indices" if counted.any() else "all 0")
+    listed = ", ".join(str(v) for v in counted[:6]) + (", ..." if counted.size > 6 else "")
+    binary = "0 and 255, or " if classes == 2 else ""
+    raise InputError(
+        f"{source}: mask values {listed} do not fit {classes} classes: {binary}0 to {classes - 1} "
+        f"are needed{_of_jpeg(source) or _likely(counted)}"
+    )
+
+
+def _likely(values: np.ndarray) -> str:
+    """What values that are no classes may be."""
+    if values.size > 16:
+        return (
+            "; a mask that was blended in resizing or as JPEG has to be made again, as PNG or "
+            "TIFF; numbers of objects need data.mask_values=instances"
+        )
+    return "; if 255 marks pixels that count nothing: loss.ignore_index=255" * (255 in values)
+
+
+def _numbers(values: np.ndarray, source: str) -> np.ndarray:
+    fits = (values >= 0) & (values <= np.iinfo(np.int32).max)
+    # a JPEG's values look like numbers of objects, whatever it was made from
+    if not fits.all() or (values % 1 != 0).any() or _of_jpeg(source):
+        raise InputError(
+            f"{source}: numbers of objects are whole, from 0 to {np.iinfo(np.int32).max}; store "
+            f"them so{_of_jpeg(source)}"
+        )
+    return values.astype(np.int32)
+
+
+def _of_jpeg(source: str) -> str:
+    jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
+    return "; JPEG smears masks: make it again as PNG or TIFF" if jpeg else ""
