@@ -1,8 +1,11 @@
 """The command `unet`: one verb, one function. Frameworks are imported inside the verbs."""
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.util
+import io
 import json as json_format
 import os
 import re
@@ -10,7 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,21 +41,8 @@ OF_EXCHANGES = re.compile(
 
 def main() -> None:
     """Run a verb; wrong input ends in one sentence and status 2."""
-    verbs: dict[str, Callable[..., int]] = {
-        "demo": demo,
-        "train": _train_verb(),
-        "predict": predict,
-        "convert": convert,
-        "verify": verify,
-        "bench": bench,
-    }
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            verbs,
-            prog="unet",
-            description="One U-Net in PyTorch and JAX, proven the same.",
-            config=(tyro.conf.CascadeSubcommandArgs,),
-        )
+        status = _parsed(sys.argv[1:])()
     except (InputError, OSError) as error:
         print(f"unet: {_sentence(error)}", file=sys.stderr)
         status = 2
@@ -60,6 +50,50 @@ def main() -> None:
         print("unet: interrupted; what was written before is whole", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _parsed(arguments: list[str]) -> Callable[[], int]:
+    """The verb that the arguments name, ready to run.
+
+    Raises:
+        InputError: of a config; tyro itself would draw a box around it.
+    """
+    verbs: dict[str, Callable[..., int]] = {
+        "demo": demo,
+        "train": _train_verb(arguments),
+        "predict": predict,
+        "convert": convert,
+        "verify": verify,
+        "bench": bench,
+    }
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: _later(verb) for name, verb in verbs.items()},
+                args=arguments,
+                prog="unet",
+                description="One U-Net in PyTorch and JAX, proven the same.",
+                config=(tyro.conf.CascadeSubcommandArgs,),
+            )
+    except SystemExit as ended:
+        cause: BaseException | None = ended
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(told.getvalue())
+        raise
+
+
+def _later(verb: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """The verb, to be run after its arguments are parsed."""
+
+    @functools.wraps(verb)
+    def ready(*arguments: Any, **named: Any) -> Callable[[], int]:
+        return functools.partial(verb, *arguments, **named)
+
+    return ready
 
 
 def verify(
@@ -247,7 +281,7 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None) -> int:
     return int(found["verdict"] == "different")
 
 
-def _train_verb() -> Callable[..., int]:
+def _train_verb(arguments: list[str]) -> Callable[..., int]:
     """`unet train PRESET`; outside a checkout a verb that says where it runs."""
     if importlib.util.find_spec("train") is None:
 
@@ -259,6 +293,9 @@ def _train_verb() -> Callable[..., int]:
         return elsewhere
     from train.config import PROMISES, presets
 
+    known = ", ".join(PROMISES)
+    if arguments[:1] == ["train"] and not {*PROMISES, "-h", "--help"} & {*arguments}:
+        raise InputError(f"train needs a preset, one of {known}: unet train nuclei --out RUN ...")
     named = {part: _given(f"--{part}.name") for part in ("optimizer", "schedule")}
     preset = tyro.extras.subcommand_type_from_defaults(
         presets(**named), PROMISES, prefix_names=False
@@ -296,6 +333,11 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
     """A run of `train.config.TrainConfig`."""
     _check_json(json)
     need("jax")
+    if config.start is None and config.schedule.name == "one_cycle" and _given("--optimizer.lr"):
+        raise InputError(
+            "--optimizer.lr counts nothing with the schedule one_cycle, whose peak is "
+            "--schedule.max-lr; give that"
+        )
     from train import supervise
 
     if config.mesh.processes > 1 and not supervise.is_watched():
@@ -305,6 +347,12 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
         return status
     if supervise.is_watched():
         supervise.die_with_the_parent()
+    with _stopped_by_signals() if config.mesh.processes == 1 else contextlib.nullcontext():
+        return _trained(config, out=out, overfit=overfit, json=json)
+
+
+def _trained(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
+    """Likewise, in this process."""
     _keep_compilations()
     import jax
     from rich.console import Console
@@ -315,6 +363,8 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
     from train.progress import Progress
 
     try:
+        if config.mesh.processes > 1:
+            print(f"waiting for all {config.mesh.processes} processes", flush=True)
         mesh.connect(config.mesh)
         lead = jax.process_index() == 0
         json = json if lead else None
@@ -339,6 +389,24 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
         )
     _write_json(json, {**dataclasses.asdict(result), "config": to_plain(config)})
     return 0 if result.stopped_by is None else 128 + signal.Signals[result.stopped_by]
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Outside of the steps a signal ends the run at once: an exception would be swallowed where it
+    comes in a callback, as JAX has one in the garbage collection. Files are whole or not there."""
+
+    def leave(number: int, _: Any) -> None:
+        name = signal.Signals(number).name
+        os.write(2, f"unet: {name}; what was written before is whole\n".encode())
+        os._exit(128 + number)
+
+    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _failed(error: BaseException) -> int:
@@ -441,7 +509,31 @@ def _sentence(error: Exception) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "make room, or name another place" if full else "mend that, or name another place"
         return f"{where}{error.strerror}; {mend}"
-    return " ".join(str(error).split())
+    return _as_typed(" ".join(str(error).split()))
+
+
+def _as_typed(sentence: str) -> str:
+    """With fields of the training's config as flags: data.crop_px=50 is --data.crop-px 50."""
+    if importlib.util.find_spec("train") is None:
+        return sentence
+    from train.config import TrainConfig
+
+    names = {
+        f"{part.name}.{field.name}"
+        for part in dataclasses.fields(TrainConfig)
+        if dataclasses.is_dataclass(part.type)
+        for field in dataclasses.fields(part.type)
+    } | {part.name for part in dataclasses.fields(TrainConfig)}
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in names:
+            return found[0]
+        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
+
+    return re.sub(
+        r"(?<![\w./-])([a-z]+\.\w+|[a-z]+_\w+)(?:=([\w.:/-]*\w))?(?!\.\w)", flag, sentence
+    )
 
 
 if __name__ == "__main__":

@@ -428,6 +428,17 @@ def test_compiled_equals_not_compiled():
     )
 
 
+def test_nothing_becomes_nan(monkeypatch):
+    """Compiled for 48 pixels, gamma met bases just below 0."""
+    config = AugmentConfig(rotation_deg=45, gamma=0.5)
+    for step in range(20):
+        x, truth, _ = (np.stack(part) for part in zip(
+            *(crop(48, 48, channels=1, seed=4 * step + i) for i in range(4)), strict=True
+        ))  # fmt: skip
+        made = jitted(x, truth, None, seed=0, step=step, config=config)[0]
+        assert np.isfinite(made).all(), step
+
+
 def test_seeds_steps_and_places_differ_and_the_same_repeat():
     x, truth, weight = (np.repeat(part[None], 4, 0) for part in crop())
     made = [

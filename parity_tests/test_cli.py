@@ -201,6 +201,29 @@ def _image_without_mask(tmp_path, weights):
     return "train", "nuclei", "--data.images", "images", "--data.masks", "masks", "--out", "run"
 
 
+def _no_preset(tmp_path, weights):
+    return "train", "nucleus", "--out", "run"
+
+
+def _illegal_part(tmp_path, weights):
+    return "train", "cells", "--loss.ignore-index", 300, "--out", "run"
+
+
+def _lr_of_one_cycle(tmp_path, weights):
+    return "train", "cells", "--optimizer.lr", 1e-3, "--out", "run"
+
+
+def _torch_start(tmp_path, weights):
+    torch.save(unet_torch.load(weights).state_dict(), tmp_path / "a.pth")
+    return "train", "cells", "--start", "a.pth", "--out", "run"
+
+
+def _run_as_weights(tmp_path, weights):
+    (tmp_path / "run").mkdir()
+    weights.rename(tmp_path / "run" / "weights.safetensors")
+    return "predict", "run", "images", "--out", "out"
+
+
 def _illegal_crop(tmp_path, weights):
     return "train", "cells", "--data.crop-px", 50, "--out", "run"
 
@@ -226,7 +249,12 @@ def _illegal_crop(tmp_path, weights):
         (_illegal_widths, "at least 2 levels"),
         (_empty_folder, "holds no image"),
         (_image_without_mask, "no mask named"),
-        (_illegal_crop, "not legal"),
+        (_illegal_crop, "unet: --data.crop-px 50 is not legal"),
+        (_no_preset, "train needs a preset, one of nuclei, cells, paper, modern"),
+        (_illegal_part, "unet: --loss.ignore-index is a mask value from 0 to 255, got 300"),
+        (_lr_of_one_cycle, "whose peak is --schedule.max-lr; give that"),
+        (_torch_start, "make one: unet convert a.pth a.safetensors"),
+        (_run_as_weights, "a folder, and a file is needed; it holds weights.safetensors"),
     ],
 )
 def test_wrong_input_is_one_sentence_status_2_and_no_file(

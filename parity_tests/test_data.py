@@ -223,6 +223,14 @@ def test_split_holds_out_a_part_and_loses_nothing():
     assert sorted(s.name for s in training + validation) == sorted(s.name for s in samples)
 
 
+def test_another_seed_is_another_split():
+    samples = [_synthetic(i) for i in range(8)]
+    held_out = {
+        tuple(s.name for s in data.split(samples, holdout=0.25, seed=seed)[1]) for seed in range(6)
+    }
+    assert len(held_out) > 2
+
+
 def test_synthetic_cells_are_reproducible_and_of_both_classes():
     image, mask = synthetic.cells(5)
     np.testing.assert_array_equal(image, synthetic.cells(5)[0])

@@ -8,8 +8,9 @@ from parity_tests.tiny import FLAGS, SHOWN, TINY, begin, quiet
 from train import loop, run_folder, start
 from train.config import CELLS, MODERN
 from train.step import init
-from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
+from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_state, weight_file
 from unet_spec.parameters import parameters
+from unet_spec.recipe import Schedule
 from unet_spec.weight_file import WeightFile
 
 
@@ -43,9 +44,12 @@ def test_a_start_from_weights_begins_at_step_0(run):
     config = start.adopted(given, start.known(given))
     state = start.state_from(config, source, init(config))
     assert int(state.step) == 0
-    expected = weight_file.read(run[0] / "best.safetensors").tensors["out.bias"]
-    np.testing.assert_array_equal(state.params["out.bias"], expected)
-    np.testing.assert_array_equal(state.ema["out.bias"], expected)
+    tensors = weight_file.read(run[0] / "best.safetensors").tensors
+    expected = layout.to_jax(config.net, tensors)
+    for name, array in {**state.params, **state.stats}.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    for name, array in state.ema.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +107,14 @@ def test_crops_fit_the_net_of_the_start_and_not_that_of_the_preset(run, tmp_path
         else:
             with pytest.raises(InputError, match="crop_px=33 is not legal for the net; use 32"):
                 start.adopted(given, start.known(given))
+
+
+def test_a_start_whose_schedule_has_ended_is_refused(tmp_path):
+    rising = Schedule("one_cycle", max_lr=1e-3)
+    loop.run(replace(TINY, schedule=rising), tmp_path / "run", progress=quiet())
+    given = replace(FLAGS, steps=9, start=tmp_path / "run")
+    with pytest.raises(InputError, match=r"total_steps=6 ends before steps=9.*use steps=6"):
+        start.adopted(given, start.known(given))
 
 
 def test_a_start_at_the_last_step_is_refused(run):

@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from train.metrics import foreground_iou
 from train.outputs import to_weight_file
 from train.step import State, compiled, make_steps
 from unet_jax.layers import max_pool
-from unet_spec import InputError, UNetConfig
+from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.recipe import Optimizer, Schedule
 
 ONE = TrainConfig(
@@ -98,7 +99,7 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
         assert worst < 0.02 * rate, (name, worst)
 
 
-accumulated = jax.jit(steps_of._accumulated, static_argnums=0)
+accumulated = jax.jit(steps_of.accumulated, static_argnums=0)
 stepped = jax.jit(steps_of.step, static_argnums=0)
 
 
@@ -216,6 +217,70 @@ def test_bfloat16_computes_the_convolutions_and_keeps_parameters_and_loss_in_flo
     assert 0 < abs(losses["bfloat16"] / losses["float32"] - 1) < 4e-3
 
 
+def test_float32_is_asked_for_in_full():
+    steps: Any = make_steps(ONE)
+    text = steps.step.lower(steps.init(), batch(ONE)).as_text()
+    products = re.findall("stablehlo.(?:convolution|dot_general).*", text)
+    assert len(products) > 10
+    # one is the confusion, of zeros and ones, which no precision rounds
+    assert sum("HIGHEST" not in line for line in products) == 1
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_truth_and_weight_are_of_what_the_net_answers_for(padding):
+    """The image holds its own truth."""
+    net = UNetConfig(widths=(4, 6, 8), padding=padding)
+    crop_px = geometry.next_legal(net, 48)
+    config = replace(ONE, net=net, data=replace(ONE.data, crop_px=crop_px))
+    truth = jnp.asarray(np.random.default_rng(0).integers(0, 2, (4, crop_px, crop_px)), jnp.uint8)
+    crops = Batch(truth[..., None].astype(jnp.float32), truth, truth.astype(jnp.float32))
+    seen = steps_of.prepare(config, crops, jnp.asarray(5))
+    margin = geometry.margin(net)
+    inside = slice(margin, crop_px - margin)
+    assert seen.truth.shape[1] == geometry.output_size(net, crop_px)
+    np.testing.assert_array_equal(seen.x[:, inside, inside, 0], seen.truth)
+    np.testing.assert_array_equal(seen.truth, seen.weight)
+
+
+def test_seed_and_step_are_those_of_the_augmentation():
+    seen = batch(ONE)
+    made = [
+        np.asarray(steps_of.prepare(replace(ONE, seed=seed), seen, jnp.asarray(step)).x)
+        for seed, step in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert all((one != other).any() for one, other in combinations(made, 2))
+
+
+def test_the_seed_is_that_of_the_weights_and_of_the_dropout():
+    first, second = (steps_of.init(replace(ONE, seed=seed)) for seed in (0, 1))
+    name = "down_1.conv.conv.0.weight"
+    assert (first.params[name] != second.params[name]).any()
+    keys = [
+        jax.random.key_data(steps_of.dropout_keys(replace(ONE, seed=seed, accumulate=2), first))
+        for seed in (0, 1)
+    ]
+    assert len({tuple(np.asarray(key)) for key in np.concatenate(keys)}) == 4
+
+
+def test_pixels_that_count_nothing_are_not_in_the_confusion_of_a_step():
+    config = replace(ONE, loss=LossConfig(ignore_index=1))
+    seen = batch(config)
+    _, metrics = stepped(config, steps_of.init(config), seen)
+    assert metrics.confusion.sum() == (seen.truth != 1).sum()
+    assert metrics.confusion[1].sum() == 0
+
+
+def test_plateau_watches_the_loss():
+    watching = Schedule("plateau", factor=0.1, patience=0, threshold=0.0)
+    config = replace(ONE, optimizer=Optimizer("sgd", lr=0.05), schedule=watching)
+    state, seen, found = steps_of.init(config), batch(config), []
+    for _ in range(5):
+        state, metrics = stepped(config, state, seen)
+        found.append((float(metrics.loss), float(metrics.lr)))
+    assert found == sorted(found, reverse=True)  # the loss falls at every step
+    assert {lr for _, lr in found} == {np.float32(0.05)}
+
+
 def test_dropout_is_a_function_of_the_step():
     still = Optimizer("sgd", lr=0.0)
     config = replace(ONE, net=replace(ONE.net, dropout=0.5), optimizer=still, schedule=Schedule())
@@ -328,6 +393,22 @@ def test_by_default_the_most_devices_that_divide_the_batch_are_taken(images, par
     placement = place(config)
     assert placement.mesh.devices.shape == (taken, 1)
     assert placement.told().startswith("8 devices" if taken == 8 else f"{taken} of 8 devices")
+
+
+@pytest.mark.parametrize(
+    ("crop_px", "mesh", "told"),
+    [
+        (64, MeshConfig(data=16), "does not fit the number of devices, which is 8"),
+        (36, MeshConfig(data=1, rows=2), "use a multiple of 8"),  # its lowest level has 9 rows
+        (34, MeshConfig(data=1, rows=4), "use a multiple of 16"),  # its lowest level has 8
+    ],
+    ids=["devices", "rows of the lowest level", "rows of other levels"],
+)
+def test_a_mesh_that_does_not_fit_is_refused(crop_px, mesh, told):
+    net = replace(PADDED.net, fit="zeros")
+    config = replace(PADDED, net=net, data=replace(PADDED.data, crop_px=crop_px), mesh=mesh)
+    with pytest.raises(InputError, match=told):
+        place(config)
 
 
 def test_devices_that_do_not_divide_the_batch_are_refused():

@@ -13,14 +13,15 @@ from rich.console import Console
 import unet_jax
 import unet_torch
 from parity_tests.tiny import TINY, quiet
-from train import data, loop, mesh
-from train.config import MeshConfig
+from train import data, loop, mesh, signals
+from train.config import LossConfig, MeshConfig
 from train.outputs import to_weight_file
 from train.progress import Progress, StepBar
 from train.record import read
 from train.samples import load
 from train.step import compiled
-from unet_spec import InputError, UNetConfig, training_state, weight_file
+from train.validation import validate
+from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
 from unet_spec.recipe import Recipe, Schedule
 
 
@@ -73,6 +74,72 @@ def test_what_exchanges_between_devices_is_asked_for_from_one_thread(tmp_path, m
     assert asking == {(name, threading.main_thread()) for name in ("prepare", "step")}
 
 
+def test_a_run_does_all_that_its_config_says(tmp_path, monkeypatch):
+    config = replace(
+        TINY,
+        net=UNetConfig(widths=(4, 6), padding="valid"),
+        data=replace(TINY.data, crop_px=48),
+        loss=LossConfig(border_w0=4, border_sigma_px=3, ignore_index=255),
+        preprocessing=Preprocessing(sqrt=True),
+        class_names=("nothing", "something"),
+        keep=1,
+    )
+    seen = []
+
+    def falling(model, samples, **named):
+        seen.append(named)
+        return replace(validate(model, samples, **named), mean_image_iou=1 / len(seen))
+
+    monkeypatch.setattr(loop, "validate", falling)
+    out = tmp_path / "run"
+    result = loop.run(config, out, progress=quiet())
+    assert seen == 2 * [{"ignore_index": 255}]
+    assert (result.best_step, result.best_mean_image_iou) == (3, 1)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["3", "6"]
+    last, best = (weight_file.read(out / f"{name}.safetensors") for name in ("weights", "best"))
+    assert (last.tensors["out.bias"] != best.tensors["out.bias"]).any()
+    for weights in (last, best, training_state.read(out / "last").weights):
+        assert weights.preprocessing == config.preprocessing
+        assert weights.class_names == config.class_names
+        assert weights.config == config.net
+
+
+def test_a_finished_run_writes_again_what_was_lost_of_its_end(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    (out / "weights.safetensors").unlink()
+    (out / "last" / "training_state.safetensors").write_bytes(b"")
+    loop.run(TINY, out, progress=quiet())
+    for name in ("weights.safetensors", "last/training_state.safetensors"):
+        assert (out / name).read_bytes() == (run[0] / name).read_bytes(), name
+
+
+def test_a_run_with_fewer_steps_than_were_done_ends_with_its_files(tmp_path, monkeypatch):
+    config = replace(TINY, schedule=Schedule(), validate_every=6)
+    _stop_at(5, monkeypatch)
+    stopped = loop.run(config, tmp_path / "run", progress=quiet())
+    assert (stopped.step, stopped.weights, stopped.best_mean_image_iou) == (5, None, None)
+    monkeypatch.undo()
+    result = loop.run(replace(config, steps=3), tmp_path / "run", progress=quiet())
+    assert result.step == 5
+    assert result.weights is not None
+    assert _validations(tmp_path / "run") == [5]
+
+
+def test_who_asks_twice_at_once_is_one_and_who_asks_again_is_not_kept_waiting(monkeypatch):
+    killed = []
+    kill = os.kill
+    with signals.heard() as asked:
+        kill(os.getpid(), signal.SIGTERM)
+        kill(os.getpid(), signal.SIGTERM)
+        assert asked == ["SIGTERM"]
+        monkeypatch.setattr(signals, "AGAIN_S", 0.0)
+        monkeypatch.setattr(os, "kill", lambda *told: killed.append(told))
+        kill(os.getpid(), signal.SIGTERM)
+        assert killed == [(os.getpid(), signal.SIGTERM)]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_run_leaves_the_state_that_training_goes_on_from(run):
     state = training_state.read(run[0] / "last")
     assert state.step == TINY.steps
@@ -113,7 +180,7 @@ def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not
     stop(at, monkeypatch)
     first = loop.run(TINY, tmp_path / "run", progress=quiet())
     assert (first.stopped_by, first.step) == ("SIGTERM", at)
-    assert first.best_step == (0 if at == 3 else 3)  # it does not stay for a validation
+    assert first.best_step == (None if at == 3 else 3)  # it does not stay for a validation
     monkeypatch.undo()
     second = loop.run(replace(TINY, keep=1), tmp_path / "run", progress=quiet())
     assert second.step == 6

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from train.config import CELLS, DataConfig, LossConfig, MeshConfig
-from unet_spec import InputError
+from unet_spec import InputError, Preprocessing
 from unet_spec.recipe import Optimizer, Schedule
 
 
@@ -19,6 +19,19 @@ from unet_spec.recipe import Optimizer, Schedule
         ({"optimizer": Optimizer("sgd", dampening=0.5), "schedule": Schedule()}, "dampening"),
         ({"class_names": ("one",)}, "class_names"),
         ({"seed": -1}, "seed"),
+        ({"preprocessing": Preprocessing(window_px=50)}, "window_px=50 is not legal"),
+        (
+            {
+                "net": replace(CELLS.net, padding="valid"),
+                "mesh": MeshConfig(rows=2),
+                "data": DataConfig(crop_px=140),
+            },
+            "mesh.rows spreads rows of padded nets only",
+        ),
+        (
+            {"schedule": Schedule("one_cycle", max_lr=1.0, total_steps=149)},
+            "total_steps=149 ends before steps=150",
+        ),
         ({"data": DataConfig(synthetic=1)}, "synthetic"),
         ({"net": replace(CELLS.net, classes=1)}, "counts the background as well"),
         (
@@ -36,6 +49,9 @@ from unet_spec.recipe import Optimizer, Schedule
         "dampening",
         "names",
         "seed",
+        "window",
+        "rows of an unpadded net",
+        "schedule",
         "synthetic",
         "classes",
         "ignored",

@@ -13,6 +13,7 @@ from train.config import DataConfig, MeshConfig, TrainConfig
 from train.data import Batch
 from train.tripwire import diagnose
 from unet_spec import UNetConfig
+from unet_spec.recipe import Optimizer
 
 CONFIG = TrainConfig(
     net=UNetConfig(widths=(4, 6), dropout=0.5),
@@ -91,7 +92,27 @@ def infected(where):
         factors = {"down_1.conv.conv.0.weight": 1e-37, "out.weight": 1e6}
         params = {name: a * factors.get(name, 1) for name, a in state.params.items()}
         state = state._replace(params=params)
+    if where == "update":  # no gradient reaches what lies before these zeros
+        state = state._replace(
+            params={**state.params, "out.weight": jnp.zeros_like(state.params["out.weight"])}
+        )
     return state, Batch(x, truth, None)
+
+
+def configured(where):
+    """PLAIN, for an update with an optimizer that divides by the gradient's size alone."""
+    return replace(PLAIN, optimizer=Optimizer("adam", eps=0.0)) if where == "update" else PLAIN
+
+
+@pytest.mark.parametrize("where", ["module", "loss", "gradient", "update", "nothing"])
+def test_a_step_that_makes_something_infinite_changes_nothing(where):
+    config, (state, seen) = configured(where), infected(where)
+    following, metrics = jax.jit(steps_of.step, static_argnums=0)(config, state, seen)
+    assert bool(following.stopped) == (where != "nothing")
+    assert np.isfinite(metrics.loss) == (where not in ("module", "loss"))
+    if where != "nothing":
+        for name, array in state.params.items():
+            np.testing.assert_array_equal(following.params[name], array)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +123,10 @@ def infected(where):
         ("module", "down_1.conv.conv.0 is the first module whose output is not finite, in b.png"),
         ("loss", "every module is finite, but the loss is not, in a.png"),
         ("gradient", "output is finite, but the gradient of down_1.conv.conv.0.weight is not"),
-        ("nothing", "outside of the compiled step every module and gradient is finite"),
+        ("update", "gradients are finite, but the update of down_1.conv.conv.0.weight"),
+        ("nothing", "outside of the compiled step every module, gradient and update is finite"),
     ],
 )
 def test_the_tripwire_names_module_and_image(where, told):
     state, batch = infected(where)
-    assert told in diagnose(PLAIN, state, batch, ["a.png", "b.png"])
+    assert told in diagnose(configured(where), state, batch, ["a.png", "b.png"])

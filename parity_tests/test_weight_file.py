@@ -164,7 +164,7 @@ def config_of(**changes):
 BLANK = np.zeros((4,), np.float32)
 WRONG_FILES = {
     "missing": (lambda path: None, "there is no such file"),
-    "folder": (lambda path: path.mkdir(), "there is no such file"),
+    "folder": (lambda path: path.mkdir(), "a folder, and a file is needed"),
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "git_lfs_pointer": (
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"),

@@ -9,6 +9,7 @@ from train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfi
 from train.progress import Progress
 from train.samples import load
 from unet_spec import UNetConfig
+from unet_spec.recipe import Schedule
 
 TINY = TrainConfig(
     net=UNetConfig(widths=(4, 6), norm="batch", dropout=0.2),
@@ -16,6 +17,7 @@ TINY = TrainConfig(
     augment=AugmentConfig(rotation_deg=10, elastic_px=2, noise=0.1),
     loss=LossConfig(dice=0.5),
     mesh=MeshConfig(data=1),
+    schedule=Schedule("cosine"),
     steps=6,
     validate_every=3,
     checkpoint_every=2,

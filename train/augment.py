@@ -147,7 +147,8 @@ def _tinted(x: Array, keys: Keys, config: AugmentConfig) -> Array:
         low = x.min((0, 1), keepdims=True)
         span = jnp.maximum(x.max((0, 1), keepdims=True) - low, jnp.finfo(x.dtype).tiny)
         exponent = jnp.exp(_up_to(math.log1p(config.gamma), keys["gamma"]))
-        x = low + span * ((x - low) / span) ** exponent
+        # compiled, the darkest pixel may be computed twice, with other rounding: not below 0
+        x = low + span * jnp.maximum((x - low) / span, 0) ** exponent
     if config.contrast:
         mean = x.mean((0, 1), keepdims=True)
         factor = jnp.exp(_up_to(math.log1p(config.contrast), keys["contrast"]))

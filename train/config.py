@@ -217,6 +217,7 @@ class TrainConfig:
             given, lacking = ("images", "masks") if data.masks is None else ("masks", "images")
             raise InputError(f"data.{given} needs data.{lacking} as well: the folder beside it")
         self.recipe.check_complete()
+        self._check_schedule()
         if data.batch % self.accumulate:
             raise InputError(
                 f"accumulate={self.accumulate} does not divide data.batch={data.batch}; "
@@ -254,6 +255,15 @@ class TrainConfig:
             raise InputError(
                 "mesh.rows spreads rows of padded nets only, whose output keeps the rows of its "
                 "input; use mesh.data, or net.padding=same"
+            )
+
+    def _check_schedule(self) -> None:
+        total = self.schedule.total_steps
+        if total is not None and total * self.schedule.every < self.steps:
+            raise InputError(
+                f"schedule.total_steps={total} ends before steps={self.steps}, and one_cycle goes "
+                f"no further, as in torch; use steps={total * self.schedule.every}, or begin a new "
+                "schedule with the weight file alone as start"
             )
 
     def _check_numbers(self) -> None:

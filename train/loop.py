@@ -44,7 +44,8 @@ class Best:
 @dataclass(frozen=True)
 class Result:
     """What a run ended with; the scores are those of the last weights, not of the best, or, where
-    a signal ended it, of the last validation. None is what this command did not measure.
+    a signal ended it, of the last validation. None is what there is not yet, or what this command
+    did not measure.
 
     Attributes:
         mean_image_iou: mean over the held-out images of the mean IoU of classes 1 and up.
@@ -54,13 +55,13 @@ class Result:
         seconds: of this command, from reading the first image to the last picture.
     """
 
-    weights: str
+    weights: str | None
     step: int
     loss: float | None
     mean_image_iou: float | None
     pooled_iou: list[float] | None
-    best_step: int
-    best_mean_image_iou: float
+    best_step: int | None
+    best_mean_image_iou: float | None
     training_images: int
     validation_images: int
     images_per_s: float | None
@@ -129,13 +130,13 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         if going.stopped_by is None:
             scores = going.draw(diagnosis, command)
         return Result(
-            weights=str(out / run_folder.WEIGHTS),
+            weights=str(weights) if (weights := out / run_folder.WEIGHTS).exists() else None,
             step=int(going.state.step),
             loss=going.window.get("loss"),
             mean_image_iou=None if scores is None else scores.mean_image_iou,
             pooled_iou=None if scores is None else scores.pooled_iou,
-            best_step=going.best.step,
-            best_mean_image_iou=going.best.score,
+            best_step=going.best.step if going.best.step else None,
+            best_mean_image_iou=going.best.score if going.best.step else None,
             training_images=len(training),
             validation_images=len(validation),
             images_per_s=going.window.get("images_per_s"),
@@ -227,7 +228,7 @@ class _Run:
                     break
 
     def _validates_at(self, step: int) -> bool:
-        return step % self.config.validate_every == 0 or step == self.config.steps
+        return step % self.config.validate_every == 0 or step >= self.config.steps
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience
@@ -238,8 +239,8 @@ class _Run:
         )
         return True
 
-    def validated(self, weights: WeightFile | None = None, asked: Sequence[str] = ()) -> Scores:
-        """The scores of these weights, by default of those as they are now.
+    def validated(self, weights: WeightFile, asked: Sequence[str] = ()) -> Scores:
+        """The scores of these weights.
 
         Args:
             asked: signals; the first ends it.
@@ -247,8 +248,6 @@ class _Run:
         Raises:
             signals.StoppedError: before the next image.
         """
-        if weights is None:
-            weights = outputs.to_weight_file(self.config, mesh.gathered(self.state))
         ignore_index = self.config.loss.ignore_index
         images = signals.until(asked, self.validation)
         return validate(from_weights(weights), images, ignore_index=ignore_index)
@@ -257,7 +256,12 @@ class _Run:
         """The scores of the last weights, and of them the pictures and the page."""
         scores = self.scores
         if scores is None or self.scored != int(self.state.step):
-            scores = self.validated()
+            state = mesh.gathered(self.state)
+            weights = outputs.to_weight_file(self.config, state)
+            scores = self.validated(weights)
+            if self.lead:  # whatever became of the files since
+                best = self.best.step == int(self.state.step)
+                outputs.write_weights(self.out, self.config, state, weights, best=best)
         if self.lead:
             outputs.write_page(self.out, self.config, self.validation, scores, diagnosis, command)
         return scores

@@ -157,11 +157,11 @@ def place(config: TrainConfig) -> Placement:
             f"{config.data.batch} in {config.accumulate} parts); change data.batch or mesh.data"
         )
     # every level must divide, or XLA pads the rows of some devices
-    lowest = config.data.crop_px >> config.net.depth
-    if settings.rows > 1 and lowest % settings.rows:
+    multiple = settings.rows << config.net.depth
+    if settings.rows > 1 and config.data.crop_px % multiple:
         raise InputError(
-            f"mesh.rows={settings.rows} does not divide the {lowest} rows of the lowest level of "
-            f"data.crop_px={config.data.crop_px}; use fewer, or larger crops"
+            f"mesh.rows={settings.rows} does not divide the rows of every level of "
+            f"data.crop_px={config.data.crop_px}; use a multiple of {multiple}, or fewer rows"
         )
     grid = np.array(devices[:count]).reshape(data, settings.rows)
     mesh = Mesh(grid, ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -74,10 +74,7 @@ def write_page(
     order = np.argsort([image.iou for image in scores.images], kind="stable")
     chosen = dict.fromkeys([*order[:PICTURES], *order[-PICTURES:]])
     pictures = overlays(validation, scores, chosen)
-    folder = out / run_folder.PICTURES
-    folder.mkdir(exist_ok=True)
-    for name, picture in pictures.items():
-        unet_image.write_picture(folder / f"{_stem(name)}.png", picture)
+    write_pictures(out, pictures)
     report = page.Report(
         config=to_plain(config),
         environment=environment_of_run(),
@@ -89,6 +86,16 @@ def write_page(
     )
     with written(out / run_folder.PAGE) as stream:
         stream.write(page.html(report, command=command).encode())
+
+
+def write_pictures(out: Path, pictures: dict[str, np.ndarray]) -> None:
+    """Files in the order of the pictures, and none of an earlier end of the run."""
+    folder = out / run_folder.PICTURES
+    folder.mkdir(exist_ok=True)
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()
+    for place, (name, picture) in enumerate(pictures.items()):
+        unet_image.write_picture(folder / f"{place}_{_stem(name)}.png", picture)
 
 
 def overlays(

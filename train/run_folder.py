@@ -79,7 +79,7 @@ def alone(out: Path) -> Iterator[None]:
     Raises:
         InputError: somebody does.
     """
-    with (out / CONFIG).open("rb") as stream:
+    with (out / CONFIG).open("r+b") as stream:  # NFS locks only what is open for writing
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -151,9 +151,13 @@ def check(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
     }
     if fixed:
         listed = "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in fixed.items())
+        longer = (
+            "steps" in fixed and "; its schedule ends at the last step, so steps may not change"
+        )
         raise InputError(
-            f"{out}: the run there cannot go on with another config ({listed}); give the values "
-            "that it began with, or name another --out"
+            f"{out}: the run there cannot go on with another config ({listed}{longer or ''}); give "
+            "the values that it began with, or name another --out, which may take its weights by "
+            "--start"
         )
     if other := _other(_read(out / DATA).get("samples") or {}, shown):
         raise InputError(
@@ -219,8 +223,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = str(error)
     raise InputError(
-        f"{path}: it should say how the run began, and cannot be read ({reason}); name another "
-        "--out, or, where the run has several processes, one that all of them see"
+        f"{path}: it should say how the run began, and cannot be read ({reason}); bring it back "
+        "from a copy, or name another --out (of several processes, one that all of them see)"
     )
 
 

@@ -39,8 +39,8 @@ class State(NamedTuple):
         ema: running average of `params` and of the statistics that belong to them; {} where the
             config has none.
         step: number of steps done.
-        stopped: a loss or gradient was not finite: this is the state before it, and no step
-            changes it any more.
+        stopped: a loss, gradient or update was not finite: this is the state before it, and no
+            step changes it any more.
     """
 
     params: Arrays
@@ -168,8 +168,8 @@ def prepare(config: TrainConfig, batch: Batch, now: Array) -> Batch:
 
 
 def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """The next state; the same one, stopped, where a loss or gradient is not finite."""
-    gradients, stats, loss, matrix = _accumulated(config, state, batch)
+    """The next state; the same one, stopped, where loss, gradient or update is not finite."""
+    gradients, stats, loss, matrix = accumulated(config, state, batch)
     norm = optax.tree.norm(gradients)
     updates, optimizer = optimizers.build(config.recipe).update(
         gradients, state.optimizer, state.params, value=loss
@@ -178,7 +178,8 @@ def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metric
     ema = _averaged(config.ema, state, {**params, **stats}) if config.ema else {}
     metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
     following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
-    fine = jnp.isfinite(loss) & jnp.isfinite(norm) & ~state.stopped
+    finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
+    fine = finite & ~state.stopped
     kept = jax.tree.map(partial(jax.lax.select, fine), following, state)
     return kept._replace(stopped=~fine), metrics
 
@@ -198,7 +199,7 @@ def numerics(config: TrainConfig) -> Numerics:
     return Numerics(dtype=jnp.dtype(config.compute), precision=precision, remat=config.remat)
 
 
-def _accumulated(
+def accumulated(
     config: TrainConfig, state: State, batch: Batch
 ) -> tuple[Arrays, Arrays, Array, Array]:
     """(gradients, statistics, loss, confusion) of a batch, in `config.accumulate` parts.

@@ -16,6 +16,11 @@ DIED = (
     "since the last checkpoint is lost: start all processes again with the same commands"
 )
 
+ENDED = (
+    "{} ended this process (SIGKILL is often for lack of memory); nothing but the steps since the "
+    "last checkpoint is lost: start all processes again with the same commands"
+)
+
 
 def is_watched() -> bool:
     """Whether this process runs under `watched`."""
@@ -48,8 +53,12 @@ def watched(arguments: Sequence[str]) -> tuple[int, str | None]:
     ended_by_jax = status < 0 and any("coordination_service" in line for line in rest)
     if status == LOST or ended_by_jax:
         return (1, None) if said else (1, DIED)
-    if status and not said:
+    asked_from_outside = -status in (signal.SIGTERM, signal.SIGKILL)
+    if status and not said and not asked_from_outside:
         sys.stderr.writelines(rest)
+    if status < 0:
+        told = None if said else ENDED.format(signal.Signals(-status).name)
+        return 128 - status, told
     return status, None
 
 

@@ -12,8 +12,8 @@ from flax import nnx
 from train import losses
 from train.config import TrainConfig
 from train.data import Batch
-from train.step import State, dropout_keys, in_parts, numerics
-from unet_jax import functional
+from train.step import State, accumulated, dropout_keys, in_parts, numerics
+from unet_jax import functional, recipe
 from unet_jax.functional import with_arrays
 from unet_jax.model import UNet
 from unet_spec.parameters import parameters
@@ -39,7 +39,14 @@ def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[st
         part = jax.tree.map(lambda array, i=index: array[i], parts)
         if (told := _told(config, state, part, names[index::count], key)) is not None:
             return told
-    return "outside of the compiled step every module and gradient is finite"
+    gradients, _, loss, _ = accumulated(config, state, batch)
+    updates, _ = recipe.build(config.recipe).update(
+        gradients, state.optimizer, state.params, value=loss
+    )
+    for parameter in parameters(config.net):
+        if parameter.trained and not _finite(updates[parameter.name]):
+            return f"all gradients are finite, but the update of {parameter.name} is not"
+    return "outside of the compiled step every module, gradient and update is finite"
 
 
 def _told(

@@ -36,6 +36,7 @@ def run(out: Path) -> dict[str, Any]:
     console, began = Console(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     result = loop.run(CELLS, out / "run", progress=Progress(console))
+    assert result.weights is not None
     port, twin = unet_jax.load(result.weights), unet_torch.load(result.weights)
     console.print(
         f"{result.weights} opened in PyTorch: {sum(1 for _ in twin.parameters())} tensors"

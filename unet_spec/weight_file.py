@@ -71,6 +71,11 @@ def read(path: Path | str) -> WeightFile:
         InputError: not a weight file, damaged, of a newer version, or not what its config says.
     """
     path = Path(path)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin") and path.is_file():
+        raise InputError(
+            f"{path}: a PyTorch checkpoint, not a weight file; make one: unet convert {path} "
+            f"{path.with_suffix('.safetensors').name}"
+        )
     metadata, tensors = read_safetensors(path)
     if "unet" not in metadata:
         raise InputError(
@@ -108,6 +113,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]
 
 def refuse_pointer(path: Path) -> None:
     """Refuse a missing or empty file, a folder, and a Git-LFS pointer."""
+    if path.is_dir():
+        inside = sorted(found.name for found in path.glob("*.safetensors"))
+        named = f"; it holds {', '.join(inside)}" if inside else ""
+        raise InputError(f"{path}: a folder, and a file is needed{named}")
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     with path.open("rb") as stream:

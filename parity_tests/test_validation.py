@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import unet_image
+from train import outputs, validation
+from train.data import Sample
+from train.metrics import rand_score
+from train.validation import validate
+from train.weight_map import objects_of
+from unet_jax import UNet
+from unet_spec import UNetConfig
+
+
+def sample(number, mask, objects=None):
+    """An image whose every value is its number."""
+    mask = np.array(mask, np.uint8)
+    image = np.full(mask.shape, number, np.uint8)
+    return Sample(f"{number}.png", image, mask, image[..., None].astype(np.float32), objects)
+
+
+BLOCK = np.zeros((6, 8), np.uint8)
+BLOCK[1:5] = 1
+HALVES = np.array([[1] * 4 + [2] * 4], np.int32) * BLOCK  # two objects side by side
+FOUND = BLOCK.copy()
+FOUND[:, 5:] = 0
+SAMPLES = [
+    sample(0, [[0, 1, 1], [0, 0, 255]]),
+    sample(1, BLOCK, HALVES),
+    sample(2, [[0, 0, 1]]),
+]
+PREDICTED = [np.array([[0, 1, 0], [1, 0, 1]], np.uint8), FOUND, SAMPLES[2].mask]
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    monkeypatch.setattr(validation, "predict", lambda _, image: PREDICTED[int(image[0, 0])])
+    net = UNet.__new__(UNet)
+    object.__setattr__(net, "config", UNetConfig(widths=(4, 6)))
+    return validate(net, SAMPLES, ignore_index=255)
+
+
+def test_scores_equal_pixels_counted_by_hand(scores):
+    # rows are the truth; by image ((2, 1), (1, 1)), ((16, 0), (12, 20)), ((2, 0), (0, 1))
+    assert scores.confusion == [[20, 1], [13, 22]]
+    assert [image.iou for image in scores.images] == pytest.approx([1 / 3, 20 / 32, 1])
+    assert [image.dice for image in scores.images] == pytest.approx([2 / 4, 40 / 52, 1])
+    assert scores.mean_image_iou == pytest.approx((1 / 3 + 20 / 32 + 1) / 3)
+    assert scores.pooled_iou == pytest.approx([20 / 34, 22 / 36])
+    assert scores.pooled_dice == pytest.approx([40 / 54, 44 / 58])
+    assert scores.pixel_error == pytest.approx(14 / 56)
+    assert scores.headline["pooled_iou"] == pytest.approx(22 / 36)
+    assert [(image.name, image.height, image.width) for image in scores.images][1] == (
+        "1.png", 6, 8,
+    )  # fmt: skip
+
+
+def test_the_rand_score_is_of_the_objects_where_they_are_known(scores):
+    of_parts = [rand_score(p == 1, objects_of(s.mask == 1))
+                for p, s in zip(PREDICTED, SAMPLES, strict=True)]  # fmt: skip
+    of_objects = rand_score(PREDICTED[1] == 1, HALVES)
+    assert of_objects != of_parts[1]
+    assert scores.rand_score == pytest.approx((of_parts[0] + of_objects + of_parts[2]) / 3)
+
+
+def test_pictures_show_prediction_and_truth_of_their_image(scores):
+    shown = outputs.overlays(SAMPLES, scores, [1])
+    assert list(shown) == ["1.png"]
+    expected = unet_image.overlay(SAMPLES[1].image, FOUND, BLOCK)
+    np.testing.assert_array_equal(shown["1.png"], expected)
+    others = [(0 * FOUND, BLOCK), (FOUND, 0 * BLOCK), (BLOCK, FOUND)]
+    for masks in others:
+        assert (unet_image.overlay(SAMPLES[1].image, *masks) != expected).any()
+
+
+def test_images_without_names_of_their_own_have_pictures_of_their_own(scores, tmp_path):
+    names = ["x y.png", "x_y.png", "a.tif[1]"]
+    named = [replace(s, name=n) for s, n in zip(SAMPLES, names, strict=True)]
+    images = [replace(i, name=n) for i, n in zip(scores.images, names, strict=True)]
+    scores = replace(scores, images=images)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "of_before.png").touch()
+    outputs.write_pictures(tmp_path, outputs.overlays(named, scores, range(3)))
+    found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert found == ["0_x_y.png", "1_x_y.png", "2_a_1_.png"]
