@@ -314,7 +314,8 @@ def _train_verb(arguments: list[str]) -> Callable[..., int]:
         Args:
             config: a preset; its flags change it.
             out: folder for checkpoints, weight files, config, metrics, pictures and report.html.
-            overfit: only see whether the net can learn the first batch by heart; status 1 if not.
+            overfit: only see whether the net can learn the first batch by heart, and write nothing;
+                status 1 if not.
             json: write the scores there.
         """
         return _train(config, out=out, overfit=overfit, json=json)

@@ -22,10 +22,10 @@ class DataConfig:
     images: Path | None = None
     """Folder of images (PNG, JPEG, TIFF), or one TIFF stack. Without it: synthetic cells."""
     masks: Path | None = None
-    """Folder of masks with the images' names, or one TIFF stack: 0/255, 0/1 or class indices."""
+    """Folder of masks with the images' names, or one TIFF stack; `mask_values` says of what."""
     mask_values: Literal["classes", "colours", "instances"] = "classes"
-    """What the values of a mask are: classes, colours of `palette`, or a number for each object
-    (0 the background), which become classes 0 and 1."""
+    """What the values of a mask are: classes (0/255, 0/1 or indices), colours of `palette`, or a
+    number for each object (0 the background), which become classes 0 and 1."""
     palette: tuple[str, ...] = ()
     """Colour of each class as RRGGBB, in their order, for masks in colours."""
     holdout: float = 0.25

@@ -89,7 +89,10 @@ def read_samples(
                     f"{image.shape[:2]} (height, width); they must be the same"
                 )
             name = f"{image_path.name}{page}"
-            sample = make_sample(name, image, truth.mask, net, preprocessing)
+            try:
+                sample = make_sample(name, image, truth.mask, net, preprocessing)
+            except InputError as error:
+                raise InputError(f"{image_path}{page}: {error}") from error
             samples.append(replace(sample, objects=truth.objects, stored=truth.stored))
     return samples
 
@@ -97,12 +100,14 @@ def read_samples(
 def make_sample(
     name: str, image: np.ndarray, mask: np.ndarray, net: UNetConfig, preprocessing: Preprocessing
 ) -> Sample:
-    """A sample whose input is prepared as it will be in prediction."""
-    try:
-        x = prepare(image, channels=net.in_channels, preprocessing=preprocessing)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    return Sample(name, image, mask, x)
+    """A sample whose input is prepared as it will be in prediction.
+
+    Raises:
+        InputError: an image that the net cannot take.
+    """
+    return Sample(
+        name, image, mask, prepare(image, channels=net.in_channels, preprocessing=preprocessing)
+    )
 
 
 def split(
