@@ -32,15 +32,15 @@ def started(out, *flags):
     )  # fmt: skip
 
 
-def pair(out, *flags, each=((), ())):
-    """Two processes of two devices each."""
+def pair(out, *flags, each=((), ()), count=2):
+    """Two processes of two devices each, or the first of them alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     mesh = ["--mesh.processes", "2", "--mesh.coordinator", address]
     return [
         started(out, *flags, *each[index], *mesh, "--mesh.process", str(index))
-        for index in range(2)
+        for index in range(count)
     ]
 
 
@@ -133,7 +133,17 @@ def test_a_coordinator_whose_port_is_taken_is_refused(tmp_path):
         )  # fmt: skip
         _, err = first.communicate(timeout=120)
     assert first.returncode == 2
-    assert err.startswith(f"unet: mesh.coordinator={address}: this process cannot listen")
+    assert err.startswith(f"unet: --mesh.coordinator {address}: this process cannot listen")
+
+
+def test_a_process_that_waits_says_so_and_is_ended_with_a_sentence(tmp_path, ended):
+    (alone,) = pair(tmp_path / "run", count=1)
+    ended.append(alone)
+    assert alone.stdout.readline() == "waiting for all 2 processes\n"
+    alone.terminate()
+    _, err = alone.communicate(timeout=60)
+    assert alone.returncode == 143
+    assert err.startswith("unet: SIGTERM ended this process")
 
 
 def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path, ended):
