@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -339,7 +339,7 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
             "--optimizer.lr counts nothing with the schedule one_cycle, whose peak is "
             "--schedule.max-lr; give that"
         )
-    from train import supervise
+    from train import signals, supervise
 
     if config.mesh.processes > 1 and not supervise.is_watched():
         status, reason = supervise.watched(sys.argv[1:])
@@ -348,7 +348,7 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
         return status
     if supervise.is_watched():
         supervise.die_with_the_parent()
-    with _stopped_by_signals() if config.mesh.processes == 1 else contextlib.nullcontext():
+    with signals.obeyed_at_once() if config.mesh.processes == 1 else contextlib.nullcontext():
         return _trained(config, out=out, overfit=overfit, json=json)
 
 
@@ -390,24 +390,6 @@ def _trained(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int
         )
     _write_json(json, {**dataclasses.asdict(result), "config": to_plain(config)})
     return 0 if result.stopped_by is None else 128 + signal.Signals[result.stopped_by]
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Outside of the steps a signal ends the run at once: an exception would be swallowed where it
-    comes in a callback, as JAX has one in the garbage collection. Files are whole or not there."""
-
-    def leave(number: int, _: Any) -> None:
-        name = signal.Signals(number).name
-        os.write(2, f"unet: {name}; what was written before is whole\n".encode())
-        os._exit(128 + number)
-
-    before = {n: signal.signal(n, leave) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _failed(error: BaseException) -> int:
@@ -515,7 +497,7 @@ def _sentence(error: Exception) -> str:
 
 def _as_typed(sentence: str) -> str:
     """With fields of the training's config as flags: data.crop_px=50 is --data.crop-px 50."""
-    if importlib.util.find_spec("train") is None:
+    if sys.argv[1:2] != ["train"] or importlib.util.find_spec("train") is None:
         return sentence
     from train.config import TrainConfig
 

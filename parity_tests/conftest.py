@@ -21,18 +21,17 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 import parity_tests.strict  # noqa: E402
 
-# before anything of them is imported: the hook rewrites modules as they load. `config` and
-# `preprocessing` are left out, because they check their own fields and the tests say how
-CHECKED = ("fields", "files", "geometry", "layout", "parameters", "prediction", "weight_file")
-TRAINED = ("augment", "losses", "metrics", "weight_map")
+# before anything of them is imported: the hook rewrites modules as they load. Configs are left out,
+# because they check their own fields and the tests say how
+CHECKED = {
+    "unet_spec": (
+        "fields", "files", "geometry", "layout", "parameters", "prediction", "weight_file",
+    ),
+    "train": ("augment", "losses", "metrics", "weight_map"),
+}  # fmt: skip
 install_import_hook(
-    [
-        "unet_torch",
-        "unet_jax",
-        "unet_parity",
-        *(f"unet_spec.{name}" for name in CHECKED),
-        *(f"train.{name}" for name in TRAINED),
-    ],
+    ["unet_torch", "unet_jax", "unet_parity"]
+    + [f"{package}.{name}" for package, names in CHECKED.items() for name in names],
     f"{parity_tests.strict.__name__}.typechecked",
 )
 

@@ -129,23 +129,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         scores = going.scores
         if going.stopped_by is None:
             scores = going.draw(diagnosis, command)
-        return Result(
-            weights=str(weights) if (weights := out / run_folder.WEIGHTS).exists() else None,
-            step=int(going.state.step),
-            loss=going.window.get("loss"),
-            mean_image_iou=None if scores is None else scores.mean_image_iou,
-            pooled_iou=None if scores is None else scores.pooled_iou,
-            best_step=going.best.step if going.best.step else None,
-            best_mean_image_iou=going.best.score if going.best.step else None,
-            training_images=len(training),
-            validation_images=len(validation),
-            images_per_s=going.window.get("images_per_s"),
-            waiting_share=going.window.get("waiting_share"),
-            compile_s=compile_s,
-            seconds=time.monotonic() - began,
-            stopped_by=going.stopped_by,
-            environment=outputs.environment_of_run(),
-        )
+        return going.result(scores, compile_s=compile_s, seconds=time.monotonic() - began)
 
 
 class _Run:
@@ -202,7 +186,7 @@ class _Run:
         with (
             closing(batches(config, self.placement, self.training, first=first)) as made,
             self._recorded(first) as record,
-            signals.heard() as asked,
+            self._asked() as asked,
             self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
         ):
             if first and self._validates_at(first) and self.scored != first:
@@ -215,7 +199,7 @@ class _Run:
                 seen = self.steps.prepare(bar.awaited(batch), np.int32(step - 1))
                 self.state, metrics = self.steps.step(self.state, seen)
                 bar.advance(metrics, images=config.data.batch)
-                stops, validates = signals.stops(asked, step), self._validates_at(step)
+                stops, validates = self._stops(asked, step), self._validates_at(step)
                 if stops or validates or step % config.checkpoint_every == 0:
                     bar.settle()
                     self._save(step)
@@ -226,6 +210,16 @@ class _Run:
                     self.stopped_by = asked[0]
                 if self.stopped_by or self._out_of_patience():
                     break
+
+    def _asked(self) -> AbstractContextManager[list[str]]:
+        # of several processes JAX itself hears SIGTERM, to tell the others
+        return signals.heard() if jax.process_count() == 1 else nullcontext([])
+
+    def _stops(self, asked: list[str], step: int) -> bool:
+        """Whether to stop after this step; all processes of a run agree on it."""
+        if jax.process_count() > 1 and mesh.preempted(step):
+            asked.append("SIGTERM")
+        return bool(asked)
 
     def _validates_at(self, step: int) -> bool:
         return step % self.config.validate_every == 0 or step >= self.config.steps
@@ -265,6 +259,27 @@ class _Run:
         if self.lead:
             outputs.write_page(self.out, self.config, self.validation, scores, diagnosis, command)
         return scores
+
+    def result(self, scores: Scores | None, *, compile_s: float, seconds: float) -> Result:
+        """What the run ended with."""
+        weights = self.out / run_folder.WEIGHTS
+        return Result(
+            weights=str(weights) if weights.exists() else None,
+            step=int(self.state.step),
+            loss=self.window.get("loss"),
+            mean_image_iou=None if scores is None else scores.mean_image_iou,
+            pooled_iou=None if scores is None else scores.pooled_iou,
+            best_step=self.best.step or None,
+            best_mean_image_iou=self.best.score if self.best.step else None,
+            training_images=len(self.training),
+            validation_images=len(self.validation),
+            images_per_s=self.window.get("images_per_s"),
+            waiting_share=self.window.get("waiting_share"),
+            compile_s=compile_s,
+            seconds=seconds,
+            stopped_by=self.stopped_by,
+            environment=outputs.environment_of_run(),
+        )
 
     def _validate(
         self, bar: StepBar, record: Record | None, step: int, asked: Sequence[str]

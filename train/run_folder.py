@@ -151,11 +151,9 @@ def check(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
     }
     if fixed:
         listed = "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in fixed.items())
-        longer = (
-            "steps" in fixed and "; its schedule ends at the last step, so steps may not change"
-        )
+        longer = "; its schedule ends at the last step" if "steps" in fixed else ""
         raise InputError(
-            f"{out}: the run there cannot go on with another config ({listed}{longer or ''}); give "
+            f"{out}: the run there cannot go on with another config ({listed}{longer}); give "
             "the values that it began with, or name another --out, which may take its weights by "
             "--start"
         )

@@ -1,17 +1,14 @@
-"""Signals that ask a run to stop: it saves, and leaves."""
+"""Signals that ask a run to stop. Nothing here imports JAX: one may come before it is there."""
 
 import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
-
-from train import mesh
-from train.data import Sample
+T = TypeVar("T")
 
 AGAIN_S = 1.0  # a terminal and a wrapper may both pass on the same Ctrl-C
 
@@ -21,50 +18,64 @@ class StoppedError(Exception):
 
 
 @contextmanager
+def obeyed_at_once() -> Iterator[None]:
+    """Where no steps are under way a signal ends the process: an exception would be swallowed in a
+    callback, as JAX has one in the garbage collection. Files are whole or not there."""
+
+    def leave(number: int) -> None:
+        _tell(f"unet: {signal.Signals(number).name}; what was written before is whole")
+        os._exit(128 + number)
+
+    with _handled(leave):
+        yield
+
+
+@contextmanager
 def heard() -> Iterator[list[str]]:
     """The names of the signals that ask to stop; who asks again, later, is not kept waiting."""
     asked: list[str] = []
-    before: dict[int, Any] = {}
     since = math.inf
 
-    def ask(number: int, _: Any) -> None:
+    def ask(number: int) -> None:
         nonlocal since
         name, now = signal.Signals(number).name, time.monotonic()
         if not asked:
             asked.append(name)
             since = now
-            # not print, in which it may have come
-            os.write(
-                2, f"{name}: saving, then it stops; once more, and it stops at once\n".encode()
-            )
+            _tell(f"{name}: saving, then it stops; once more, and it stops at once")
         elif now - since > AGAIN_S:
             signal.signal(number, before[number])
             os.kill(os.getpid(), number)
 
-    # of several processes JAX itself hears SIGTERM, to tell the others
-    for wanted in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
-        before[wanted] = signal.signal(wanted, ask)
-    try:
+    with _handled(ask) as before:
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-def until(asked: Sequence[str], samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The samples, as long as nobody asks to stop.
+def until(asked: Sequence[str], items: Iterable[T]) -> Iterator[T]:
+    """The items, as long as nobody asks to stop.
 
     Raises:
         StoppedError: somebody did, before the next one.
     """
-    for sample in samples:
+    for item in items:
         if asked:
             raise StoppedError
-        yield sample
+        yield item
 
 
-def stops(asked: list[str], step: int) -> bool:
-    """Whether to stop after this step; all processes of a run agree on it."""
-    if jax.process_count() > 1 and mesh.preempted(step):
-        asked.append("SIGTERM")
-    return bool(asked)
+@contextmanager
+def _handled(handler: Callable[[int], None]) -> Iterator[dict[int, Any]]:
+    """The handlers of before, which come back at the end."""
+    before: dict[int, Any] = {}
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        before[wanted] = signal.signal(wanted, lambda number, _: handler(number))
+    try:
+        yield before
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _tell(text: str) -> None:
+    """Print a line to stderr, even where the signal has interrupted a print."""
+    os.write(2, f"{text}\n".encode())
