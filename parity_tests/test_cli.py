@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import unet_cli
 import unet_image
 import unet_torch
 from train.config import PRESETS, presets
-from unet_spec import UNetConfig, weight_file
+from unet_spec import InputError, UNetConfig, weight_file
 from unet_spec.recipe import Optimizer, Schedule
 from unet_spec.weight_file import WeightFile
 
@@ -307,3 +308,30 @@ def test_another_optimizer_keeps_of_the_presets_what_it_uses():
     (named, given) = presets(optimizer="adam")["paper"].optimizer, PRESETS["paper"].optimizer
     assert named == Optimizer("adam", lr=given.lr)
     assert presets(optimizer="none of them") == presets() == PRESETS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_is_one_sentence(tmp_path, number):
+    """It comes where the run would begin to import JAX."""
+    program = f"""
+import os, sys, unet_cli
+unet_cli._trained = lambda *_, **__: os.kill(os.getpid(), {int(number)}) or 0
+sys.argv = ["unet", "train", "cells", "--out", "run"]
+unet_cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 128 + number
+    assert done.stderr == f"unet: {number.name}; what was written before is whole\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_where_flags_are_those_of_training_fields_become_flags(monkeypatch):
+    told = "w.safetensors: preprocessing.window_px=50 is not legal for data.json, use class_names"
+    monkeypatch.setattr(sys, "argv", ["unet", "train", "cells"])
+    assert unet_cli._sentence(InputError(told)) == (
+        "w.safetensors: --preprocessing.window-px 50 is not legal for data.json, use --class-names"
+    )
+    monkeypatch.setattr(sys, "argv", ["unet", "predict", "w.safetensors"])
+    assert unet_cli._sentence(InputError(told)) == told
