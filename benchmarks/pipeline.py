@@ -1,10 +1,10 @@
-"""How much of a step's time is the net's, and how much is waiting for data and augmentation?
+"""How much of a step's time is the net's, and how much is data, augmentation and bookkeeping?
 
-`python -m benchmarks.pipeline` alternates the bare compiled step, on one batch that is there, with
-the steps of a run: batches made, moved, augmented and counted, and in every round a checkpoint,
-after as many steps as lie between two; validations are not in it. Then it starts the same run
-twice, to see what the compilation cache saves. It writes `results/pipeline.json` (a quarter of an
-hour on two cores).
+`python -m benchmarks.pipeline` takes turns, every few steps: the bare compiled step, on one batch
+that is there and augmented, and the steps of a run: batches made, moved, augmented and counted,
+with a checkpoint whenever one is due; validations are not in it. A round is the time of as many
+steps as lie between two checkpoints. Then it starts the same run twice, to see what the compilation
+cache saves. It writes `results/pipeline.json` (a quarter of an hour on two cores).
 """
 
 import json
@@ -13,71 +13,86 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 from rich.console import Console
 
+from benchmarks import timing
 from benchmarks.environment import environment
-from benchmarks.timing import alternate
 from train import mesh
 from train.batches import batches
 from train.checkpoint import Checkpoints
 from train.config import PRESETS
 from train.progress import Progress
 from train.samples import load
-from train.step import compiled
+from train.step import compiled, prepare, update
 from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.pipeline"
 RESULT = Path(__file__).parent / "results" / "pipeline.json"
-ROUNDS = 12  # the first of each warms up
-STEPS = PRESETS["nuclei"].checkpoint_every
+ROUNDS = 11
+STEPS = PRESETS["nuclei"].checkpoint_every  # of a round
+TURN = 10  # steps; the machine's speed drifts within seconds
+TURNS = STEPS // TURN  # of a round
 
 
 def pipeline(folder: Path) -> dict[str, Any]:
-    """Steps per second of both in every round; each goes first in every other one."""
-    config = replace(PRESETS["nuclei"], steps=(ROUNDS + 1) * STEPS)
+    """Steps per second of both in every round; each goes first in every other turn."""
+    config = replace(PRESETS["nuclei"], steps=(ROUNDS + 2) * STEPS)
     placement = mesh.place(config)
     steps, samples = compiled(config, placement), load(config)
     made = batches(config, placement, samples, first=0)
-    state = steps.init()
-    seen = steps.prepare(next(made).result(), np.int32(0))
-    rounds = count(1)
+    state, crops = steps.init(), next(made).result()
+    seen = jax.jit(partial(prepare, config))(crops, state.step)
+    step, _ = timing.compiled(jax.jit(partial(update, config), donate_argnums=0), state, seen)
+    done = 0
     with (
+        closing(made),
         Checkpoints(folder, keep=config.keep) as saved,
         Progress(Console(quiet=True)).steps(config.steps) as bar,
     ):
 
         def bare() -> Any:
             nonlocal state
-            for _ in range(STEPS):
-                state, _ = steps.step(state, seen)
+            for _ in range(TURN):
+                state, _ = step(state, seen)
             return state
 
         def whole() -> Any:
-            nonlocal state
-            for step in range(STEPS):
-                batch = steps.prepare(bar.awaited(next(made)), np.int32(step))
-                state, metrics = steps.step(state, batch)
+            nonlocal state, done
+            if done % STEPS == 0:
+                saved.save(done, state, card={})
+                bar.resume()
+            for _ in range(TURN):
+                state, metrics = steps.step(state, bar.awaited(next(made)))
                 bar.advance(metrics, images=config.data.batch)
             bar.settle()
-            saved.save(STEPS * next(rounds), state, card={})
-            bar.resume()
+            done += TURN
             return state
 
-        times = alternate({"bare": bare, "whole": whole}, budget_s=0, least=ROUNDS - 1)
+        turns = ROUNDS * TURNS
+        runs = {"bare": bare, "whole": whole}
+        times = timing.alternate(runs, budget_s=0, least=turns, most=turns)
+    rounds = timing.Timings(
+        {
+            name: tuple(sum(each[i : i + TURNS]) for i in range(0, turns, TURNS))
+            for name, each in times.rounds_ms.items()
+        },
+        times.others_cores,
+    )
     return {
         "command": COMMAND,
         "preset": "nuclei",
         "steps_between_checkpoints": STEPS,
-        "steps_per_s": {name: 1e3 * STEPS / times.ms(name) for name in times.rounds_ms},
-        "share": times.ratio("bare", over="whole"),
-        "rounds_ms": times.rounds_ms,
-        "others_cores": times.others_cores,
+        "steps_per_s": {name: 1e3 * STEPS / rounds.ms(name) for name in rounds.rounds_ms},
+        "share": rounds.ratio("bare", over="whole"),
+        "rounds_ms": rounds.rounds_ms,
+        "others_cores": rounds.others_cores,
         "environment": environment(),
     }
 

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from train import data, mesh  # noqa: E402
 from train.config import AugmentConfig, DataConfig, MeshConfig, TrainConfig  # noqa: E402
 from train.hlo import collectives, largest_bytes  # noqa: E402
 from train.samples import load  # noqa: E402
-from train.step import Steps, compiled  # noqa: E402
+from train.step import Steps, compiled, prepare, update  # noqa: E402
 from unet_spec import UNetConfig  # noqa: E402
 from unet_spec.environment import environment  # noqa: E402
 from unet_spec.files import written  # noqa: E402
@@ -95,6 +96,8 @@ def run(config: TrainConfig, *, order: np.ndarray | None = None) -> dict[str, An
     """
     placement = mesh.place(config if jax.process_count() > 1 else _on_one(config))
     steps = compiled(config, placement)
+    prepared = jax.jit(partial(prepare, config))
+    updated = jax.jit(partial(update, config), donate_argnums=0)
     mesh.wait_for_all("compiled")
     samples = load(config)
     rows = placement.local(config.data.batch)
@@ -103,10 +106,12 @@ def run(config: TrainConfig, *, order: np.ndarray | None = None) -> dict[str, An
         batch = data.batch(
             samples, step, data=config.data, net=config.net, seed=config.seed, rows=rows
         )
-        seen = steps.prepare(placement.put(batch, batch=config.data.batch), np.int32(step))
-        if order is not None:
-            seen = jax.tree.map(lambda array: jax.device_put(array[order], array.sharding), seen)
-        state, metrics = steps.step(state, seen)
+        crops = placement.put(batch, batch=config.data.batch)
+        if order is None:
+            state, metrics = steps.step(state, crops)
+        else:  # of images that are augmented already: how depends on the place
+            seen = jax.tree.map(lambda array: array[order], prepared(crops, state.step))
+            state, metrics = updated(state, seen)
         losses.append(float(metrics.loss))
     return {"losses": losses, "mesh": list(placement.mesh.devices.shape), **_compiled(steps)}
 

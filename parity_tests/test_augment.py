@@ -4,6 +4,7 @@ mask; and every way of computing one batch against the others, bit for bit."""
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
 import unet_image
-from train.augment import affine, augment, augment_batch, bicubic, resampled
+from train.augment import _Turn, affine, augment, augment_batch, bicubic, resampled
 from train.config import AugmentConfig
 from train.preview import GAP_PX, preview
 
@@ -122,6 +123,17 @@ def test_flips_and_turns_equal_numpys_and_each_is_as_frequent(config, shape, pos
     _, counts = np.unique(seen, return_counts=True)
     assert len(counts) == len(expected)
     assert stats.chisquare(counts).pvalue > 0.001
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (12, 17)])
+def test_turned_source_coordinates_equal_turned_pixels(shape):
+    """A crop that is interpolated takes its flips and turns along."""
+    x, *_ = map(jnp.asarray, crop(*shape))
+    source = affine(shape, rotation_deg=10.0, factor=1.1, shift_px=(0.3, 2.2))
+    for turn in map(_Turn._make, product([False, True], repeat=3)):
+        if not turn.transposed or shape[0] == shape[1]:
+            expected = resampled(turn.pixels(x), source)
+            equal(resampled(x, turn.source(source, shape)), expected, within=INTERPOLATED)
 
 
 @pytest.mark.parametrize("size", [16, 17], ids=["even", "odd"])

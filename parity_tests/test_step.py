@@ -28,6 +28,7 @@ from unet_spec.recipe import Optimizer, Schedule
 ONE = TrainConfig(
     net=UNetConfig(widths=(4, 6)),
     data=DataConfig(batch=4, crop_px=32, synthetic=4),
+    augment=AugmentConfig(flips=False, quarter_turns=False),
     mesh=MeshConfig(data=1),
     steps=6,
     validate_every=3,
@@ -35,7 +36,7 @@ ONE = TrainConfig(
 
 
 def batch(config, *, seed=0):
-    """A random batch as the net sees it."""
+    """A random batch of crops."""
     rng = np.random.default_rng(seed)
     count, side = config.data.batch, config.data.crop_px
     kind = jnp.result_type(float)
@@ -100,7 +101,7 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
 
 
 accumulated = jax.jit(steps_of.accumulated, static_argnums=0)
-stepped = jax.jit(steps_of.step, static_argnums=0)
+stepped = jax.jit(steps_of.update, static_argnums=0)
 
 
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig(dice=1.0, focal=0.5, ignore_index=1)],
@@ -243,9 +244,9 @@ def test_truth_and_weight_are_of_what_the_net_answers_for(padding):
 
 
 def test_seed_and_step_are_those_of_the_augmentation():
-    seen = batch(ONE)
+    config, crops = replace(ONE, augment=AugmentConfig()), batch(ONE)
     made = [
-        np.asarray(steps_of.prepare(replace(ONE, seed=seed), seen, jnp.asarray(step)).x)
+        np.asarray(steps_of.prepare(replace(config, seed=seed), crops, jnp.asarray(step)).x)
         for seed, step in ((0, 0), (0, 1), (1, 0))
     ]
     assert all((one != other).any() for one, other in combinations(made, 2))
@@ -296,7 +297,7 @@ def test_dropout_is_a_function_of_the_step():
 PADDED = TrainConfig(
     net=UNetConfig(widths=(4, 6, 8), norm="batch"),
     data=DataConfig(batch=8, crop_px=64, synthetic=4),
-    augment=AugmentConfig(),
+    augment=AugmentConfig(rotation_deg=10, elastic_px=2, gamma=0.5),
     steps=3,
 )
 MESHES = {"data": (4, 1), "rows": (1, 4), "both": (2, 4)}
@@ -309,8 +310,7 @@ def trained(config):
     state, losses = steps.init(), []
     for number in range(3):
         made = jax.tree.map(np.asarray, batch(config, seed=number))
-        seen = steps.prepare(placement.put(made, batch=config.data.batch), np.int32(number))
-        state, metrics = steps.step(state, seen)
+        state, metrics = steps.step(state, placement.put(made, batch=config.data.batch))
         losses.append(float(metrics.loss))
     return jax.tree.map(np.asarray, state), losses, steps.step
 
@@ -364,8 +364,8 @@ def test_the_smallest_map_that_a_step_puts_together_is_seen(monkeypatch, meshed)
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         (state := jax.eval_shape(lambda: steps_of.init(config))), placement.state(state),
     )  # fmt: skip
-    seen = steps_of._batch(config, placement.rows, config.data.crop_px)
-    text = steps.step.lower(shapes, seen).compile().as_text()
+    crops = steps_of.shapes_of_crops(config, placement)
+    text = steps.step.lower(shapes, crops).compile().as_text()
     assert moved(text, parts=count) == ["gathered", "large"]
 
 

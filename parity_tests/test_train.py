@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import signal
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -47,31 +46,10 @@ def test_a_run_equals_its_steps_by_hand(run):
     state = steps.init()
     for step in range(TINY.steps):
         crops = data.batch(training, step, data=TINY.data, net=TINY.net, seed=TINY.seed)
-        seen = steps.prepare(placement.put(crops, batch=TINY.data.batch), np.int32(step))
-        state, _ = steps.step(state, seen)
+        state, _ = steps.step(state, placement.put(crops, batch=TINY.data.batch))
     found = weight_file.read(run[0] / "weights.safetensors").tensors
     for name, expected in to_weight_file(TINY, state).tensors.items():
         np.testing.assert_array_equal(found[name], expected, err_msg=name)
-
-
-def test_what_exchanges_between_devices_is_asked_for_from_one_thread(tmp_path, monkeypatch):
-    asking = set()
-
-    def watched(config, placement):
-        steps = compiled(config, placement)
-
-        def noted(name):
-            def call(*arguments):
-                asking.add((name, threading.current_thread()))
-                return getattr(steps, name)(*arguments)
-
-            return call
-
-        return steps._replace(prepare=noted("prepare"), step=noted("step"))
-
-    monkeypatch.setattr(loop, "compiled", watched)
-    loop.run(TINY, tmp_path / "run", progress=quiet())
-    assert asking == {(name, threading.main_thread()) for name in ("prepare", "step")}
 
 
 def test_a_run_does_all_that_its_config_says(tmp_path, monkeypatch):

@@ -1,13 +1,13 @@
 """Augmentation on the device: image, truth and weight of a crop move together.
 
-What happens to a crop is a function of (seed, step, its place in the batch) alone. Flips and
-quarter turns move whole pixels. All other geometry is one field of source coordinates, so a crop
-is interpolated once, whatever is on; what lies beyond its border is mirrored.
+What happens to a crop is a function of (seed, step, its place in the batch) alone. All geometry is
+one field of source coordinates, so a crop is interpolated once, whatever is on; what lies beyond
+its border is mirrored. Flips and quarter turns by themselves move whole pixels.
 """
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +58,12 @@ def augment(
     quarter turns; others take half turns in their place.
     """
     keys = dict(zip(PARTS, jax.random.split(key, len(PARTS)), strict=True))
-    x, truth, weight = _turned((x, truth, weight), keys, config)
+    turn = _turn(truth.shape, keys, config)
     if config.rotation_deg or config.shift_px or config.scale or config.elastic_px:
-        source = _source(truth.shape, keys, config)
+        source = turn.source(_source(truth.shape, keys, config), truth.shape)
         x, truth, weight = jax.tree.map(partial(resampled, source=source), (x, truth, weight))
+    else:
+        x, truth, weight = jax.tree.map(turn.pixels, (x, truth, weight))
     return _tinted(x, keys, config), truth, weight
 
 
@@ -104,25 +106,37 @@ def resampled(values: Array, source: Float[Array, "2 h w"]) -> Array:
     return at(values) if values.ndim == 2 else jax.vmap(at, in_axes=2, out_axes=2)(values)
 
 
-def _turned(arrays: Any, keys: Keys, config: AugmentConfig) -> Any:
-    """Flipped and turned, by moves of whole pixels."""
-    if not (config.flips or config.quarter_turns):
-        return arrays
-    height, width = arrays[0].shape[:2]
+class _Turn(NamedTuple):
+    """Whether a crop is transposed, and then its rows and its columns reversed."""
+
+    transposed: Any
+    rows: Any
+    columns: Any
+
+    def pixels(self, array: Array) -> Array:
+        """An array (h, w, ...) turned."""
+        if array.shape[0] == array.shape[1]:
+            array = jnp.where(self.transposed, array.swapaxes(0, 1), array)
+        array = jnp.where(self.rows, array[::-1], array)
+        return jnp.where(self.columns, array[:, ::-1], array)
+
+    def source(self, source: Float[Array, "2 h w"], shape: tuple[int, ...]) -> Array:
+        """Where in the crop lies what is at these coordinates of the turned one."""
+        rows, columns = source
+        rows = jnp.where(self.rows, shape[0] - 1 - rows, rows)
+        columns = jnp.where(self.columns, shape[1] - 1 - columns, columns)
+        there, turned = jnp.stack([rows, columns]), jnp.stack([columns, rows])
+        return jnp.where(self.transposed, turned, there)
+
+
+def _turn(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> _Turn:
     turns = jax.random.randint(keys["quarter_turns"], (), 0, 4) * config.quarter_turns
-    if height != width:
+    if shape[0] != shape[1]:
         turns = turns // 2 * 2
     flips = jax.random.bernoulli(keys["flips"], shape=(2,)) & config.flips
     # a turn by 90 degrees is a transposition and then a flip of the rows
     rows, columns = flips ^ jnp.stack([(turns == 1) | (turns == 2), turns >= 2])
-
-    def turned(array: Array) -> Array:
-        if height == width:
-            array = jnp.where(turns % 2 == 1, array.swapaxes(0, 1), array)
-        array = jnp.where(rows, array[::-1], array)
-        return jnp.where(columns, array[:, ::-1], array)
-
-    return jax.tree.map(turned, arrays)
+    return _Turn(turns % 2 == 1, rows, columns)
 
 
 def _source(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> Float[Array, "2 h w"]:

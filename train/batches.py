@@ -15,8 +15,7 @@ def batches(
     config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
 ) -> Generator[Future[Batch], None, None]:
     """The batches of the steps from `first` on, on the devices; the next ones are made while one
-    is used. Not augmented: over `rows` that exchanges data, and of exchanges only one thread may
-    ask, or their order differs between processes."""
+    is used. Not augmented: that is part of the step, for beside it it would take its cores away."""
     rows = placement.local(config.data.batch)
 
     def made(step: int) -> Batch:

@@ -199,17 +199,19 @@ def _order(epoch: int, count: int, seed: int) -> np.ndarray:
 def _cut(sample: Sample, rng: np.random.Generator, crop_px: int, net: UNetConfig) -> Batch:
     out_px = geometry.output_size(net, crop_px)
     before = (crop_px - out_px) // 2
-    starts = [rng.integers(0, max(1, size - out_px + 1)) for size in sample.mask.shape]
-    seen = [start - before + np.arange(crop_px) for start in starts]
-    inside = _mirrored(seen, sample.mask.shape)
+    starts = [int(rng.integers(0, max(1, size - out_px + 1))) for size in sample.mask.shape]
+    inside = _mirrored([start - before for start in starts], crop_px, sample.mask.shape)
     weight = None if sample.weight is None else sample.weight[inside]
     return Batch(sample.x[inside], sample.mask[inside], weight)
 
 
-def _mirrored(indices: list[np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Indices beyond the border, reflected back inside, the border pixel repeated."""
+def _mirrored(starts: list[int], crop_px: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Where a crop lies; what is beyond the border, reflected back inside, the border pixel
+    repeated."""
+    if all(0 <= start <= size - crop_px for start, size in zip(starts, shape, strict=True)):
+        return tuple(slice(start, start + crop_px) for start in starts)  # no copy of single pixels
     inside = []
-    for index, size in zip(indices, shape, strict=True):
-        folded = index % (2 * size)
+    for start, size in zip(starts, shape, strict=True):
+        folded = (start + np.arange(crop_px)) % (2 * size)
         inside.append(np.where(folded < size, folded, 2 * size - 1 - folded))
     return np.ix_(*inside)

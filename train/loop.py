@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from train.data import Sample
 from train.progress import Progress, StepBar
 from train.record import Record
 from train.samples import load
-from train.step import Steps, compiled
+from train.step import Steps, compiled, prepare
 from train.tripwire import diagnose
 from train.validation import Scores, validate
 from unet_jax.weights import from_weights
@@ -196,8 +197,7 @@ class _Run:
             if self.stopped_by or self._out_of_patience():
                 return
             for step, batch in enumerate(made, start=first + 1):
-                seen = self.steps.prepare(bar.awaited(batch), np.int32(step - 1))
-                self.state, metrics = self.steps.step(self.state, seen)
+                self.state, metrics = self.steps.step(self.state, bar.awaited(batch))
                 bar.advance(metrics, images=config.data.batch)
                 stops, validates = self._stops(asked, step), self._validates_at(step)
                 if stops or validates or step % config.checkpoint_every == 0:
@@ -337,7 +337,7 @@ class _Run:
             s.name for s in data.chosen(self.training, step, data=config.data, seed=config.seed)
         ]
         with closing(batches(config, self.placement, self.training, first=step)) as made:
-            seen = self.steps.prepare(next(made).result(), np.int32(step))
+            seen = jax.jit(partial(prepare, config))(next(made).result(), np.int32(step))
         try:
             reason = diagnose(config, mesh.gathered(self.state), mesh.gathered(seen), names)
         except jax.errors.JaxRuntimeError as error:

@@ -41,11 +41,11 @@ def overfit(config: TrainConfig, *, progress: Progress) -> bool:
     steps = compiled(config, placement)
     rows = placement.local(config.data.batch)
     batch = data.batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
-    seen = steps.prepare(placement.put(batch, batch=config.data.batch), np.int32(0))
+    crops = placement.put(batch, batch=config.data.batch)
     state, score = steps.init(), 0.0
     with progress.steps(STEPS) as bar:
         for step in range(1, STEPS + 1):
-            state, metrics = steps.step(state, seen)
+            state, metrics = steps.step(state, crops)
             bar.advance(metrics, images=config.data.batch)
             if step == 1 and not np.asarray(metrics.confusion)[1:].any():
                 raise InputError(

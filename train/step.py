@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import NamedSharding
 
 from train import losses
 from train.augment import augment_batch
@@ -62,17 +61,15 @@ class Metrics(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """A run as three compiled functions.
+    """A run as two compiled functions.
 
     Attributes:
         init: `init() -> State` at step 0.
-        prepare: `prepare(batch, step) -> Batch`, augmented and cut to the net's output.
-        step: `step(state, batch) -> (State, Metrics)`; the state given is donated, only the one
+        step: `step(state, crops) -> (State, Metrics)`; the state given is donated, only the one
             that it returns may be used after it.
     """
 
     init: Callable[[], State]
-    prepare: Callable[[Batch, Any], Batch]
     step: Callable[[State, Batch], tuple[State, Metrics]]
 
 
@@ -88,9 +85,8 @@ def _jitted(config: TrainConfig, placement: Placement, first: Callable[[], State
     once = _ONCE if jax.default_backend() == "cpu" else None
     return Steps(
         jax.jit(first, out_shardings=shardings, compiler_options=once),
-        jax.jit(partial(prepare, config), out_shardings=placement.rows),
         jax.jit(
-            partial(step, config),
+            partial(step, config, placement),
             out_shardings=(shardings, placement.everywhere),
             donate_argnums=0,
         ),
@@ -116,31 +112,26 @@ def compiled(config: TrainConfig, placement: Placement) -> Steps:
     begin = partial(init, config)
     shapes = jax.eval_shape(begin)
     steps: Any = _jitted(config, placement, begin)
-    now = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.everywhere)
     state = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         shapes,
         placement.state(shapes),
     )
-    side = config.data.crop_px
-    batch = _batch(config, placement.images, side)
-    seen = _batch(config, placement.rows, geometry.output_size(config.net, side))
+    crops = shapes_of_crops(config, placement)
     with ThreadPoolExecutor(2) as background:  # one is compiled while the next is traced
-        step = background.submit(steps.step.lower(state, seen).compile)
+        step = background.submit(steps.step.lower(state, crops).compile)
         first = background.submit(steps.init.lower().compile)
-        prepared = background.submit(steps.prepare.lower(batch, now).compile)
-        return Steps(first.result(), prepared.result(), step.result())
+        return Steps(first.result(), step.result())
 
 
-def _batch(config: TrainConfig, sharding: NamedSharding, truth_px: int) -> Batch:
-    """The shapes of a batch whose truth has such a side."""
-    count, side = config.data.batch, config.data.crop_px
-    shape = partial(jax.ShapeDtypeStruct, sharding=sharding)
-    truth = (count, truth_px, truth_px)
+def shapes_of_crops(config: TrainConfig, placement: Placement) -> Batch:
+    """Of a batch as it is cut."""
+    image = (config.data.batch, config.data.crop_px, config.data.crop_px)
+    shape = partial(jax.ShapeDtypeStruct, sharding=placement.images)
     return Batch(
-        shape((count, side, side, config.net.in_channels), jnp.float32),
-        shape(truth, jnp.uint8),
-        shape(truth, jnp.float32) if config.loss.border_w0 > 0 else None,
+        shape((*image, config.net.in_channels), jnp.float32),
+        shape(image, jnp.uint8),
+        shape(image, jnp.float32) if config.loss.border_w0 > 0 else None,
     )
 
 
@@ -158,16 +149,27 @@ def to_average(params: Arrays, stats: Arrays) -> Arrays:
     return {n: jnp.copy(a) for n, a in both.items() if jnp.issubdtype(a.dtype, jnp.floating)}
 
 
-def prepare(config: TrainConfig, batch: Batch, now: Array) -> Batch:
+def step(
+    config: TrainConfig, placement: Placement, state: State, crops: Batch
+) -> tuple[State, Metrics]:
+    """What augmentation, net and optimizer make of a batch as it was cut."""
+    seen = prepare(config, crops, state.step)
+    # whole images are augmented where they are, and their rows taken then: nothing is exchanged
+    for sharding in (placement.images, placement.rows):
+        seen = jax.lax.with_sharding_constraint(seen, sharding)
+    return update(config, state, seen)
+
+
+def prepare(config: TrainConfig, crops: Batch, now: Array) -> Batch:
     """What the net sees at step `now`, and the truth of what it answers for."""
-    x, truth, weight = augment_batch(*batch, seed=config.seed, step=now, config=config.augment)
+    x, truth, weight = augment_batch(*crops, seed=config.seed, step=now, config=config.augment)
     out_px = geometry.output_size(config.net, config.data.crop_px)
     before = (config.data.crop_px - out_px) // 2
     inside = slice(before, before + out_px)
     return Batch(x, truth[:, inside, inside], None if weight is None else weight[:, inside, inside])
 
 
-def step(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
+def update(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
     """The next state; the same one, stopped, where loss, gradient or update is not finite."""
     gradients, stats, loss, matrix = accumulated(config, state, batch)
     norm = optax.tree.norm(gradients)
