@@ -252,6 +252,23 @@ def test_seed_and_step_are_those_of_the_augmentation():
     assert all((one != other).any() for one, other in combinations(made, 2))
 
 
+def test_a_step_augments_by_its_own_number():
+    config, crops = replace(ONE, augment=AugmentConfig()), batch(ONE)
+
+    def at(number):
+        state = steps_of.init(config)
+        return state._replace(step=jnp.asarray(number, jnp.int32))
+
+    _, found = make_steps(config).step(at(5), crops)
+    by_hand = [
+        float(stepped(config, at(5), steps_of.prepare(config, crops, jnp.asarray(n)))[1].loss)
+        for n in (0, 4, 5, 6)
+    ]
+    apart = [abs(float(found.loss) / loss - 1) for loss in by_hand]
+    assert apart[2] < 1e-6  # float32
+    assert min(apart[0], apart[1], apart[3]) > 1e-5
+
+
 def test_the_seed_is_that_of_the_weights_and_of_the_dropout():
     first, second = (steps_of.init(replace(ONE, seed=seed)) for seed in (0, 1))
     name = "down_1.conv.conv.0.weight"
