@@ -109,8 +109,11 @@ def _all_eight(array):
         (replace(OFF, quarter_turns=True), (12, 17), _half_turned),
         (MOVES, (12, 12), _all_eight),
         (MOVES, (12, 17), _flipped),
+        (replace(MOVES, shift_px=1e-6), (12, 12), _all_eight),
+        (replace(MOVES, shift_px=1e-6), (12, 17), _flipped),
     ],
-    ids=["flips", "flips oblong", "turns", "turns oblong", "both", "both oblong"],
+    ids=["flips", "flips oblong", "turns", "turns oblong", "both", "both oblong",
+         "resampled", "resampled oblong"],
 )  # fmt: skip
 def test_flips_and_turns_equal_numpys_and_each_is_as_frequent(config, shape, possible):
     arrays = crop(*shape)
@@ -118,7 +121,7 @@ def test_flips_and_turns_equal_numpys_and_each_is_as_frequent(config, shape, pos
     seen = []
     for made in zip(*many(config, *arrays, count=800), strict=True):
         (found,) = [i for i, one in enumerate(expected) if np.array_equal(one[1], made[1])]
-        equal(made, expected[found])
+        equal(made, expected[found], within=INTERPOLATED if config.shift_px else 0.0)
         seen.append(found)
     _, counts = np.unique(seen, return_counts=True)
     assert len(counts) == len(expected)

@@ -43,7 +43,7 @@ def on_the_edge():
 
 def test_the_tripwire_drops_what_each_part_of_the_step_drops():
     config, state = replace(CONFIG, accumulate=2), on_the_edge()
-    step = jax.jit(steps_of.step, static_argnums=0)
+    step = jax.jit(steps_of.update, static_argnums=0)
     told, finite = [], []
     for number in range(6):
         state = state._replace(step=jnp.asarray(number, jnp.int32))
@@ -107,7 +107,7 @@ def configured(where):
 @pytest.mark.parametrize("where", ["module", "loss", "gradient", "update", "nothing"])
 def test_a_step_that_makes_something_infinite_changes_nothing(where):
     config, (state, seen) = configured(where), infected(where)
-    following, metrics = jax.jit(steps_of.step, static_argnums=0)(config, state, seen)
+    following, metrics = jax.jit(steps_of.update, static_argnums=0)(config, state, seen)
     assert bool(following.stopped) == (where != "nothing")
     assert np.isfinite(metrics.loss) == (where not in ("module", "loss"))
     if where != "nothing":
