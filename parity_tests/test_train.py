@@ -5,6 +5,7 @@ import shutil
 import signal
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -18,7 +19,8 @@ from train.outputs import to_weight_file
 from train.progress import Progress, StepBar
 from train.record import read
 from train.samples import load
-from train.step import compiled
+from train.step import compiled, prepare
+from train.tripwire import diagnose
 from train.validation import validate
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
 from unet_spec.recipe import Recipe, Schedule
@@ -238,8 +240,19 @@ def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
         loop, "load",
         lambda _: [replace(s, x=s.x * (np.nan if s.name == bad else 1)) for s in samples],
     )  # fmt: skip
+    asked = []
+
+    def noted(config, state, batch, names):
+        asked.append(batch)
+        return diagnose(config, state, batch, names)
+
+    monkeypatch.setattr(loop, "diagnose", noted)
     with pytest.raises(InputError, match=rf"step 2 is not finite: .* made from {bad} holds"):
         loop.run(config, tmp_path / "run", progress=quiet())
+    crops = data.batch(training, 1, data=TINY.data, net=TINY.net, seed=TINY.seed)
+    seen = jax.jit(prepare, static_argnums=0)(config, crops, np.int32(1))
+    assert not np.isfinite(asked[0].x[0]).any()
+    np.testing.assert_allclose(asked[0].x[1], seen.x[1], atol=1e-6)
 
 
 def test_no_signal_is_caught_after_a_run(run):
