@@ -87,15 +87,18 @@ def infected(where):
     if where == "loss":  # of each pixel it is finite, the sum is not
         bias = jnp.asarray([1.6e38, -1.6e38])
         state = state._replace(params={**state.params, "out.bias": bias})
-    if where == "gradient":  # of the first weights: 1e37 times what comes back, more than 1e2
-        x = 1e37 * x
-        factors = {"down_1.conv.conv.0.weight": 1e-37, "out.weight": 1e6}
+    if where in ("gradient", "its norm"):  # of the first weights: so many times what comes back
+        times = 1e37 if where == "gradient" else 1e25
+        x = times * x
+        factors = {"down_1.conv.conv.0.weight": 1 / times, "out.weight": 1e6}
         params = {name: a * factors.get(name, 1) for name, a in state.params.items()}
         state = state._replace(params=params)
     if where == "update":  # no gradient reaches what lies before these zeros
         state = state._replace(
             params={**state.params, "out.weight": jnp.zeros_like(state.params["out.weight"])}
         )
+    if where == "norm of updates":
+        state = state._replace(optimizer=state.optimizer._replace(lr=jnp.asarray(1e25)))
     return state, Batch(x, truth, None)
 
 
@@ -104,7 +107,10 @@ def configured(where):
     return replace(PLAIN, optimizer=Optimizer("adam", eps=0.0)) if where == "update" else PLAIN
 
 
-@pytest.mark.parametrize("where", ["module", "loss", "gradient", "update", "nothing"])
+@pytest.mark.parametrize(
+    "where",
+    ["module", "loss", "gradient", "its norm", "update", "norm of updates", "nothing"],
+)
 def test_a_step_that_makes_something_infinite_changes_nothing(where):
     config, (state, seen) = configured(where), infected(where)
     following, metrics = jax.jit(steps_of.update, static_argnums=0)(config, state, seen)
@@ -124,6 +130,8 @@ def test_a_step_that_makes_something_infinite_changes_nothing(where):
         ("loss", "every module is finite, but the loss is not, in a.png"),
         ("gradient", "output is finite, but the gradient of down_1.conv.conv.0.weight is not"),
         ("update", "gradients are finite, but the update of down_1.conv.conv.0.weight"),
+        ("its norm", "all gradients are finite, but so large that their norm is not"),
+        ("norm of updates", "all updates are finite, but so large that their norm is not"),
         ("nothing", "outside of the compiled step every module, gradient and update is finite"),
     ],
 )

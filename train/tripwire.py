@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from train import losses
@@ -46,6 +47,9 @@ def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[st
     for parameter in parameters(config.net):
         if parameter.trained and not _finite(updates[parameter.name]):
             return f"all gradients are finite, but the update of {parameter.name} is not"
+    for what, arrays in (("gradients", gradients), ("updates", updates)):
+        if not _finite(optax.tree.norm(arrays)):
+            return f"all {what} are finite, but so large that their norm is not"
     return "outside of the compiled step every module, gradient and update is finite"
 
 
