@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -351,11 +352,19 @@ def test_a_disk_that_fills_up_is_one_sentence_at_the_next_call(saved, asked, cap
         assert _restored(saved) == (4, [])
 
 
-def test_late_callbacks_of_a_failed_save_are_silent_and_other_errors_are_not(monkeypatch, tmp_path):
+def test_what_comes_late_of_a_failed_save_is_silent_and_other_errors_are_not(monkeypatch, tmp_path):
     seen: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     checkpoint._drop_late_callbacks.cache_clear()
-    Checkpoints(tmp_path).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Checkpoints(tmp_path).close()
+        warnings.warn(
+            "coroutine 'async_serialize_from_host.<locals>.write_fragment' was never awaited",
+            RuntimeWarning, stacklevel=1,
+        )  # fmt: skip
+        with pytest.raises(RuntimeWarning, match="other"):
+            warnings.warn("coroutine 'other' was never awaited", RuntimeWarning, stacklevel=1)
     late, other = (
         SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other")
     )

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -256,8 +257,10 @@ class Checkpoints:
 @cache
 def _drop_late_callbacks() -> None:
     """When a disk fills up, orbax ends with the first array's error, and each other array calls
-    back into its closed event loop: a page of tracebacks beside our sentence. Only orbax could
-    wait for them, and room that is reserved can be taken before the write."""
+    back into its closed event loop, or was never begun: a page of tracebacks and warnings beside
+    our sentence. Only orbax could wait for them, and room that is reserved can be taken before the
+    write."""
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)
     usual = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
