@@ -48,8 +48,9 @@ CONFIG = TrainConfig(
 def sharding(*, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The losses of all meshes beside those of one device, and what the compiled steps hold."""
     reference = run(CONFIG)
+    as_it_is = run(CONFIG, order=np.arange(CONFIG.data.batch))
     orders = [
-        _apart(reference["losses"], run(CONFIG, order=order)["losses"])
+        _apart(as_it_is["losses"], run(CONFIG, order=order)["losses"])
         for order in np.random.default_rng(0).permuted([range(CONFIG.data.batch)] * ORDERS, axis=1)
     ]
     say(f"one device, batch in other orders: {orders}")
@@ -109,7 +110,7 @@ def run(config: TrainConfig, *, order: np.ndarray | None = None) -> dict[str, An
         crops = placement.put(batch, batch=config.data.batch)
         if order is None:
             state, metrics = steps.step(state, crops)
-        else:  # of images that are augmented already: how depends on the place
+        else:  # how an image is augmented depends on its place, so that is done before
             seen = jax.tree.map(lambda array: array[order], prepared(crops, state.step))
             state, metrics = updated(state, seen)
         losses.append(float(metrics.loss))

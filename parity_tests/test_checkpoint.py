@@ -355,7 +355,7 @@ def test_a_disk_that_fills_up_is_one_sentence_at_the_next_call(saved, asked, cap
 def test_what_comes_late_of_a_failed_save_is_silent_and_other_errors_are_not(monkeypatch, tmp_path):
     seen: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
-    checkpoint._drop_late_callbacks.cache_clear()
+    checkpoint._silence_what_comes_late.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Checkpoints(tmp_path).close()
@@ -370,7 +370,7 @@ def test_what_comes_late_of_a_failed_save_is_silent_and_other_errors_are_not(mon
     )
     sys.unraisablehook(late)
     sys.unraisablehook(other)
-    checkpoint._drop_late_callbacks.cache_clear()
+    checkpoint._silence_what_comes_late.cache_clear()
     assert seen == [other]
 
 

@@ -15,7 +15,7 @@ def batches(
     config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
 ) -> Generator[Future[Batch], None, None]:
     """The batches of the steps from `first` on, on the devices; the next ones are made while one
-    is used. Not augmented: that is part of the step, for beside it it would take its cores away."""
+    is used. Not augmented: the step does that; a program beside it would take cores from it."""
     rows = placement.local(config.data.batch)
 
     def made(step: int) -> Batch:

@@ -62,7 +62,7 @@ class Checkpoints:
         # they log errors that are raised as well; on a full disk, one for every array
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        _drop_late_callbacks()
+        _silence_what_comes_late()
         self.folder, self._keep, self._say = folder.absolute(), keep, say
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._sealing: tuple[int, Future[None]] | None = None
@@ -255,7 +255,7 @@ class Checkpoints:
 
 
 @cache
-def _drop_late_callbacks() -> None:
+def _silence_what_comes_late() -> None:
     """When a disk fills up, orbax ends with the first array's error, and each other array calls
     back into its closed event loop, or was never begun: a page of tracebacks and warnings beside
     our sentence. Only orbax could wait for them, and room that is reserved can be taken before the

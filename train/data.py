@@ -200,13 +200,13 @@ def _cut(sample: Sample, rng: np.random.Generator, crop_px: int, net: UNetConfig
     out_px = geometry.output_size(net, crop_px)
     before = (crop_px - out_px) // 2
     starts = [int(rng.integers(0, max(1, size - out_px + 1))) for size in sample.mask.shape]
-    inside = _mirrored([start - before for start in starts], crop_px, sample.mask.shape)
+    inside = _window([start - before for start in starts], crop_px, sample.mask.shape)
     weight = None if sample.weight is None else sample.weight[inside]
     return Batch(sample.x[inside], sample.mask[inside], weight)
 
 
-def _mirrored(starts: list[int], crop_px: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Where a crop lies; what is beyond the border, reflected back inside, the border pixel
+def _window(starts: list[int], crop_px: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Index of the crop that starts there; beyond the border it is mirrored, the border pixel
     repeated."""
     if all(0 <= start <= size - crop_px for start, size in zip(starts, shape, strict=True)):
         return tuple(slice(start, start + crop_px) for start in starts)  # no copy of single pixels
