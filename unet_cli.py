@@ -276,7 +276,7 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None) -> int:
     _need_checkout("train")
     from unet_demo import run
 
-    found = run.run(out)
+    found = run.run(out, command=_command())
     _write_json(json, found)
     return int(found["verdict"] == "different")
 

@@ -23,9 +23,8 @@ ALLOWED = {
         "jaxtyping",
         "safetensors",
         "rich",
-        "jinja2",
-        "PIL",
         "unet_image",
+        "unet_page",
     },
 }
 
@@ -53,7 +52,7 @@ def test_package_imports_only_what_lies_below_it(package):
         assert imports(path) <= ALLOWED[package], path
 
 
-@pytest.mark.parametrize("package", ["train", "benchmarks", "unet_image"])
+@pytest.mark.parametrize("package", ["train", "benchmarks", "unet_image", "unet_page"])
 def test_applications_do_not_import_the_command_or_the_tests(package):
     for path in sources(package):
         assert not imports(path) & {"unet_cli", "parity_tests"}, path
@@ -65,7 +64,7 @@ def test_training_does_not_need_torch():
 
 
 def test_only_applications_import_training():
-    for package in (*SHIPPED, "unet_image"):
+    for package in (*SHIPPED, "unet_image", "unet_page"):
         for path in sources(package):
             assert "train" not in imports(path), path
 

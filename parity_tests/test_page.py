@@ -4,13 +4,12 @@ import dataclasses
 import html.parser
 import math
 import re
-import shutil
-import subprocess
 from typing import Any
 
 import numpy as np
 import pytest
 
+from parity_tests.browser import needs_browser, render
 from train import page, plot
 from train.config import CELLS, NUCLEI, DataConfig, to_plain
 from train.doctor import Finding
@@ -328,20 +327,7 @@ def test_thinned_and_smoothed_lines_keep_the_mean():
     assert plot.smoothed(points[:5]) == points[:5] == plot.thinned(points[:5])
 
 
-BROWSERS = [path for name in ("chromium", "google-chrome") if (path := shutil.which(name))]
-
-
-@pytest.mark.skipif(not BROWSERS, reason="needs Chromium")
+@needs_browser
 def test_nothing_sticks_out_of_a_narrow_window(tmp_path):
-    """A frame 400 px wide writes the width that its page needs into its own title."""
     report = dataclasses.replace(_one_image(name=60 * "long"), environment={"cpu": 200 * "x"})
-    width = "<script>parent.document.title=document.documentElement.scrollWidth</script>"
-    content = (page.html(report, command=300 * "y") + width).replace("&", "&amp;")
-    content = content.replace('"', "&quot;")
-    (tmp_path / "frame.html").write_text(f'<iframe width=400 srcdoc="{content}"></iframe>')
-    done = subprocess.run(
-        [BROWSERS[0], "--headless", "--no-sandbox", "--hide-scrollbars", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'frame.html'}"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    assert re.findall(r"<title>(\d+)</title>", done.stdout) == ["400"]
+    assert render(page.html(report, command=300 * "y"), tmp_path, width_px=400).width == 400

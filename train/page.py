@@ -1,17 +1,14 @@
 """RUN/report.html: what a run gave, as one file that needs nothing beside it."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
 
+import unet_page
 from train import plot
 from train.config import PRESETS, to_plain
 from train.doctor import Finding
@@ -57,14 +54,9 @@ def html(report: Report, *, command: str = "") -> str:
     Args:
         command: that repeats the run.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        files("train").joinpath("page.html").read_text(encoding="utf-8")
-    )
     preset, groups = _settings(report.config)
-    return template.render(
+    return unet_page.render(
+        Path(__file__).with_name("page.html"),
         report=report,
         command=command,
         sentence=sentence(report),
@@ -206,7 +198,10 @@ def _strip(scores: Scores) -> Plot:
 def _pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
     """The pictured images, the worst half and the best half."""
     shown = [
-        {"image": image, "url": _url(report.pictures[image.name])}
+        {
+            "image": image,
+            "url": unet_page.picture_url(report.pictures[image.name], largest_px=PICTURE_PX),
+        }
         for image in sorted(report.scores.images, key=lambda image: image.iou)
         if image.name in report.pictures
     ]
@@ -214,14 +209,6 @@ def _pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
         return [("The held-out image", shown)] if shown else []
     half = len(shown) // 2
     return [("The worst", shown[:half]), ("The best", shown[half:])]
-
-
-def _url(pixels: np.ndarray) -> str:
-    """The picture as a data URL, at most `PICTURE_PX` on a side."""
-    picture, content = Image.fromarray(pixels), io.BytesIO()
-    picture.thumbnail((PICTURE_PX, PICTURE_PX))
-    picture.save(content, "PNG")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def _classes(report: Report) -> Iterator[dict[str, Any]]:

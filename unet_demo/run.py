@@ -1,33 +1,36 @@
-"""`unet demo`: the whole way on synthetic cells, ending in one self-contained HTML page."""
+"""`unet demo`: the whole way on synthetic cells, from training to a proof, ending in a page."""
 
-import base64
-import html
-import io
-import json
+import shlex
 import time
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 import unet_image
 import unet_jax
+import unet_page
 import unet_torch
-from train import loop, synthetic
-from train.config import CELLS
+from train import loop, run_folder, synthetic
+from train.config import CELLS, TrainConfig
 from train.progress import Progress
-from unet_parity import report, verify
+from unet_parity import page, report, verify
 from unet_spec import weight_file
 from unet_spec.files import refuse_existing, written
 
+INDEX, PARITY, RUN = "index.html", "parity.html", "run"
 UNSEEN_SEEDS = (7_000_001, 7_000_002, 7_000_003)  # far from those of the training images
 
 
-def run(out: Path) -> dict[str, Any]:
-    """Train, save, open in PyTorch, verify, predict, and write `out`/index.html.
+def run(out: Path, *, config: TrainConfig = CELLS, command: str = "") -> dict[str, Any]:
+    """Train, open the weights in PyTorch, verify, predict, and write three pages into `out`.
+
+    Args:
+        out: `index.html` is written there, with `parity.html` and the run's own `report.html`,
+            to which it links.
+        config: a training run on synthetic cells.
+        command: the command that repeats the demo, for its pages.
 
     Raises:
         InputError: `out` exists.
@@ -35,88 +38,57 @@ def run(out: Path) -> dict[str, Any]:
     refuse_existing(out)
     console, began = Console(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    result = loop.run(CELLS, out / "run", progress=Progress(console))
+    result = loop.run(config, out / RUN, progress=Progress(console), command=command)
     assert result.weights is not None
-    port, twin = unet_jax.load(result.weights), unet_torch.load(result.weights)
-    console.print(
-        f"{result.weights} opened in PyTorch: {sum(1 for _ in twin.parameters())} tensors"
+    weights = Path(result.weights)
+    port, twin = unet_jax.load(weights), unet_torch.load(weights)
+    console.print(f"{weights} opened in PyTorch: {sum(1 for _ in twin.parameters())} tensors")
+    parity = verify.verify(
+        port.config,
+        weights=weight_file.read(weights),
+        say=lambda text: console.print(text, highlight=False),
     )
-    found = verify.verify(
-        port.config, weights=weight_file.read(result.weights), say=lambda text: console.print(text)
-    )
-    report.show(found, console)
-    pictures = [_compared(port, twin, seed) for seed in UNSEEN_SEEDS]
+    report.show(parity, console)
+    with written(out / PARITY) as stream:
+        verify_command = shlex.join(["unet", "verify", str(weights)])
+        stream.write(page.html(parity, command=verify_command).encode())
+    rows = [_predict_with_both(port, twin, seed) for seed in UNSEEN_SEEDS]
     summary = {
-        "verdict": found.verdict,
+        "verdict": parity.verdict,
         "mean_image_iou": result.mean_image_iou,
-        "pixels_differing": sum(p["differing"] for p in pictures),
-        "pixels": sum(p["pixels"] for p in pictures),
-        "page": str(out / "index.html"),
+        "pixels_differing": sum(row["differing"] for row in rows),
+        "pixels": sum(row["pixels"] for row in rows),
+        "weights": str(weights),
+        "page": str(out / INDEX),
         "seconds": time.monotonic() - began,
     }
-    with written(out / "index.html") as stream:
-        stream.write(_page(summary, found, pictures, out / "run" / "metrics.jsonl").encode())
-    console.print(f"the page: {out / 'index.html'}")
+    with written(out / INDEX) as stream:
+        text = unet_page.render(
+            Path(__file__).with_name("page.html"),
+            summary=summary,
+            sentence=page.SENTENCES[parity.verdict],
+            rows=rows,
+            parity=PARITY,
+            run=f"{RUN}/{run_folder.PAGE}",
+            command=command,
+        )
+        stream.write(text.encode())
+    console.print(f"the page: {out / INDEX}")
     return summary
 
 
-def _compared(port: unet_jax.UNet, twin: unet_torch.UNet, seed: int) -> dict[str, Any]:
-    """An image that no training saw, with its truth and what both twins say of it."""
+def _predict_with_both(port: unet_jax.UNet, twin: unet_torch.UNet, seed: int) -> dict[str, Any]:
+    """Return pictures of an image that no training saw: its truth, and what each twin predicts."""
     image, truth = synthetic.cells(seed, height=203, width=259)
-    ours, theirs = unet_torch.predict(twin, image), unet_jax.predict(port, image)
-    return {
+    by_torch, by_jax = unet_torch.predict(twin, image), unet_jax.predict(port, image)
+    pictures = {
         "image": unet_image.visible(image),
         "truth": unet_image.overlay(image, np.zeros_like(truth), truth),
-        "torch": unet_image.overlay(image, ours),
-        "jax": unet_image.overlay(image, theirs),
-        "differing": int((ours != theirs).sum()),
+        "PyTorch": unet_image.overlay(image, by_torch),
+        "JAX": unet_image.overlay(image, by_jax),
+    }
+    return {
+        "pictures": {name: unet_page.picture_url(pixels) for name, pixels in pictures.items()},
+        "differing": int((by_torch != by_jax).sum()),
         "pixels": truth.size,
     }
-
-
-def _page(
-    summary: dict[str, Any], found: verify.Report, pictures: list[dict[str, Any]], metrics: Path
-) -> str:
-    heads = ("image", "truth", "torch", "jax")
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td><img alt='{h}' src='{_embedded(p[h])}'></td>" for h in heads)
-        + "</tr>"
-        for p in pictures
-    )
-    exact = "".join(
-        f"<tr><td>{r.rung}</td><td>{r.dtype}</td><td>{r.mismatches} of {r.outputs:,}</td>"
-        f"<td>{r.gradients['mismatches']} in {r.gradients['tensors']} tensors</td>"
-        f"<td>{r.distinct}</td><td>{html.escape(r.outcome)}</td></tr>"
-        for r in found.exact
-    )
-    agreement = found.comparisons[0].agreement
-    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
-    curve = "".join(
-        f"<tr><td>{s['step']}</td><td>{s['loss']:.4f}</td><td>{s['mean_image_iou']:.3f}</td></tr>"
-        for s in steps
-    )
-    template = Template((Path(__file__).parent / "page.html").read_text())
-    return template.substitute(
-        verdict=html.escape(found.verdict),
-        reasons=html.escape("; ".join(found.reasons)),
-        iou=f"{summary['mean_image_iou']:.3f}",
-        differing=f"{summary['pixels_differing']} of {summary['pixels']:,}",
-        pictures=rows,
-        exact=exact,
-        output=f"{agreement.output:.1e}",
-        gradient=f"{max(agreement.gradients.values()):.1e}",
-        torch_error=f"{agreement.torch_error / agreement.scale:.1e}",
-        jax_error=f"{agreement.jax_error / agreement.scale:.1e}",
-        curve=curve,
-        environment="".join(
-            f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>"
-            for k, v in found.environment.items()
-        ),
-    )
-
-
-def _embedded(pixels: np.ndarray) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="png")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

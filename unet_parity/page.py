@@ -1,16 +1,13 @@
 """The report of `verify` as one HTML file that needs nothing beside it."""
 
-import base64
-import io
 import math
 from dataclasses import asdict
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
 
+import unet_page
 from unet_parity.comparison import Comparison
 from unet_parity.differences import EPS
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
@@ -34,13 +31,8 @@ def html(report: Report, *, command: str = "") -> str:
     Args:
         command: that made it.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        files("unet_parity").joinpath("page.html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return unet_page.render(
+        Path(__file__).with_name("page.html"),
         report=report,
         command=command,
         sentence=SENTENCES[report.verdict],
@@ -175,11 +167,11 @@ def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
         "largest": largest,
         "rows": rows,
         "pictures": [
-            ("the input", _png(_stretched(image))),
-            ("class, by PyTorch", _png(ours[0].argmax(0) / max(len(ours[0]) - 1, 1))),
-            ("class, by JAX", _png(theirs[0].argmax(0) / max(len(theirs[0]) - 1, 1))),
-            ("PyTorch's error", _png(errors[0] / largest)),
-            ("JAX's error", _png(errors[1] / largest)),
+            ("the input", _gray(_stretched(image))),
+            ("class, by PyTorch", _gray(ours[0].argmax(0) / max(len(ours[0]) - 1, 1))),
+            ("class, by JAX", _gray(theirs[0].argmax(0) / max(len(theirs[0]) - 1, 1))),
+            ("PyTorch's error", _gray(errors[0] / largest)),
+            ("JAX's error", _gray(errors[1] / largest)),
         ],
     }
 
@@ -189,11 +181,9 @@ def _stretched(image: np.ndarray) -> np.ndarray:
     return (image - low) / (high - low or 1.0)
 
 
-def _png(values: np.ndarray) -> str:
-    """A gray picture of values from 0 to 1, as a data URL."""
-    content = io.BytesIO()
-    Image.fromarray((255 * values.clip(0, 1)).astype(np.uint8)).save(content, "PNG")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+def _gray(values: np.ndarray) -> str:
+    """Return a gray picture of values from 0 to 1 as a data URL."""
+    return unet_page.picture_url((255 * values.clip(0, 1)).astype(np.uint8))
 
 
 def _errors(layer: Layer) -> tuple[float, ...]:
