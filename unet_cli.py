@@ -124,7 +124,7 @@ def verify(
     """
     _check_json(json)
     _check_target(report, ".html")
-    need("jax", "torch")
+    need("jax", "torch", *(["images"] if image or report else []))
     if image is not None and recorded is not None:
         raise InputError("--image and --recorded both give the input; leave one out")
     if steps < 0:
@@ -132,7 +132,7 @@ def verify(
     from rich.console import Console
 
     from unet_convert import refuse_contradiction
-    from unet_parity import inputs, page, verify
+    from unet_parity import inputs, verify
     from unet_parity import report as tables
     from unet_spec import Preprocessing, weight_file
 
@@ -142,7 +142,10 @@ def verify(
         config = loaded.config
     x = y = None
     if image is not None:
-        x = inputs.read_image(image, config, loaded.preprocessing if loaded else Preprocessing())
+        import unet_image
+
+        preprocessing = loaded.preprocessing if loaded else Preprocessing()
+        x = inputs.crop_middle(unet_image.read_pages(image)[0], config, preprocessing, source=image)
     if recorded is not None:
         x, y = inputs.read_recorded(recorded, config)
     console = Console()
@@ -158,6 +161,8 @@ def verify(
     )
     tables.show(found, console)
     if report is not None:
+        from unet_parity import page
+
         with written(report) as stream:
             stream.write(page.html(found, command=_command()).encode())
         console.print(f"the page: {report}")
@@ -186,6 +191,7 @@ def predict(
     _check_json(json)
     if not images:
         raise InputError("no image given; name image files or folders after the weights")
+    need("images")
     from unet_image import list_images, overlay, read_pages, write_mask, write_picture
 
     model, run = _predictor(weights, framework)
@@ -251,10 +257,9 @@ def bench(*, quick: bool = False, json: Json = None) -> int:
     """
     _check_json(json)
     need("jax", "torch")
-    _need_checkout("benchmarks")
     from rich.console import Console
 
-    from benchmarks import bench
+    from unet_bench import bench
 
     console = Console()
     result = bench.bench(quick=quick, say=lambda text: console.print(text))
@@ -272,8 +277,7 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None) -> int:
         json: write what was found there.
     """
     _check_json(json)
-    need("jax", "torch")
-    _need_checkout("train")
+    need("torch", "train")
     from unet_demo import run
 
     found = run.run(out, command=_command())
@@ -282,16 +286,8 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None) -> int:
 
 
 def _train_verb(arguments: list[str]) -> Callable[..., int]:
-    """`unet train PRESET`; outside a checkout a verb that says where it runs."""
-    if importlib.util.find_spec("train") is None:
-
-        def elsewhere() -> int:
-            """Train on folders of images and masks (from a checkout of the project only)."""
-            _need_checkout("train")
-            return 2
-
-        return elsewhere
-    from train.config import PROMISES, presets
+    """`unet train PRESET`, with the presets' values as the defaults of its flags."""
+    from unet_train.config import PROMISES, presets
 
     known = ", ".join(PROMISES)
     if arguments[:1] == ["train"] and not {*PROMISES, "-h", "--help"} & {*arguments}:
@@ -331,15 +327,15 @@ def _given(flag: str) -> str | None:
 
 
 def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
-    """A run of `train.config.TrainConfig`."""
+    """A run of `unet_train.config.TrainConfig`."""
     _check_json(json)
-    need("jax")
+    need("train")
     if config.start is None and config.schedule.name == "one_cycle" and _given("--optimizer.lr"):
         raise InputError(
             "--optimizer.lr counts nothing with the schedule one_cycle, whose peak is "
             "--schedule.max-lr; give that"
         )
-    from train import signals, supervise
+    from unet_train import signals, supervise
 
     if config.mesh.processes > 1 and not supervise.is_watched():
         status, reason = supervise.watched(sys.argv[1:])
@@ -358,10 +354,10 @@ def _trained(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int
     import jax
     from rich.console import Console
 
-    from train import loop, mesh
-    from train.config import to_plain
-    from train.overfit import overfit as learns
-    from train.progress import Progress
+    from unet_train import loop, mesh
+    from unet_train.config import to_plain
+    from unet_train.overfit import overfit as learns
+    from unet_train.progress import Progress
 
     try:
         if config.mesh.processes > 1:
@@ -396,7 +392,7 @@ def _failed(error: BaseException) -> int:
     """The exit status of a run that an error ended; of several processes, this one ends here."""
     import jax
 
-    from train import supervise
+    from unet_train import supervise
 
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         error = InputError(TOO_LARGE)
@@ -453,14 +449,6 @@ def _unique_names(pages: dict[Path, int]) -> dict[tuple[Path, int], str]:
     return names
 
 
-def _need_checkout(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"`{package}` is not in the installed package; run this verb from a checkout of the "
-            "project (pip install -e '.[all]')"
-        )
-
-
 def _check_json(path: Path | None) -> None:
     _check_target(path, ".json")
 
@@ -497,9 +485,9 @@ def _sentence(error: Exception) -> str:
 
 def _as_typed(sentence: str) -> str:
     """With fields of the training's config as flags: data.crop_px=50 is --data.crop-px 50."""
-    if sys.argv[1:2] != ["train"] or importlib.util.find_spec("train") is None:
+    if sys.argv[1:2] != ["train"]:
         return sentence
-    from train.config import TrainConfig
+    from unet_train.config import TrainConfig
 
     names = {
         f"{part.name}.{field.name}"

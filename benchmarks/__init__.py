@@ -1,1 +1,1 @@
-"""Timings and rounding, measured; `results/` keeps the figures with their hardware."""
+"""Scripts that make the figures of README and docs; `results/` keeps them with their hardware."""

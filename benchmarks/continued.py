@@ -22,16 +22,16 @@ import torch
 from torch import nn
 
 import unet_torch
-from benchmarks.environment import environment
-from train import data
-from train.config import AugmentConfig, DataConfig, TrainConfig
-from train.data import Sample
-from train.metrics import confusion, foreground_iou
-from train.record import read
-from train.samples import load
+from unet_bench.environment import environment
 from unet_spec import UNetConfig
 from unet_spec.files import written
 from unet_spec.recipe import Optimizer, Schedule
+from unet_train import data
+from unet_train.config import AugmentConfig, DataConfig, TrainConfig
+from unet_train.data import Sample
+from unet_train.metrics import confusion, foreground_iou
+from unet_train.record import read
+from unet_train.samples import load
 
 RESULT = Path(__file__).parent / "results" / "continued.json"
 COMMAND = "python -m benchmarks.continued IMAGES MASKS"

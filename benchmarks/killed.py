@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train.record import read
 from unet_spec.environment import environment
 from unet_spec.files import written
+from unet_train.record import read
 
 RESULT = Path(__file__).parent / "results" / "killed.json"
 KILLS, STEPS, EVERY = 20, 1000, 10

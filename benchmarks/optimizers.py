@@ -7,7 +7,7 @@ cores); the table in docs/parity.md is this file's.
 import json
 from pathlib import Path
 
-from benchmarks.environment import environment
+from unet_bench.environment import environment
 from unet_parity.optimizers import BOUND, optimizer_table
 from unet_spec.environment import versions
 from unet_spec.files import written

@@ -22,16 +22,16 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from benchmarks import timing
-from benchmarks.environment import environment
-from train import mesh
-from train.batches import batches
-from train.checkpoint import Checkpoints
-from train.config import PRESETS
-from train.progress import Progress
-from train.samples import load
-from train.step import compiled, prepare, update
+from unet_bench import timing
+from unet_bench.environment import environment
 from unet_spec.files import written
+from unet_train import mesh
+from unet_train.batches import batches
+from unet_train.checkpoint import Checkpoints
+from unet_train.config import PRESETS
+from unet_train.progress import Progress
+from unet_train.samples import load
+from unet_train.step import compiled, prepare, update
 
 COMMAND = "python -m benchmarks.pipeline"
 RESULT = Path(__file__).parent / "results" / "pipeline.json"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.environment import environment
+from unet_bench.environment import environment
 from unet_parity.differences import error_ratio, rms
 from unet_parity.oracle import random_input, random_tensors
 from unet_parity.twins import jax_pass, torch_pass

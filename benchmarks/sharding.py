@@ -23,14 +23,14 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from train import data, mesh  # noqa: E402
-from train.config import AugmentConfig, DataConfig, MeshConfig, TrainConfig  # noqa: E402
-from train.hlo import collectives, largest_bytes  # noqa: E402
-from train.samples import load  # noqa: E402
-from train.step import Steps, compiled, prepare, update  # noqa: E402
 from unet_spec import UNetConfig  # noqa: E402
 from unet_spec.environment import environment  # noqa: E402
 from unet_spec.files import written  # noqa: E402
+from unet_train import data, mesh  # noqa: E402
+from unet_train.config import AugmentConfig, DataConfig, MeshConfig, TrainConfig  # noqa: E402
+from unet_train.hlo import collectives, largest_bytes  # noqa: E402
+from unet_train.samples import load  # noqa: E402
+from unet_train.step import Steps, compiled, prepare, update  # noqa: E402
 
 COMMAND = "python -m benchmarks.sharding"
 RESULT = Path(__file__).parent / "results" / "sharding.json"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.environment import environment
+from unet_bench.environment import environment
 from unet_parity import oracle
 from unet_parity.comparison import Comparer, Comparison, Numbers
 from unet_spec import UNetConfig

@@ -27,7 +27,7 @@ CHECKED = {
     "unet_spec": (
         "fields", "files", "geometry", "layout", "parameters", "prediction", "weight_file",
     ),
-    "train": ("augment", "losses", "metrics", "weight_map"),
+    "unet_train": ("augment", "losses", "metrics", "weight_map"),
 }  # fmt: skip
 install_import_hook(
     ["unet_torch", "unet_jax", "unet_parity"]
@@ -46,7 +46,7 @@ if WORKER:
 def run(tmp_path_factory):
     """(folder, result) of a training run that nobody disturbed."""
     from parity_tests.tiny import TINY, quiet
-    from train import loop
+    from unet_train import loop
 
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, loop.run(TINY, folder, progress=quiet(), command="unet train cells")

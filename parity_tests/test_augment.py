@@ -14,9 +14,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
 import unet_image
-from train.augment import _Turn, affine, augment, augment_batch, bicubic, resampled
-from train.config import AugmentConfig
-from train.preview import GAP_PX, preview
+from unet_train.augment import _Turn, affine, augment, augment_batch, bicubic, resampled
+from unet_train.config import AugmentConfig
+from unet_train.preview import GAP_PX, preview
 
 OFF = AugmentConfig(flips=False, quarter_turns=False)
 MOVES = AugmentConfig()

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from train import checkpoint, manifest
-from train.checkpoint import SPARE, Checkpoints
-from train.manifest import NotWholeError
 from unet_jax import recipe
 from unet_spec import InputError
+from unet_train import checkpoint, manifest
+from unet_train.checkpoint import SPARE, Checkpoints
+from unet_train.manifest import NotWholeError
 
 
 class State(NamedTuple):

@@ -16,10 +16,10 @@ from PIL import Image
 import unet_cli
 import unet_image
 import unet_torch
-from train.config import PRESETS, presets
 from unet_spec import InputError, UNetConfig, weight_file
 from unet_spec.recipe import Optimizer, Schedule
 from unet_spec.weight_file import WeightFile
+from unet_train.config import PRESETS, presets
 
 SMALL = UNetConfig(widths=(4, 6))
 

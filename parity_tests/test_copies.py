@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import copies, data, synthetic
 from unet_spec import Preprocessing, UNetConfig
+from unet_train import copies, data, synthetic
 
 NET = UNetConfig(widths=(4, 6))
 # measured over the images of these tests: unrelated ones reach 0.44, copies keep 0.9955

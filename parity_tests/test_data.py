@@ -5,9 +5,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from train import data, synthetic
-from train.config import DataConfig
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
+from unet_train import data, synthetic
+from unet_train.config import DataConfig
 
 NET = UNetConfig(widths=(4, 6))
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from parity_tests.browser import needs_browser, render
-from train.config import CELLS
 from unet_demo import run
 from unet_spec import UNetConfig
+from unet_train.config import CELLS
 
 SMALL = replace(
     CELLS,

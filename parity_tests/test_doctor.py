@@ -9,9 +9,9 @@ import tifffile
 from PIL import Image
 from rich.console import Console
 
-from train import data, doctor, synthetic
-from train.config import DataConfig
 from unet_spec import Preprocessing, UNetConfig
+from unet_train import data, doctor, synthetic
+from unet_train.config import DataConfig
 
 NET = UNetConfig(widths=(4, 6))
 HELD_OUT = 2  # of the eight images

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from train.config import LossConfig
-from train.losses import counts, loss
-from train.weight_map import border_weights, objects_of
 from unet_spec import InputError
+from unet_train.config import LossConfig
+from unet_train.losses import counts, loss
+from unet_train.weight_map import border_weights, objects_of
 
 ROUNDING = 1e-14  # in float64; seen 1.3e-15 of the largest value
 SHAPE, CLASSES = (4, 5, 7), 3

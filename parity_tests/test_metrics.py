@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from train.metrics import (
+from unet_train.metrics import (
     confusion,
     dice,
     foreground_dice,

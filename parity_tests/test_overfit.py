@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from parity_tests.tiny import TINY, quiet
-from train import overfit
-from train.config import LossConfig
-from train.samples import load
 from unet_spec import InputError, UNetConfig
+from unet_train import overfit
+from unet_train.config import LossConfig
+from unet_train.samples import load
 
 
 def test_the_smoke_test_knows_a_net_that_learns_from_one_that_does_not(monkeypatch):

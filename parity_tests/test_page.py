@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from parity_tests.browser import needs_browser, render
-from train import page, plot
-from train.config import CELLS, NUCLEI, DataConfig, to_plain
-from train.doctor import Finding
-from train.page import Report
-from train.validation import ImageScore, Scores
+from unet_train import page, plot
+from unet_train.config import CELLS, NUCLEI, DataConfig, to_plain
+from unet_train.doctor import Finding
+from unet_train.page import Report
+from unet_train.validation import ImageScore, Scores
 
 IMAGES = (
     ImageScore("alpha.png", 31, 47, 0.613, 0.707),

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import unet_cli
-from train import supervise
-from train.record import read
 from unet_spec import weight_file
+from unet_train import supervise
+from unet_train.record import read
 
 FLAGS = [
     "cells", "--net.widths", "4", "6", "--net.norm", "batch", "--data.crop-px", "32",

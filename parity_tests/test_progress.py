@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from train import progress
-from train.metrics import foreground_iou
-from train.progress import IN_FLIGHT, LINE_EVERY_S, WINDOW, Progress
-from train.step import Metrics
+from unet_train import progress
+from unet_train.metrics import foreground_iou
+from unet_train.progress import IN_FLIGHT, LINE_EVERY_S, WINDOW, Progress
+from unet_train.step import Metrics
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr("train.progress.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("unet_train.progress.time.monotonic", lambda: self.now)
 
     def passes(self, seconds):
         self.now += seconds
@@ -217,6 +217,6 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch, stats):
             self.memory_stats = lambda: told
 
     monkeypatch.setattr(
-        "train.progress.jax.local_devices", lambda: [Device(told) for told in stats]
+        "unet_train.progress.jax.local_devices", lambda: [Device(told) for told in stats]
     )
     assert progress.peak_memory_bytes() == 9

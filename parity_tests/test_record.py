@@ -12,8 +12,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from train.record import Record, read
 from unet_spec import InputError
+from unet_train.record import Record, read
 
 STEPS = (1, 20, 40, 60)
 

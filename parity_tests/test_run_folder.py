@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from parity_tests.tiny import SHOWN, TINY, begin, quiet
-from train import loop, run_folder
-from train.config import MeshConfig
-from train.samples import load
 from unet_spec import InputError
+from unet_train import loop, run_folder
+from unet_train.config import MeshConfig
+from unet_train.samples import load
 
 
 def test_a_kill_while_a_run_begins_leaves_nothing_of_it(tmp_path, monkeypatch):

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from train import samples
-from train.config import DataConfig, LossConfig, TrainConfig
-from train.samples import load
-from train.weight_map import border_weights, objects_of
 from unet_spec import UNetConfig
+from unet_train import samples
+from unet_train.config import DataConfig, LossConfig, TrainConfig
+from unet_train.samples import load
+from unet_train.weight_map import border_weights, objects_of
 
 CONFIG = TrainConfig(net=UNetConfig(widths=(4, 6)), data=DataConfig(crop_px=32, synthetic=2))
 BORDERED = replace(CONFIG, loss=LossConfig(border_w0=7, border_sigma_px=3, ignore_index=255))

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from parity_tests.tiny import FLAGS, SHOWN, TINY, begin, quiet
-from train import loop, run_folder, start
-from train.config import CELLS, MODERN
-from train.step import init
 from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_state, weight_file
 from unet_spec.parameters import parameters
 from unet_spec.recipe import Schedule
 from unet_spec.weight_file import WeightFile
+from unet_train import loop, run_folder, start
+from unet_train.config import CELLS, MODERN
+from unet_train.step import init
 
 
 def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):

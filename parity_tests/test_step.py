@@ -12,18 +12,18 @@ import torch
 
 import unet_jax.model
 import unet_torch
-from train import mesh
-from train import step as steps_of
-from train.config import AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
-from train.data import Batch
-from train.hlo import collectives, largest_bytes
-from train.mesh import place
-from train.metrics import foreground_iou
-from train.outputs import to_weight_file
-from train.step import State, compiled, make_steps
 from unet_jax.layers import max_pool
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.recipe import Optimizer, Schedule
+from unet_train import mesh
+from unet_train import step as steps_of
+from unet_train.config import AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
+from unet_train.data import Batch
+from unet_train.hlo import collectives, largest_bytes
+from unet_train.mesh import place
+from unet_train.metrics import foreground_iou
+from unet_train.outputs import to_weight_file
+from unet_train.step import State, compiled, make_steps
 
 ONE = TrainConfig(
     net=UNetConfig(widths=(4, 6)),

@@ -13,17 +13,17 @@ from rich.console import Console
 import unet_jax
 import unet_torch
 from parity_tests.tiny import TINY, quiet
-from train import data, loop, mesh, signals
-from train.config import LossConfig, MeshConfig
-from train.outputs import to_weight_file
-from train.progress import Progress, StepBar
-from train.record import read
-from train.samples import load
-from train.step import compiled, prepare
-from train.tripwire import diagnose
-from train.validation import validate
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
 from unet_spec.recipe import Recipe, Schedule
+from unet_train import data, loop, mesh, signals
+from unet_train.config import LossConfig, MeshConfig
+from unet_train.outputs import to_weight_file
+from unet_train.progress import Progress, StepBar
+from unet_train.record import read
+from unet_train.samples import load
+from unet_train.step import compiled, prepare
+from unet_train.tripwire import diagnose
+from unet_train.validation import validate
 
 
 def test_a_run_leaves_whole_files_that_both_frameworks_open(run):

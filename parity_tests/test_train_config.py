@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from train.config import CELLS, DataConfig, LossConfig, MeshConfig
 from unet_spec import InputError, Preprocessing
 from unet_spec.recipe import Optimizer, Schedule
+from unet_train.config import CELLS, DataConfig, LossConfig, MeshConfig
 
 
 @pytest.mark.parametrize(

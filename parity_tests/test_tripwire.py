@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from parity_tests.tiny import TINY
-from train import step as steps_of
-from train.config import DataConfig, MeshConfig, TrainConfig
-from train.data import Batch
-from train.tripwire import diagnose
 from unet_spec import UNetConfig
 from unet_spec.recipe import Optimizer
+from unet_train import step as steps_of
+from unet_train.config import DataConfig, MeshConfig, TrainConfig
+from unet_train.data import Batch
+from unet_train.tripwire import diagnose
 
 CONFIG = TrainConfig(
     net=UNetConfig(widths=(4, 6), dropout=0.5),

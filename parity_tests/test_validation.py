@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import unet_image
-from train import outputs, validation
-from train.data import Sample
-from train.metrics import rand_score
-from train.validation import validate
-from train.weight_map import objects_of
 from unet_jax import UNet
 from unet_spec import UNetConfig
+from unet_train import outputs, validation
+from unet_train.data import Sample
+from unet_train.metrics import rand_score
+from unet_train.validation import validate
+from unet_train.weight_map import objects_of
 
 
 def sample(number, mask, objects=None):

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,16 +141,12 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path, write, sentence):
         inputs.read_recorded(path, SMALL)
 
 
-def test_an_image_becomes_the_nets_input_at_a_legal_size(tmp_path):
-    from PIL import Image
-
-    path = tmp_path / "image.png"
+def test_an_image_becomes_the_nets_input_at_a_legal_size():
     pixels = np.random.default_rng(0).integers(0, 255, (37, 300, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-    assert inputs.read_image(path, SMALL, Preprocessing()).shape == (1, 3, 36, 256)
-    Image.fromarray(pixels[:2, :2]).save(path)
-    with pytest.raises(InputError, match="too few for this net"):
-        inputs.read_image(path, SMALL, Preprocessing())
+    path = Path("image.png")
+    assert inputs.crop_middle(pixels, SMALL, Preprocessing(), source=path).shape == (1, 3, 36, 256)
+    with pytest.raises(InputError, match=r"image\.png: 2 pixels are too few for this net"):
+        inputs.crop_middle(pixels[:2, :2], SMALL, Preprocessing(), source=path)
 
 
 @pytest.mark.parametrize(

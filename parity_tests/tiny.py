@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from train import run_folder, start
-from train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
-from train.progress import Progress
-from train.samples import load
 from unet_spec import UNetConfig
 from unet_spec.recipe import Schedule
+from unet_train import run_folder, start
+from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
+from unet_train.progress import Progress
+from unet_train.samples import load
 
 TINY = TrainConfig(
     net=UNetConfig(widths=(4, 6), norm="batch", dropout=0.2),

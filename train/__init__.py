@@ -1,1 +1,1 @@
-"""Training in JAX: one jit-compiled step, on CPU, GPU and TPU. It runs from a checkout."""
+"""Training in JAX: one jit-compiled step, on CPU, GPU and TPU. It is imported as `unet_train`."""

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from train import data, mesh
-from train.config import TrainConfig
-from train.data import Batch, Sample
+from . import data, mesh
+from .config import TrainConfig
+from .data import Batch, Sample
 
 AHEAD = 2  # batches that are made while one is used
 

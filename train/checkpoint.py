@@ -29,9 +29,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from train import manifest
-from train.manifest import Manifest, NotWholeError
 from unet_spec import InputError
+
+from . import manifest
+from .manifest import Manifest, NotWholeError
 
 SPARE = 2**20  # bytes besides those of the arrays; orbax took 130,000 for 184 arrays
 _NOTHING, _NONE_WHOLE = -1, -2  # in place of a step

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.data import Sample
+from .data import Sample
 
 BLOCKS = 16  # along each side of what images are compared by
 # over 85 images of nuclei and 96 of synthetic cells, unrelated pairs reach 0.57; copies that are

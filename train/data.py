@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import unet_image
-from train.config import DataConfig
-from train.masks import Stored, check_settings, to_truth
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
 from unet_spec.preprocessing import prepare
+
+from .config import DataConfig
+from .masks import Stored, check_settings, to_truth
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train import copies
-from train.config import DataConfig, TrainConfig
-from train.copies import Alike
-from train.data import Sample
 from unet_spec import UNetConfig
+
+from . import copies
+from .config import DataConfig, TrainConfig
+from .copies import Alike
+from .data import Sample
 
 SHOWN = 5  # names in a sentence
 SATURATED = 0.05  # part of an image; a few highlights do no harm

@@ -10,21 +10,22 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from train import data, doctor, mesh, outputs, run_folder, signals, start
-from train.batches import batches
-from train.checkpoint import Checkpoints
-from train.config import TrainConfig
-from train.data import Sample
-from train.progress import Progress, StepBar
-from train.record import Record
-from train.samples import load
-from train.step import Steps, compiled, prepare
-from train.tripwire import diagnose
-from train.validation import Scores, validate
 from unet_jax.weights import from_weights
 from unet_spec import InputError
 from unet_spec.files import refuse_existing
 from unet_spec.weight_file import WeightFile
+
+from . import data, doctor, mesh, outputs, run_folder, signals, start
+from .batches import batches
+from .checkpoint import Checkpoints
+from .config import TrainConfig
+from .data import Sample
+from .progress import Progress, StepBar
+from .record import Record
+from .samples import load
+from .step import Steps, compiled, prepare
+from .tripwire import diagnose
+from .validation import Scores, validate
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from train.config import LossConfig
 from unet_spec import InputError
+
+from .config import LossConfig
 
 
 class Counts(NamedTuple):

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from train.config import DataConfig
 from unet_spec import InputError, UNetConfig
+
+from .config import DataConfig
 
 Stored = Literal["0/255", "indices", "all 0", "colours", "instances"]
 

@@ -18,9 +18,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from train.config import MeshConfig, TrainConfig
 from unet_spec import InputError
 from unet_spec.environment import cpu_model, usable_cores
+
+from .config import MeshConfig, TrainConfig
 
 WAIT_S = 600  # for the slowest process to read its data, compile or validate
 

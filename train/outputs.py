@@ -8,19 +8,20 @@ import jax
 import numpy as np
 
 import unet_image
-from train import data, page, run_folder
-from train.config import TrainConfig, to_plain
-from train.data import Sample
-from train.doctor import Diagnosis
-from train.preview import preview
-from train.record import read
-from train.step import State
-from train.validation import Scores
 from unet_jax.training_state import to_training_state
 from unet_spec import layout, training_state, weight_file
 from unet_spec.environment import environment
 from unet_spec.files import written
 from unet_spec.weight_file import WeightFile
+
+from . import data, page, run_folder
+from .config import TrainConfig, to_plain
+from .data import Sample
+from .doctor import Diagnosis
+from .preview import preview
+from .record import read
+from .step import State
+from .validation import Scores
 
 PICTURES = 3  # of the worst images, and of the best
 PREVIEWED = 4  # images of the first batch

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from train import data, doctor, mesh, start
-from train.config import AugmentConfig, TrainConfig
-from train.metrics import foreground_iou
-from train.progress import WINDOW, Progress
-from train.samples import load
-from train.step import compiled
 from unet_spec import InputError
 from unet_spec.recipe import Optimizer, Schedule
+
+from . import data, doctor, mesh, start
+from .config import AugmentConfig, TrainConfig
+from .metrics import foreground_iou
+from .progress import WINDOW, Progress
+from .samples import load
+from .step import compiled
 
 STEPS, LR, IOU = 400, 2e-3, 0.95
 

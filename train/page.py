@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 import unet_page
-from train import plot
-from train.config import PRESETS, to_plain
-from train.doctor import Finding
-from train.plot import Dot, Line, Plot
-from train.validation import Scores
+
+from . import plot
+from .config import PRESETS, to_plain
+from .doctor import Finding
+from .plot import Dot, Line, Plot
+from .validation import Scores
 
 PICTURE_PX = 800  # of the longer side
 NAMES = {

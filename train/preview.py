@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 import unet_image
-from train.augment import augment_batch
-from train.config import AugmentConfig
+
+from .augment import augment_batch
+from .config import AugmentConfig
 
 GAP_PX = 4
 

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
-from train.data import Batch
-from train.metrics import foreground_iou
-from train.step import Metrics
+from .data import Batch
+from .metrics import foreground_iou
+from .step import Metrics
 
 LINE_EVERY_S = 15.0
 WINDOW = 20

@@ -8,10 +8,11 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from train.run_folder import METRICS
-from train.tensorboard import EventFile
 from unet_spec import InputError
 from unet_spec.files import named, written
+
+from .run_folder import METRICS
+from .tensorboard import EventFile
 
 TENSORBOARD = "tensorboard"
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from train.config import TrainConfig, to_plain
-from train.data import Sample
 from unet_spec import InputError, training_state
 from unet_spec.files import refuse_existing, written, written_folder
+
+from .config import TrainConfig, to_plain
+from .data import Sample
 
 CONFIG = "config.json"
 DATA = "data.json"

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from train import data, synthetic
-from train.config import TrainConfig
-from train.data import Sample
-from train.weight_map import border_weights, objects_of
+from . import data, synthetic
+from .config import TrainConfig
+from .data import Sample
+from .weight_map import border_weights, objects_of
 
 
 def load(config: TrainConfig) -> list[Sample]:

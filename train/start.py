@@ -10,9 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train import run_folder
-from train.config import PRESETS, TrainConfig
-from train.step import State, to_average
 from unet_jax.training_state import from_training_state
 from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_state, weight_file
 from unet_spec.fields import from_json
@@ -20,6 +17,10 @@ from unet_spec.parameters import parameters
 from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
+
+from . import run_folder
+from .config import PRESETS, TrainConfig
+from .step import State, to_average
 
 
 def read(path: Path) -> TrainingState | WeightFile:

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from train import losses
-from train.augment import augment_batch
-from train.config import TrainConfig
-from train.data import Batch
-from train.mesh import Placement, place
-from train.metrics import confusion
 from unet_jax import Numerics, functional
 from unet_jax import recipe as optimizers
 from unet_spec import geometry
+
+from . import losses
+from .augment import augment_batch
+from .config import TrainConfig
+from .data import Batch
+from .mesh import Placement, place
+from .metrics import confusion
 
 Arrays = dict[str, Array]
 

@@ -10,14 +10,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from train import losses
-from train.config import TrainConfig
-from train.data import Batch
-from train.step import State, accumulated, dropout_keys, in_parts, numerics
 from unet_jax import functional, recipe
 from unet_jax.functional import with_arrays
 from unet_jax.model import UNet
 from unet_spec.parameters import parameters
+
+from . import losses
+from .config import TrainConfig
+from .data import Batch
+from .step import State, accumulated, dropout_keys, in_parts, numerics
 
 
 def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[str]) -> str:

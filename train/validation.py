@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from train.data import Sample
-from train.metrics import (
+from unet_jax import UNet, predict
+
+from .data import Sample
+from .metrics import (
     confusion,
     dice,
     foreground_dice,
@@ -15,8 +17,7 @@ from train.metrics import (
     pixel_error,
     rand_score,
 )
-from train.weight_map import objects_of
-from unet_jax import UNet, predict
+from .weight_map import objects_of
 
 
 @dataclass(frozen=True)

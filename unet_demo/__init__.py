@@ -1,1 +1,1 @@
-"""`unet demo`: the whole way on synthetic cells. It runs from a checkout."""
+"""What `unet demo` runs: the whole way on synthetic cells."""

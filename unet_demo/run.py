@@ -12,12 +12,12 @@ import unet_image
 import unet_jax
 import unet_page
 import unet_torch
-from train import loop, run_folder, synthetic
-from train.config import CELLS, TrainConfig
-from train.progress import Progress
 from unet_parity import page, report, verify
 from unet_spec import weight_file
 from unet_spec.files import refuse_existing, written
+from unet_train import loop, run_folder, synthetic
+from unet_train.config import CELLS, TrainConfig
+from unet_train.progress import Progress
 
 INDEX, PARITY, RUN = "index.html", "parity.html", "run"
 UNSEEN_SEEDS = (7_000_001, 7_000_002, 7_000_003)  # far from those of the training images

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-import unet_image
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.parameters import check_tensors
 from unet_spec.preprocessing import Preprocessing, prepare
@@ -15,18 +14,27 @@ LARGEST_PX = 256
 _OUTPUTS = ("y", "y0", "output", "logits")
 
 
-def read_image(path: Path, config: UNetConfig, preprocessing: Preprocessing) -> np.ndarray:
-    """An image as the net's input, (1, in_channels, h, w): its middle, at the largest legal size
-    of at most 256 pixels."""
-    image = prepare(
-        unet_image.read_pages(path)[0], channels=config.in_channels, preprocessing=preprocessing
-    )
+def crop_middle(
+    image: np.ndarray, config: UNetConfig, preprocessing: Preprocessing, *, source: Path
+) -> np.ndarray:
+    """Return the middle of an image as the net's input, (1, in_channels, h, w).
+
+    Each side is the largest legal size of at most `LARGEST_PX` pixels.
+
+    Args:
+        image: (h, w) or (h, w, c), as a file holds it.
+        source: the file, for the refusal.
+
+    Raises:
+        InputError: the image is too small for the net.
+    """
+    image = prepare(image, channels=config.in_channels, preprocessing=preprocessing)
     for axis in (0, 1):
         size = min(image.shape[axis], LARGEST_PX)
         legal = next((s for s in range(size, 0, -1) if geometry.is_legal(config, s)), None)
         if legal is None:
             raise InputError(
-                f"{path}: {image.shape[axis]} pixels are too few for this net; take an image of "
+                f"{source}: {image.shape[axis]} pixels are too few for this net; take an image of "
                 f"at least {geometry.next_legal(config, 1)}"
             )
         start = (image.shape[axis] - legal) // 2

@@ -9,6 +9,13 @@ from pathlib import Path
 
 from unet_spec.errors import InputError
 
+EXTRAS = {
+    "jax": ("jax", "flax"),
+    "torch": ("torch",),
+    "images": ("PIL", "tifffile", "imagecodecs"),
+    "train": ("jax", "flax", "PIL", "tifffile", "imagecodecs", "optax", "orbax", "scipy"),
+}
+"""The modules that each optional part of the installation brings."""
 PACKAGES = ("unet-twins", "jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
 
@@ -51,10 +58,18 @@ def cpu_model() -> str:
     return " ".join([name[1] if name else platform.processor() or "unknown", *sorted(units)])
 
 
-def need(*frameworks: str) -> None:
-    """Refuse to go on without these frameworks."""
-    for framework in frameworks:
-        if importlib.util.find_spec(framework) is None:
-            raise InputError(
-                f"{framework} is not installed; install it: pip install 'unet-twins[{framework}]'"
-            )
+def need(*extras: str) -> None:
+    """Refuse to go on where a part of the installation is missing.
+
+    Args:
+        extras: names of `EXTRAS`, which are those of pyproject.toml.
+
+    Raises:
+        InputError: with the command that installs it.
+    """
+    for extra in extras:
+        for module in EXTRAS[extra]:
+            if importlib.util.find_spec(module) is None:
+                raise InputError(
+                    f"{module} is not installed; install it: pip install 'unet-twins[{extra}]'"
+                )

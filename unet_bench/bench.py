@@ -7,17 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import layers, nets
-from benchmarks.environment import device_name, environment
-from benchmarks.layers import LayerRow
-from benchmarks.nets import NetRow, matmul_gflops
-from benchmarks.steps import PRECISION, Problem, devices, no_tf32
+from unet_bench import layers, nets
+from unet_bench.environment import device_name, environment
+from unet_bench.layers import LayerRow
+from unet_bench.nets import NetRow, matmul_gflops
+from unet_bench.steps import PRECISION, Problem, devices, no_tf32
 from unet_spec import SLIDES, UNetConfig
 from unet_spec.environment import versions
 
 SIZE_PX = 256
 BUSY_CORES = 0.2
-"""Other work beyond which a ratio is marked (`benchmarks.timing.Timings`)."""
+"""Other work beyond which a ratio is marked (`unet_bench.timing.Timings`)."""
 NARROW = UNetConfig(widths=(16, 32, 64, 128, 256))
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks.flops import forward_gflop
-from benchmarks.steps import (
+from unet_bench.flops import forward_gflop
+from unet_bench.steps import (
     VARIANTS,
     Problem,
     jax_forward,
@@ -19,7 +19,7 @@ from benchmarks.steps import (
     torch_forward,
     torch_step,
 )
-from benchmarks.timing import Run, Timings, alternate
+from unet_bench.timing import Run, Timings, alternate
 
 # of the largest value, before anything is timed; float32 through 23 convolutions gives 1e-5
 ROUNDING = 1e-4
@@ -35,8 +35,8 @@ class NetRow:
             step counts as three forward passes.
         share_of_peak: of the quickest float32 matrix product of the same run.
         compile_s: of JAX's program.
-        others_cores: kept busy by other work (`benchmarks.timing.Timings`).
-        peak_mb: of JAX's program by XLA's plan (`benchmarks.timing.planned_mb`).
+        others_cores: kept busy by other work (`unet_bench.timing.Timings`).
+        peak_mb: of JAX's program by XLA's plan (`unet_bench.timing.planned_mb`).
     """
 
     case: str

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jax import Array
 
-from benchmarks.timing import Run, compiled, planned_mb
+from unet_bench.timing import Run, compiled, planned_mb
 from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity.oracle import random_tensors
@@ -56,7 +56,7 @@ class Compiled:
 
     Attributes:
         compile_s: seconds to trace and compile it.
-        peak_mb: its memory by XLA's plan (`benchmarks.timing.planned_mb`).
+        peak_mb: its memory by XLA's plan (`unet_bench.timing.planned_mb`).
     """
 
     run: Run

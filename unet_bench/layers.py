@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from benchmarks.timing import alternate
+from unet_bench.timing import alternate
 from unet_jax.layers import Numerics, UpConv, max_pool
 
 PRECISION = "highest"
@@ -29,7 +29,7 @@ class LayerRow:
     """One layer at one size: median times, and ours over plain Flax's.
 
     Attributes:
-        others_cores: kept busy by other work (`benchmarks.timing.Timings`).
+        others_cores: kept busy by other work (`unet_bench.timing.Timings`).
     """
 
     case: str
