@@ -503,7 +503,9 @@ def _as_typed(sentence: str) -> str:
         return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
 
     return re.sub(
-        r"(?<![\w./-])([a-z]+\.\w+|[a-z]+_\w+)(?:=([\w.:/-]*\w))?(?!\.\w)", flag, sentence
+        r"(?<![\w./-])([a-z]+\.\w+|[a-z]+_\w+|[a-z]+(?==))(?:=([\w.:/-]*\w))?(?!\.\w)",
+        flag,
+        sentence,
     )
 
 

@@ -52,6 +52,14 @@ def run(tmp_path_factory):
     return folder, loop.run(TINY, folder, progress=quiet(), command="unet train cells")
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    from parity_tests import shown
+
+    terminalreporter.section("what is shown to people")
+    for line in shown.count_blocks():
+        terminalreporter.write_line(line)
+
+
 def pytest_unconfigure() -> None:
     if not WORKER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

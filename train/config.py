@@ -263,7 +263,7 @@ class TrainConfig:
             raise InputError(
                 f"schedule.total_steps={total} ends before steps={self.steps}, and one_cycle goes "
                 f"no further, as in torch; use steps={total * self.schedule.every}, or begin a new "
-                "schedule with the weight file alone as start"
+                "schedule from the weight file alone: start=FILE"
             )
 
     def _check_numbers(self) -> None:

@@ -247,7 +247,7 @@ def _of_lists(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
         ),
         ("warning", held_out, "held out and seen in training", "that flatters scores; take it out"),
         ("note", twice, "to train on more than once", "it counts so often, unless it is taken out"),
-        ("note", d.in_colour, "in colour", "the net sees luma; net.in_channels=3 sees colours"),
+        ("note", d.in_colour, "in colour", "the net sees luma; --net.in-channels 3 sees colours"),
         (
             "note",
             d.saturated,
@@ -257,7 +257,7 @@ def _of_lists(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
         (
             "note",
             d.smaller_than_crop,
-            f"smaller than data.crop_px={data.crop_px}",
+            f"smaller than --data.crop-px {data.crop_px}",
             "mirror images fill the crop; a smaller one needs none",
         ),
         ("note", d.without_foreground, "of class 0 alone", "look whether the mask is whole"),
@@ -275,7 +275,7 @@ def _of_all(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"the net's input reaches {largest:.3g}, and nets learn from values of about 1; use "
-            "preprocessing.normalize=image, or mend hot pixels",
+            "--preprocessing.normalize image, or mend hot pixels",
         )
     if len(d.kinds) > 1:
         kinds = _some([f"{count} with {kind}" for kind, count in d.kinds.items()])
@@ -292,23 +292,23 @@ def _of_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Finding]:
             continue
         name = f"class {number}" if share.name == f"{number}" else f"class {number} ({share.name})"
         if not share.training:
-            ignored = f", and loss.ignore_index={ignore_index}" if d.ignored_pixels else ""
+            ignored = f", and --loss.ignore-index {ignore_index}" if d.ignored_pixels else ""
             yield Finding(
                 "warning",
                 f"{name} is in no image to train on and cannot be learnt; look at the masks' "
-                f"values, data.mask_values{ignored}",
+                f"values, --data.mask-values{ignored}",
             )
         elif not share.validation:
             yield Finding(
                 "warning",
                 f"{name} is in no held-out image, so its score tells nothing; use a larger "
-                "data.holdout, or another seed",
+                "--data.holdout, or another --seed",
             )
         if 0 < share.pixels < RARE:
             yield Finding(
                 "note",
-                f"{name} has {100 * share.pixels:.2g} % of the pixels; loss.dice or "
-                "loss.class_weights make it count more",
+                f"{name} has {100 * share.pixels:.2g} % of the pixels; --loss.dice or "
+                "--loss.class-weights make it count more",
             )
 
 

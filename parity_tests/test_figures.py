@@ -1,35 +1,12 @@
-"""What the README shows is run, and its figures are those of the files it names."""
+"""The figures in README and docs are those of the result files that they name."""
 
 import json
 import re
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
-import unet_jax
-import unet_torch
-from unet_spec import UNetConfig
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0][:30])
-def test_python_in_the_readme_runs(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
-    unet_torch.save(net, "cells.safetensors")
-    names = {
-        "model": net,
-        "image": np.random.default_rng(0).integers(0, 255, (21, 30), np.uint8),
-        "x": jnp.ones((1, 16, 24, 1)),
-        "unet_jax": unet_jax,
-    }
-    exec(block, names)
 
 
 def _result(name):

@@ -1,0 +1,202 @@
+"""What the project shows to people, collected: blocks and commands of documents, examples of
+docstrings, and advice in messages."""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import io
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import unet_cli
+from unet_train import loop
+from unet_train.config import PRESETS, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
+             *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
+PACKAGES = ("unet_spec", "unet_torch", "unet_jax", "unet_parity", "unet_page", "unet_bench",
+            "unet_demo", "train")  # fmt: skip
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
+SOURCES += sorted(ROOT.glob("unet_*.py"))
+
+ELSEWHERE = {
+    "make demo": "continuous integration runs it as it stands",
+    "make test": "continuous integration runs it as it stands; this test is a part of it",
+    ". .venv/bin/activate": "this test runs in that environment",
+    "python3 -m venv .venv": "`make` runs it, in the rule that makes .venv",
+    ".venv/bin/pip install -c constraints.txt -e '.[all]'": "test_installed.py installs the wheel",
+}
+"""Commands that are not run by this test, with the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block of a document; `language` is what stands behind the opening fence."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Where it stands."""
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def commands(self) -> list[str]:
+        """Its lines without their comments, where it is a block of commands."""
+        lines = (line.split("  #")[0].strip() for line in self.text.splitlines())
+        return [line for line in lines if line and not line.startswith("#")]
+
+
+def blocks(document: Path) -> list[Block]:
+    """The fenced blocks of a document, in their order."""
+    text = document.read_text()
+    return [
+        Block(document, text[: match.start()].count("\n") + 1, match[1], match[2])
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def count_blocks() -> list[str]:
+    """How many blocks of the documents are run, and which are not, as lines to print."""
+    every = [block for document in DOCUMENTS for block in blocks(document)]
+    python = [block for block in every if block.language == "python"]
+    listings = [block for block in every if block.language == "text"]
+    commands = [c for b in every if b not in python and b not in listings for c in b.commands]
+    left_out = [command for command in commands if command in ELSEWHERE]
+    return [
+        f"documents: {len(python)} blocks of Python and {len(commands) - len(left_out)} commands "
+        f"are run, {len(left_out)} commands and {len(listings)} listings are not:",
+        *(f"  {command}: {ELSEWHERE[command]}" for command in dict.fromkeys(left_out)),
+        *(f"  {block.name}: a listing, nothing to run" for block in listings),
+    ]
+
+
+def inline_code(document: Path) -> list[str]:
+    """What stands between single backquotes in a document's running text and tables."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A sentence in the code, with {} for what is filled in."""
+
+    place: str
+    text: str
+
+
+def messages() -> Iterator[Message]:
+    """The sentences in the product's code that name a command, a flag or a field of a run."""
+    fields = "|".join(map(re.escape, run_fields()))
+    advice = re.compile(rf"--[a-z]|\bunet [a-z]+ |pip install|git lfs|numpy\.savez|\b({fields})\b")
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        parts = {
+            id(part)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr | ast.BinOp)
+            for part in ast.walk(node)
+            if part is not node
+        }
+        for node in ast.walk(tree):
+            text = None if id(node) in parts else _text_of(node)
+            if text and " " in text and advice.search(text) and id(node) not in _docstrings(tree):
+                place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+                yield Message(place, " ".join(text.split()))
+
+
+def _docstrings(tree: ast.AST) -> set[int]:
+    """Strings that stand alone: docstrings of modules, classes, functions and fields."""
+    return {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def _text_of(node: ast.AST) -> str | None:
+    """The text of a string, of an f-string, or of such added together."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text_of(part) or "{}" for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):
+        left, right = _text_of(node.left), _text_of(node.right)
+        return None if left is None and right is None else (left or "") + (right or "")
+    return None
+
+
+def run_fields() -> list[str]:
+    """The fields of a training run by their dotted names: data.crop_px and so on."""
+    return [
+        f"{part.name}.{field.name}"
+        for part in dataclasses.fields(TrainConfig)
+        if dataclasses.is_dataclass(part.type)
+        for field in dataclasses.fields(part.type)
+    ]
+
+
+@functools.cache
+def flags() -> frozenset[str]:
+    """Every flag that a verb of `unet` takes."""
+    verbs = [["demo"], ["predict"], ["convert"], ["verify"], ["bench"]]
+    verbs += [["train", preset] for preset in PRESETS]
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "400")
+        for verb in verbs:
+            with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+                unet_cli._parsed([*verb, "--help"])
+    return frozenset(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", shown.getvalue()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it printed."""
+
+    status: int
+    text: str
+
+
+class _Compiling(BaseException):
+    """A training run has begun, and would compile its step now."""
+
+
+def _stop_before_compiling(*_: object) -> None:
+    raise _Compiling
+
+
+def run_unet(command: str, folder: Path, *, compiles: bool = True) -> Done:
+    """Run a command line of `unet` in this process, in a folder, as a person types it.
+
+    Args:
+        compiles: False ends a training run, with status 0, where it would compile its step: its
+            flags, data, devices and folder have been accepted by then.
+    """
+    words = shlex.split(command)
+    assert words[0] == "unet", command
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "400")
+        patch.setattr(sys, "argv", words)
+        if not compiles:
+            patch.setattr(loop, "compiled", _stop_before_compiling)
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                unet_cli.main()
+            except SystemExit as ended:
+                status = ended.code if isinstance(ended.code, int) else 1
+            except _Compiling:
+                status = 0
+    return Done(status, " ".join(printed.getvalue().split()))

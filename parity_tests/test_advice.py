@@ -1,0 +1,369 @@
+"""What a message advises is done: each command that it names is run, and is not refused."""
+
+import dataclasses
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unet_torch
+from parity_tests import shown
+from parity_tests.shown import Message, run_unet
+from unet_spec import InputError, UNetConfig
+from unet_spec.recipe import Recipe, Schedule
+
+TRAIN = ("unet train cells --net.widths 4 6 --data.synthetic 4 --data.batch 2 --data.crop-px 32 "
+         "--steps 2 --validate-every 2 --checkpoint-every 2 --mesh.data 1")  # fmt: skip
+IMAGES = "--data.images IMAGES --data.masks"
+VERIFY = "unet verify cells.safetensors --steps 0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """A message that advises something, and what happens to somebody who does it.
+
+    Attributes:
+        code: a part of the message as it stands in the code, {} for what is filled in.
+        command: ends with the message.
+        says: a pattern that the printed message matches; its groups are what is advised.
+        advised: commands, {0} for the first group, that have to end well.
+        status: of the command: 2 for a refusal, 0 for a finding of the data doctor.
+        whole: training runs to their end, because something may be refused after compiling.
+    """
+
+    code: str
+    command: str
+    says: str
+    advised: tuple[str, ...]
+    status: int = 2
+    whole: bool = False
+
+
+ADVICE = (
+    Advice(
+        "data.crop_px={} is not legal", f"{TRAIN} --data.crop-px 33",
+        r"--data\.crop-px 33 is not legal for the net; use (\d+) or (\d+)",
+        (f"{TRAIN} --data.crop-px {{0}}", f"{TRAIN} --data.crop-px {{1}}"),
+    ),
+    Advice(
+        "accumulate={} does not divide", f"{TRAIN} --accumulate 2 --data.batch 3",
+        r"(--accumulate) 2 does not divide (--data\.batch) 3; change either",
+        (f"{TRAIN} {{0}} 3 --data.batch 3", f"{TRAIN} --accumulate 2 {{1}} 2"),
+    ),
+    Advice(
+        "mesh.rows spreads rows of padded nets only",
+        f"{TRAIN} --mesh.rows 2 --net.padding valid --data.crop-px 44",
+        r"use (--mesh\.data), or (--net\.padding same)",
+        (f"{TRAIN} --net.padding valid --data.crop-px 44 {{0}} 2", f"{TRAIN} --mesh.rows 2 {{1}}"),
+    ),
+    Advice(
+        "schedule.total_steps={} ends before", f"{TRAIN} --schedule.total-steps 1",
+        r"use (--steps 1), or begin a new schedule from the weight file alone: (--start) FILE",
+        (f"{TRAIN} --schedule.total-steps 1 {{0}}", f"{TRAIN} {{1}} cells.safetensors"), whole=True,
+    ),
+    Advice(
+        "loss.cross_entropy, loss.dice and loss.focal are all 0",
+        f"{TRAIN} --loss.cross-entropy 0", r"(--loss\.dice) and (--loss\.focal) are all 0; give",
+        (f"{TRAIN} --loss.cross-entropy 0 {{0}} 1", f"{TRAIN} --loss.cross-entropy 0 {{1}} 1"),
+    ),
+    Advice(
+        "data.mask_values=instances takes every number",
+        f"{TRAIN} {IMAGES} MASKS --data.mask-values instances --loss.ignore-index 255",
+        "leave out --loss.ignore-index", (f"{TRAIN} {IMAGES} MASKS --data.mask-values instances",),
+    ),
+    Advice(
+        "data.mask_values=instances makes 2 classes",
+        f"{TRAIN} {IMAGES} MASKS --data.mask-values instances --net.classes 3 --class-names a b c",
+        r"(--net\.classes) 3; use (2)",
+        (f"{TRAIN} {IMAGES} MASKS --data.mask-values instances {{0}} {{1}}",),
+    ),
+    Advice(
+        "if 255 marks pixels that count nothing", f"{TRAIN} {IMAGES} WITH_255",
+        r"count nothing: (--loss\.ignore-index 255)", (f"{TRAIN} {IMAGES} WITH_255 {{0}}",),
+    ),
+    Advice(
+        "numbers of objects need data.mask_values=instances", f"{TRAIN} {IMAGES} NUMBERS",
+        r"numbers of objects need (--data\.mask-values instances)",
+        (f"{TRAIN} {IMAGES} NUMBERS {{0}}",),
+    ),
+    Advice(
+        "a mask in colours; say which", f"{TRAIN} {IMAGES} COLOURS",
+        r"say which with (--data\.mask-values colours) and (--data\.palette)",
+        (f"{TRAIN} {IMAGES} COLOURS {{0}} {{1}} 000000 FF0000",),
+    ),
+    Advice(
+        "pixels have a colour that is not in data.palette",
+        f"{TRAIN} {IMAGES} COLOURS --data.mask-values colours --data.palette 000000 00FF00",
+        r"pixels have a colour that is not in (--data\.palette), \d+ of them (\w{6}); add it",
+        (f"{TRAIN} {IMAGES} COLOURS --data.mask-values colours {{0}} 000000 00FF00 {{1}} "
+         "--net.classes 3 --class-names a b c",),
+    ),
+    Advice(
+        "mesh.data={} x mesh.rows={} does not fit", f"{TRAIN} --mesh.data 99",
+        r"change or leave out either", (TRAIN,),
+    ),
+    Advice(
+        "devices do not divide the {} images", f"{TRAIN} --mesh.data 3",
+        r"change (--data\.batch) or (--mesh\.data)",
+        (f"{TRAIN} --mesh.data 3 {{0}} 3", f"{TRAIN} {{1}} 2"),
+    ),
+    Advice(
+        "mesh.rows={} does not divide the rows", f"{TRAIN} --mesh.rows 4 --data.crop-px 36",
+        r"use a multiple of (\d+), or fewer rows",
+        (f"{TRAIN} --mesh.rows 4 --data.crop-px {{0}}0", f"{TRAIN} --mesh.rows 2"),
+    ),
+    Advice(
+        "preprocessing.window_px={} is not legal", f"{TRAIN} --preprocessing.window-px 33",
+        r"(--preprocessing\.window-px) 33 is not legal for the net; use (\d+) or (\d+)",
+        (f"{TRAIN} {{0}} {{1}}", f"{TRAIN} {{0}} {{2}}"),
+    ),
+    Advice(
+        "the run there cannot go on with another config", f"{TRAIN} --seed 5 --out OLD",
+        r"give the values that it began with, or name another (--out), which .* by (--start)",
+        (f"{TRAIN} --out OLD", f"{TRAIN} --seed 5 {{0}} NEW {{1}} OLD/weights.safetensors"),
+        whole=True,
+    ),
+    Advice(
+        "the images or masks are not those", f"{TRAIN} {IMAGES} MASKS --out OLD",
+        r"name another (--out)", (f"{TRAIN} {IMAGES} MASKS {{0}} OTHER",),
+    ),
+    Advice(
+        "is not finite: {}; lower", f"{TRAIN} --schedule.max-lr 1e30 --steps 4",
+        r"lower (--schedule\.max-lr) \((--optimizer\.lr) without one_cycle\), clip with "
+        r"(--optimizer\.clip-norm), or mend that image, in a run with another (--out)",
+        (f"{TRAIN} {{0}} 1e-3 {{2}} 1 {{3}} CLIPPED",
+         f"{TRAIN} --schedule.name constant {{1}} 1e-3 {{3}} SLOWER"), whole=True,
+    ),
+    Advice(
+        "the net sees luma", f"{TRAIN} --data.images IN_COLOUR --data.masks MASKS",
+        r"the net sees luma; (--net\.in-channels 3) sees colours",
+        (f"{TRAIN} --data.images IN_COLOUR --data.masks MASKS {{0}}",), 0,
+    ),
+    Advice(
+        "smaller than --data.crop-px {}", f"{TRAIN} {IMAGES} MASKS --data.crop-px 44",
+        r"smaller than (--data\.crop-px) 44: .* a smaller one needs none",
+        (f"{TRAIN} {IMAGES} MASKS {{0}} 32",), 0,
+    ),
+    Advice(
+        "nets learn from values of about 1", f"{TRAIN} {IMAGES} MASKS --preprocessing.normalize "
+        "none --schedule.max-lr 1e-6", r"use (--preprocessing\.normalize image)",
+        (f"{TRAIN} {IMAGES} MASKS {{0}}",), 0,
+    ),
+    Advice(
+        "is in no image to train on", f"{TRAIN} {IMAGES} MASKS --loss.ignore-index 255",
+        r"look at the masks' values, (--data\.mask-values), and (--loss\.ignore-index) 255",
+        (f"{TRAIN} {IMAGES} MASKS {{0}} instances", f"{TRAIN} {IMAGES} MASKS {{1}} 254"), 0,
+    ),
+    Advice(
+        "is in no held-out image", f"{TRAIN} {IMAGES} IN_ONE",
+        r"use a larger (--data\.holdout), or another (--seed)",
+        (f"{TRAIN} {IMAGES} IN_ONE {{0}} 0.5", f"{TRAIN} {IMAGES} IN_ONE {{1}} 1"), 0,
+    ),
+    Advice(
+        "% of the pixels; --loss.dice or", f"{TRAIN} {IMAGES} IN_ONE",
+        r"(--loss\.dice) or (--loss\.class-weights) make it count more",
+        (f"{TRAIN} {IMAGES} IN_ONE {{0}} 1", f"{TRAIN} {IMAGES} IN_ONE {{1}} 1 5"), 0,
+    ),
+    Advice(
+        "the first batch holds background alone", f"{TRAIN} {IMAGES} IN_ONE --overfit",
+        r"try another (--seed)", (f"{TRAIN} {IMAGES} IN_ONE {{0}} 1",),
+    ),
+    Advice(
+        "train needs a preset", "unet train --out RUN", r"(unet train nuclei --out RUN) \.\.\.",
+        (f"{{0}} {TRAIN.partition('cells ')[2]} --net.groups 2",),
+    ),
+    Advice(
+        "--optimizer.lr counts nothing", f"{TRAIN} --optimizer.lr 1e-3",
+        r"whose peak is (--schedule\.max-lr); give that", (f"{TRAIN} {{0}} 1e-3",),
+    ),
+    Advice(
+        "its config says {}={}, not {}", "unet convert cells.safetensors b.pt --config.padding "
+        "valid", r"leave out --config\.padding", ("unet convert cells.safetensors b.pt",),
+    ),
+    Advice(
+        "the run is in {} and stays so", "unet convert run.pt START --dtype float16",
+        "leave out --dtype", ("unet convert run.pt START",),
+    ),
+    Advice(
+        "a PyTorch checkpoint, not a weight file", "unet predict model.pth IMAGES --out OUT",
+        r"make one: (unet convert \S+ \S+)",
+        ("{0}", "unet predict model.safetensors IMAGES --out OUT"),
+    ),
+    Advice(
+        "a safetensors file without this project's metadata", "unet predict bare.safetensors "
+        "IMAGES --out OUT", r"(unet convert \S+ NEW\.safetensors --config\.padding) \.\.\. \(see "
+        r"(unet convert --help)\)", ("{0} same", "{1}"),
+    ),
+    Advice(
+        "its norm keeps no statistics", "unet convert group.pth a.safetensors",
+        r"say which: (--config\.norm) (group) \(with (--config\.groups)\) or (instance)",
+        ("unet convert group.pth a.safetensors {0} {1} {2} 2",
+         "unet convert group.pth b.safetensors {0} {3}"),
+    ),
+    Advice(
+        "its up-sampling has no 2x2 kernels", "unet convert bilinear.pth a.safetensors",
+        r"say it: (--config\.up) (bilinear), (bilinear_aligned) or (nearest)",
+        ("unet convert bilinear.pth a.safetensors {0} {1}",
+         "unet convert bilinear.pth b.safetensors {0} {2}",
+         "unet convert bilinear.pth c.safetensors {0} {3}"),
+    ),
+    Advice(
+        "--image and --recorded both give", f"{VERIFY} --image IMAGES/0.png --recorded xy.npz",
+        "leave one out", (f"{VERIFY} --image IMAGES/0.png",),
+    ),
+    Advice(
+        "name a file and what it defines", f"{VERIFY} --reference nothing",
+        r"(--reference net\.py:UNet)", (f"{VERIFY} {{0}}",),
+    ),
+)  # fmt: skip
+OTHERWISE = {
+    "numpy.savez": "test_a_recording_is_made_as_the_message_says runs it",
+    "pip install 'unet-twins[{}]'": "test_installed.py runs it where it is missing",
+    "git lfs pull": "it needs a server that has the file",
+    "the device has too little memory": "it needs a device that is full",
+    "that all processes see": "it needs machines with file systems of their own",
+    "mesh.coordinator and mesh.process belong": "test_processes.py starts processes with both",
+    "but the cluster has {}": "it needs a cluster manager",
+    "processes did not find each other": "test_processes.py starts processes that do",
+    "this process cannot listen": "it needs a second port; test_processes.py starts processes",
+    "another command is training there": "waiting is no command, and --out is named above",
+    "it should say how the run began": "--out is named above",
+    "this is not the start with which it began": "--out is named above",
+    "begins with the last good weights": "test_a_diverged_run_starts_again_as_the_message_says",
+    "say what is read; give both": "the command refuses one of them alone before",
+}
+"""Advice that is not followed here, with the reason."""
+
+
+def is_advice(message: Message) -> bool:
+    """Whether a message says what to do, and not only what is wrong: the remedy stands last."""
+    return "; " in message.text or re.search(r"\bunet [a-z]+ |pip install|git lfs", message.text) \
+        is not None  # fmt: skip
+
+
+def test_every_message_that_advises_is_followed_or_says_why_not():
+    known = [row.code for row in ADVICE] + list(OTHERWISE)
+    advice = [message for message in shown.messages() if is_advice(message)]
+    unknown = [m for m in advice if not any(code in m.text for code in known)]
+    assert not unknown, "\n".join(f"{m.place}: {m.text}" for m in unknown)
+    every = " ".join(message.text for message in shown.messages())
+    assert [code for code in known if code not in every] == []
+
+
+def test_every_flag_that_a_message_names_is_one_of_the_command():
+    unknown = [
+        (message.place, flag)
+        for message in shown.messages()
+        for flag in re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", message.text)
+        if flag not in shown.flags() and flag not in ("--config", "--schedule")
+    ]
+    assert unknown == []
+
+
+@pytest.fixture
+def folder(tmp_path_factory, advice_folder):
+    copy = tmp_path_factory.mktemp("advice") / "here"
+    shutil.copytree(advice_folder, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def advice_folder(tmp_path_factory):
+    """Data sets of four images, weight files and checkpoints that the commands name."""
+    here = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    colours = np.array([(0, 0, 0), (255, 0, 0)], np.uint8)
+    for index in range(4):
+        image = rng.integers(0, 255, (40, 48, 3), np.uint8)
+        cells = (image[..., 0] > 127).astype(np.uint8)
+        one = np.zeros_like(cells)
+        one[:2, :3] = index == 0
+        pictures = {
+            "IMAGES": image[..., 0], "IN_COLOUR": image, "MASKS": 255 * cells,
+            "WITH_255": np.where(image[..., 1] > 250, 255, cells).astype(np.uint8),
+            "NUMBERS": image[..., 1], "COLOURS": colours[cells], "IN_ONE": one,
+        }  # fmt: skip
+        for name, pixels in pictures.items():
+            (here / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(here / name / f"{index}.png")
+    net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
+    unet_torch.save(net, here / "cells.safetensors")
+    torch.save(net.state_dict(), here / "model.pth")
+    bare = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    (here / "bare.safetensors").write_bytes(safetensors_of(bare))
+    for name, config in {
+        "group": UNetConfig(widths=(4, 6), norm="group", groups=2),
+        "bilinear": UNetConfig(widths=(4, 6), up="bilinear"),
+    }.items():
+        torch.save(unet_torch.UNet(config).state_dict(), here / f"{name}.pth")
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    run = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(run, here / "run.pt")
+    (here / "net.py").write_text(
+        "import unet_torch\nfrom unet_spec import UNetConfig\n\n"
+        "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
+    )
+    done = run_unet(f"{TRAIN} --out OLD", here)
+    assert done.status == 0, done.text
+    return here
+
+
+def safetensors_of(tensors: dict[str, np.ndarray]) -> bytes:
+    """A stock safetensors file of these tensors, without a word about the net."""
+    from safetensors.numpy import save
+
+    return save(tensors)
+
+
+@pytest.mark.parametrize("row", ADVICE, ids=lambda row: row.code[:40])
+def test_what_a_message_advises_is_not_refused(folder, row):
+    done = run_unet(_with_output(row.command, "FIRST"), folder, compiles=row.whole)
+    assert done.status == row.status, done.text
+    found = re.search(row.says, done.text)
+    assert found is not None, done.text
+    for index, command in enumerate(row.advised):
+        command = _with_output(command.format(*found.groups()), f"ADVISED_{index}")
+        done = run_unet(command, folder, compiles=row.whole)
+        assert done.status == 0, f"{command}: {done.text}"
+
+
+def _with_output(command: str, out: str) -> str:
+    """A training command with a folder of its own, where it names none."""
+    if command.startswith("unet train") and "--out" not in command:
+        return f"{command} --out {out}"
+    return command
+
+
+def test_a_recording_is_made_as_the_message_says(folder, monkeypatch):
+    done = run_unet(f"{VERIFY} --recorded xy.npz", folder)
+    assert (done.status, "not a whole .npz file; record it" in done.text) == (2, True)
+    x = np.random.default_rng(0).normal(size=(1, 1, 12, 16)).astype(np.float32)
+    np.savez(folder / "xy.npz", x)
+    done = run_unet(f"{VERIFY} --recorded xy.npz", folder)
+    advice = re.search(r"numpy\.savez\(FILE, x=x, y=y\)", done.text)
+    assert advice is not None, done.text
+    y = unet_torch.load(folder / "cells.safetensors")(torch.from_numpy(x)).detach().numpy()
+    eval(advice[0], {"numpy": np, "FILE": folder / "xy.npz", "x": x, "y": y})
+    assert run_unet(f"{VERIFY} --recorded xy.npz", folder).status == 0
+
+
+def test_a_schedule_gets_its_length_as_the_message_says():
+    recipe = Recipe(schedule=Schedule("cosine"))
+    with pytest.raises(InputError) as refusal:
+        recipe.check_complete()
+    advice = re.search(r"use (recipe\.for_steps\(steps\))", str(refusal.value))
+    assert advice is not None
+    eval(advice[1], {"recipe": recipe, "steps": 7}).check_complete()
+
+
+def test_a_diverged_run_starts_again_as_the_message_says(folder):
+    """After two steps with a rate of 200 the outputs are finite, and the gradients are not."""
+    rate = "--schedule.name constant --optimizer.lr 200 --validate-every 1 --steps 4"
+    done = run_unet(f"{TRAIN} {rate} --out DIVERGED", folder)
+    advice = re.search(r"(--start \S+) begins with the last good weights", done.text)
+    assert done.status == 2
+    assert advice is not None, done.text
+    assert run_unet(f"{TRAIN} {advice[1]} --out NEW", folder, compiles=False).status == 0
