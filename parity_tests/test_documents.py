@@ -28,8 +28,7 @@ SIZES = {
         f"{RUN} --preprocessing.window-px 32"
     ),
     "unet train nuclei --start START --data.images IMAGES --data.masks MASKS --out FURTHER "
-    "--steps 2000": "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1 "
-    "--preprocessing.window-px 32",
+    "--steps 2000": "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1",
 }
 """Flags that are appended to a command, which make it small and nothing else."""
 
