@@ -30,7 +30,8 @@ SIZES = {
     "unet train nuclei --start START --data.images IMAGES --data.masks MASKS --out FURTHER "
     "--steps 2000": "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1",
 }
-"""Flags that are appended to a command, which make it small and nothing else."""
+"""Flags that are appended to a command, which make it small and nothing else; continuous integration
+runs `unet verify` at full width as well."""
 
 
 def prepare(folder: Path) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def test_commands_that_run_elsewhere_are_shown_and_run_there():
     integration = (shown.ROOT / ".ci" / "run").read_text().splitlines()
     for command in ("make demo", "make test"):
         assert command in integration
+    assert any(line.startswith(".venv/bin/unet verify ") for line in integration)
     assert "-m venv .venv" in (shown.ROOT / "Makefile").read_text()
 
 
