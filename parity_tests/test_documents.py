@@ -22,7 +22,7 @@ NET = UNetConfig(widths=(4, 6))
 RUN = ("--net.widths 8 16 --data.batch 2 --data.crop-px 32 --steps 2 --validate-every 2 "
        "--checkpoint-every 2 --mesh.data 1")  # fmt: skip
 SIZES = {
-    "unet verify": "--config.widths 4 6 --steps 2",
+    "unet verify": "--config.widths 6 9 --steps 2",
     "unet verify demo_run/run/weights.safetensors --report page.html --json out.json": "--steps 2",
     "unet train nuclei --data.images IMAGES --data.masks MASKS --out RUN": (
         f"{RUN} --preprocessing.window-px 32"
@@ -30,8 +30,8 @@ SIZES = {
     "unet train nuclei --start START --data.images IMAGES --data.masks MASKS --out FURTHER "
     "--steps 2000": "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1",
 }
-"""Flags that are appended to a command, which make it small and nothing else; continuous integration
-runs `unet verify` at full width as well."""
+"""Flags that are appended to a command, which make it small and nothing else. Continuous
+integration runs `unet verify` at full width as well."""
 
 
 def prepare(folder: Path) -> dict[str, Any]:
