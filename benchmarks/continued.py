@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 import unet_torch
+from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench.environment import environment
 from unet_spec import UNetConfig
-from unet_spec.files import written
 from unet_spec.recipe import Optimizer, Schedule
 from unet_train import data
 from unet_train.config import AugmentConfig, DataConfig, TrainConfig
@@ -33,7 +33,7 @@ from unet_train.metrics import confusion, foreground_iou
 from unet_train.record import read
 from unet_train.samples import load
 
-RESULT = Path(__file__).parent / "results" / "continued.json"
+RESULT = RESULTS / "continued.json"
 COMMAND = "python -m benchmarks.continued IMAGES MASKS"
 STEPS, HANDOVER, EVERY = 600, 200, 50
 LR, CLIP = 2e-3, 1.0
@@ -161,9 +161,8 @@ def _apart(torch_run: Curve, other: Curve) -> float:
 
 
 if __name__ == "__main__":
+    arguments = parse_arguments(__doc__, result=RESULT, folders=("IMAGES", "MASKS"))
     with tempfile.TemporaryDirectory() as place:
-        images, masks = (Path(path).resolve() for path in sys.argv[1:3])
-        result = continued(images, masks, Path(place))
+        result = continued(arguments.images, arguments.masks, Path(place))
     print(json.dumps(result["furthest_iou"]))
-    with written(RESULT) as stream:
-        stream.write(json.dumps(result, indent=2).encode() + b"\n")
+    write_result(arguments.out, result)

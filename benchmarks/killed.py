@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_spec.environment import environment
-from unet_spec.files import written
 from unet_train.record import read
 
-RESULT = Path(__file__).parent / "results" / "killed.json"
+RESULT = RESULTS / "killed.json"
 KILLS, STEPS, EVERY = 20, 1000, 10
 START_S = 10.0  # about what a start takes, so many a kill hits it
 SEED = 0
@@ -91,14 +91,14 @@ def _hashes(run: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    arguments = parse_arguments(__doc__, result=RESULT, folders=("IMAGES", "MASKS"))
     place = Path(tempfile.mkdtemp())
     try:
         result = {
             "command": "python -m benchmarks.killed IMAGES MASKS",
-            **killed(Path(sys.argv[1]), Path(sys.argv[2]), place),
+            **killed(arguments.images, arguments.masks, place),
         }
     finally:
         shutil.rmtree(place)
     print(json.dumps({key: result[key] for key in ("kills", "equal", "whole_s")}))
-    with written(RESULT) as stream:
-        stream.write(json.dumps(result, indent=2).encode() + b"\n")
+    write_result(arguments.out, result)

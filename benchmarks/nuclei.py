@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from unet_spec.files import written
+from benchmarks.script import RESULTS, parse_arguments, write_result
 
-RESULT = Path(__file__).parent / "results" / "nuclei.json"
+RESULT = RESULTS / "nuclei.json"
 SEEDS = (0, 1, 2)
 TOLD = ("mean_image_iou", "pooled_iou", "best_mean_image_iou", "training_images",
         "validation_images", "images_per_s", "waiting_share", "seconds")  # fmt: skip
@@ -48,8 +48,8 @@ def nuclei(images: str, masks: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    arguments = parse_arguments(__doc__, result=RESULT, folders=("IMAGES", "MASKS"))
     with tempfile.TemporaryDirectory() as place:
-        result = nuclei(sys.argv[1], sys.argv[2], Path(place))
+        result = nuclei(str(arguments.images), str(arguments.masks), Path(place))
     print(json.dumps({key: result[key] for key in ("mean_image_iou", "standard_deviation")}))
-    with written(RESULT) as stream:
-        stream.write(json.dumps(result, indent=2).encode() + b"\n")
+    write_result(arguments.out, result)

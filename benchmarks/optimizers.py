@@ -4,20 +4,18 @@
 cores); the table in docs/parity.md is this file's.
 """
 
-import json
-from pathlib import Path
-
+from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench.environment import environment
 from unet_parity.optimizers import BOUND, optimizer_table
 from unet_spec.environment import versions
-from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.optimizers"
-RESULT = Path(__file__).parent / "results" / "optimizers.json"
+RESULT = RESULTS / "optimizers.json"
 STEPS = 50
 SEEDS = range(3)
 
 if __name__ == "__main__":
+    arguments = parse_arguments(__doc__, result=RESULT)
     tables = [optimizer_table(steps=STEPS, seed=seed) for seed in SEEDS]
     rows = [
         {
@@ -41,5 +39,4 @@ if __name__ == "__main__":
         "versions": versions(),
         "environment": environment(),
     }
-    with written(RESULT) as stream:
-        stream.write(json.dumps(result, indent=1).encode() + b"\n")
+    write_result(arguments.out, result)

@@ -22,9 +22,9 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench import timing
 from unet_bench.environment import environment
-from unet_spec.files import written
 from unet_train import mesh
 from unet_train.batches import batches
 from unet_train.checkpoint import Checkpoints
@@ -34,7 +34,7 @@ from unet_train.samples import load
 from unet_train.step import compiled, prepare, update
 
 COMMAND = "python -m benchmarks.pipeline"
-RESULT = Path(__file__).parent / "results" / "pipeline.json"
+RESULT = RESULTS / "pipeline.json"
 ROUNDS = 11
 STEPS = PRESETS["nuclei"].checkpoint_every  # of a round
 TURN = 10  # steps; the machine's speed drifts within seconds
@@ -116,8 +116,8 @@ def starts() -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
+    arguments = parse_arguments(__doc__, result=RESULT)
     with tempfile.TemporaryDirectory() as place:
         result = {**pipeline(Path(place) / "checkpoints"), "starts": starts()}
     print(json.dumps({key: result[key] for key in ("steps_per_s", "share", "starts")}))
-    with written(RESULT) as stream:
-        stream.write(json.dumps(result, indent=2).encode() + b"\n")
+    write_result(arguments.out, result)

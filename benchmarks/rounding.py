@@ -4,25 +4,23 @@
 `results/rounding.json`. `unet_parity.oracle.FACTOR` rests on it.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench.environment import environment
 from unet_parity.differences import error_ratio, rms
 from unet_parity.oracle import random_input, random_tensors
 from unet_parity.twins import jax_pass, torch_pass
 from unet_spec import UNetConfig
 from unet_spec.environment import versions
-from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.rounding"
-RESULT = Path(__file__).parent / "results" / "rounding.json"
+RESULT = RESULTS / "rounding.json"
 SEEDS = range(4)
 NORMS: tuple[Literal["none", "batch", "group", "instance"], ...] = (
     "none", "batch", "group", "instance",
@@ -93,6 +91,5 @@ def measured(config: UNetConfig, seed: int) -> Net:
 
 
 if __name__ == "__main__":
-    result = rounding()
-    with written(RESULT) as stream:
-        stream.write(json.dumps(result, indent=1).encode() + b"\n")
+    arguments = parse_arguments(__doc__, result=RESULT)
+    write_result(arguments.out, rounding())

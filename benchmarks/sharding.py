@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 # before JAX is imported: it reads the flag once
@@ -23,9 +22,9 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.script import RESULTS, parse_arguments, write_result  # noqa: E402
 from unet_spec import UNetConfig  # noqa: E402
 from unet_spec.environment import environment  # noqa: E402
-from unet_spec.files import written  # noqa: E402
 from unet_train import data, mesh  # noqa: E402
 from unet_train.config import AugmentConfig, DataConfig, MeshConfig, TrainConfig  # noqa: E402
 from unet_train.hlo import collectives, largest_bytes  # noqa: E402
@@ -33,7 +32,7 @@ from unet_train.samples import load  # noqa: E402
 from unet_train.step import Steps, compiled, prepare, update  # noqa: E402
 
 COMMAND = "python -m benchmarks.sharding"
-RESULT = Path(__file__).parent / "results" / "sharding.json"
+RESULT = RESULTS / "sharding.json"
 STEPS = 20
 ORDERS = 6
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 2), (4, 2), (2, 4))
@@ -124,8 +123,13 @@ def two_processes() -> dict[str, Any]:
         port = free.getsockname()[1]
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sharding", str(process), str(port)],
-            env={**os.environ, "SHARDING_DEVICES": "4"},
+            [sys.executable, "-m", "benchmarks.sharding"],
+            env={
+                **os.environ,
+                "SHARDING_DEVICES": "4",
+                "SHARDING_PROCESS": str(process),
+                "SHARDING_PORT": str(port),
+            },
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -167,9 +171,8 @@ def _apart(reference: list[float], found: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        _one_of_two(int(sys.argv[1]), int(sys.argv[2]))
+    if "SHARDING_PROCESS" in os.environ:  # a child of two_processes
+        _one_of_two(int(os.environ["SHARDING_PROCESS"]), int(os.environ["SHARDING_PORT"]))
     else:
-        result = sharding()
-        with written(RESULT) as stream:
-            stream.write(json.dumps(result, indent=2).encode() + b"\n")
+        arguments = parse_arguments(__doc__, result=RESULT)
+        write_result(arguments.out, sharding())

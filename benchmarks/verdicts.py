@@ -5,24 +5,22 @@
 `unet_parity.layers` rest on it.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench.environment import environment
 from unet_parity import oracle
 from unet_parity.comparison import Comparer, Comparison, Numbers
 from unet_spec import UNetConfig
 from unet_spec.environment import versions
-from unet_spec.files import written
 
 COMMAND = "python -m benchmarks.verdicts"
-RESULT = Path(__file__).parent / "results" / "verdicts.json"
+RESULT = RESULTS / "verdicts.json"
 SEEDS = range(13)
 Norm = Literal["none", "batch", "group", "instance"]
 Up = Literal["transposed", "bilinear", "bilinear_aligned", "nearest"]
@@ -142,6 +140,5 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    result = verdicts()
-    with written(RESULT) as stream:
-        stream.write(json.dumps(result, indent=1).encode() + b"\n")
+    arguments = parse_arguments(__doc__, result=RESULT)
+    write_result(arguments.out, verdicts())
