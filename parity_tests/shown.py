@@ -31,7 +31,9 @@ ELSEWHERE = {
     "make test": "continuous integration runs it as it stands; this test is a part of it",
     ". .venv/bin/activate": "this test runs in that environment",
     "python3 -m venv .venv": "`make` runs it, in the rule that makes .venv",
-    ".venv/bin/pip install -c constraints.txt -e '.[all]'": "test_installed.py installs the wheel",
+    ".venv/bin/pip install -c constraints.txt -e '.[all]'": "`make` runs it, with '.[test]'",
+    "pip install -e '.[all]' 'jax[cuda13]'": "it takes gigabytes, and needs a GPU to be tried",
+    "pip install -e '.[train]' 'jax[tpu]'": "it needs a TPU to be tried",
 }
 """Commands that are not run by this test, with the reason."""
 
