@@ -101,6 +101,7 @@ def verify(
     /,
     *,
     config: UNetConfig = UNetConfig(),
+    size: Annotated[tuple[int, int] | None, arg(metavar="H W")] = None,
     image: Path | None = None,
     recorded: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
     reference: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
@@ -114,6 +115,8 @@ def verify(
     Args:
         weights: a weight file; without it an architecture is proven, with both paddings.
         config: the architecture, where no weight file says it.
+        size: height and width in pixels of the compared random inputs, also in the exact proof and
+            the training steps; small ones without it.
         image: compare on its middle, up to 256x256, in place of random numbers.
         recorded: compare on its array x, and judge its array y, a float32 output of the same net.
         reference: a torch module of your own with the same names, in place of unet_torch's.
@@ -125,8 +128,10 @@ def verify(
     _check_json(json)
     _check_target(report, ".html")
     need("jax", "torch", *(["images"] if image or report else []))
-    if image is not None and recorded is not None:
-        raise InputError("--image and --recorded both give the input; leave one out")
+    sources = {"--size": size, "--image": image, "--recorded": recorded}
+    given = [flag for flag, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{given[0]} and {given[1]} both give the input; leave one out")
     if steps < 0:
         raise InputError(f"--steps needs at least 0, got {steps}")
     from rich.console import Console
@@ -140,6 +145,8 @@ def verify(
     if loaded is not None:
         refuse_contradiction(config, loaded.config, source=weights)
         config = loaded.config
+    if size is not None:
+        inputs.check_size(config, size)
     x = y = None
     if image is not None:
         import unet_image
@@ -153,6 +160,7 @@ def verify(
         config,
         weights=loaded,
         x=x,
+        size=size,
         recorded=y,
         reference=None if reference is None else inputs.read_reference(reference, config),
         steps=steps,
@@ -165,7 +173,7 @@ def verify(
 
         with written(report) as stream:
             stream.write(page.html(found, command=_command()).encode())
-        console.print(f"the page: {report}")
+        console.print(f"the page: {report}", markup=False)
     _write_json(json, found.to_json())
     return int(found.verdict == "different")
 

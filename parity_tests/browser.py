@@ -16,15 +16,29 @@ needs_browser = pytest.mark.skipif(not BROWSERS, reason="needs Chromium")
 # the frame's page reports to the page around it, whose title is then printed
 REPORT = """<script>addEventListener("load", () => {
   const pictures = [...document.images];
+  const ticks = [...document.querySelectorAll(".track span, .area span")]
+    .map(label => ({label, box: label.getBoundingClientRect()})).filter(({box}) => box.width);
+  // what can cut a label off: the window, its table cell, and whatever hides or scrolls
+  const isCut = ({label, box}) => {
+    let [left, right] = [0, innerWidth];
+    for (let around = label.parentElement; around; around = around.parentElement)
+      if (around.matches("td, th") || getComputedStyle(around).overflowX != "visible") {
+        const frame = around.getBoundingClientRect();
+        [left, right] = [Math.max(left, frame.left), Math.min(right, frame.right)];
+      }
+    return box.left < left || box.right > right;
+  };
+  const meet = ({box: a}, {box: b}) =>
+    a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
   parent.document.title = JSON.stringify({
     width: document.documentElement.scrollWidth,
     pictures: pictures.length,
     broken: pictures.filter(p => !p.complete || !p.naturalWidth).length,
     text: document.body.innerText,
-    clipped: [...document.querySelectorAll(".track span, .area span")].filter(tick => {
-      const box = tick.getBoundingClientRect();
-      return box.width && (box.left < 0 || box.right > innerWidth);
-    }).map(tick => tick.innerText),
+    labels: ticks.length,
+    clipped: ticks.filter(isCut).map(({label}) => label.innerText),
+    overlapping: ticks.flatMap((one, n) => ticks.slice(n + 1).filter(other => meet(one, other))
+      .map(other => [one.label.innerText, other.label.innerText])),
   });
 })</script>"""
 
@@ -37,7 +51,8 @@ class Rendered:
         width: pixels that the page needs; more than the window is a sideways scroll.
         pictures: how many it has, and `broken` how many of them did not load.
         text: what a person can read on it.
-        clipped: labels of axes that stick out of the window.
+        labels: how many labels its axes show, `clipped` those that stick out of the window or of
+            what they stand in, and `overlapping` pairs that lie on one another.
         console: lines that the browser wrote on its console.
     """
 
@@ -45,7 +60,9 @@ class Rendered:
     pictures: int
     broken: int
     text: str
+    labels: int
     clipped: list[str]
+    overlapping: list[list[str]]
     console: list[str]
 
 

@@ -269,14 +269,14 @@ def _refuse_dead(truth: Trace) -> None:
 def _out_of_line(layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]) -> tuple[str, ...]:
     """The first module and the first gradient whose float32 is out of line."""
     problems = [
-        f"{layer.name}: in float32, by itself, JAX is {layer.local_ratio:.1e} times as far from "
-        f"float64 as torch, {LOCAL_FACTOR:.0f} allowed"
+        f"{layer.name}: in float32, by itself, JAX is {layer.local_ratio:.3g} times as far from "
+        f"float64 as torch, {LOCAL_FACTOR:g} allowed"
         for layer in layers
         if not 1 / LOCAL_FACTOR <= layer.local_ratio <= LOCAL_FACTOR
     ][:1]
     problems += [
-        f"the gradient of {gradient.name}: in float32 JAX is {gradient.ratio:.1e} times as far "
-        f"from float64 as torch, {GRADIENT_FACTOR:.0f} allowed"
+        f"the gradient of {gradient.name}: in float32 JAX is {gradient.ratio:.3g} times as far "
+        f"from float64 as torch, {GRADIENT_FACTOR:g} allowed"
         for gradient in gradients
         if not 1 / GRADIENT_FACTOR <= gradient.ratio <= GRADIENT_FACTOR
     ][:1]

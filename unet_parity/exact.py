@@ -89,11 +89,12 @@ class Certificate:
 @dataclass(frozen=True)
 class Row:
     """The proof on one rung: numbers of values, and of those on which torch, JAX and float64
-    are not all equal. `refused` says why nothing was proven, and is empty otherwise; `fault` names
-    the module at fault, where values are not equal."""
+    are not all equal. `size` is the input's (height, width). `refused` says why nothing was proven,
+    and is empty otherwise; `fault` names the module at fault, where values are not equal."""
 
     rung: str
     padding: str
+    size: tuple[int, int]
     dtype: str
     taps: float
     seed: int
@@ -128,39 +129,75 @@ def why_not(config: UNetConfig) -> str:
     return ""
 
 
-def proofs(config: UNetConfig, *, rungs: tuple[Rung, ...] = RUNGS) -> Iterator[Row]:
-    """The proof on each rung; rungs that compute in one type share a compiled net."""
+def explain_tf32(bits: int) -> str:
+    """In which arithmetic the rung tf32 was computed, in one sentence.
+
+    Args:
+        bits: of a float32 factor that JAX's device keeps (`precision.significand_bits`).
+    """
+    if bits >= RUNGS[0].bits:
+        return (
+            "On this device the row tf32 is float32 arithmetic, "
+            "with integers small enough for TF32."
+        )
+    return f"The row tf32: JAX's products kept {bits} bits of their factors, PyTorch's all 24."
+
+
+def proofs(
+    config: UNetConfig,
+    *,
+    rungs: tuple[Rung, ...] = RUNGS,
+    size: tuple[int, int] | None = None,
+    precision: str = "highest",
+) -> Iterator[Row]:
+    """The proof on each rung; rungs that compute in one type share a compiled net.
+
+    Args:
+        size: (height, width) of the input; without it a small legal one.
+        precision: of JAX's products.
+    """
     ports: dict[str, JaxRun] = {}
     for rung in rungs:
-        port = ports.setdefault(rung.dtype, JaxRun(config, dtype=rung.dtype))
-        yield prove(config, rung, port=port)
+        port = ports.setdefault(rung.dtype, JaxRun(config, dtype=rung.dtype, precision=precision))
+        yield prove(config, rung, size=size, port=port)
 
 
-def prove(config: UNetConfig, rung: Rung, *, port: JaxRun | None = None) -> Row:
+def prove(
+    config: UNetConfig,
+    rung: Rung,
+    *,
+    size: tuple[int, int] | None = None,
+    port: JaxRun | None = None,
+) -> Row:
     """The proof on one rung, on the first case that float64 certifies."""
-    case, certificate = find_case(config, rung)
+    case, certificate = find_case(config, rung, size=size)
     return compare(config, case, rung, certificate, port=port)
 
 
-def find_case(config: UNetConfig, rung: Rung) -> tuple[Case, Certificate]:
+def find_case(
+    config: UNetConfig, rung: Rung, *, size: tuple[int, int] | None = None
+) -> tuple[Case, Certificate]:
     """The first case that float64 certifies, or the last that it refuses."""
     for taps in np.arange(rung.taps, 0.5, -0.5):
         for seed in range(SEEDS):
-            case = make_case(config, taps=float(taps), seed=seed)
+            case = make_case(config, taps=float(taps), seed=seed, size=size)
             certificate = certify(config, case, rung)
             if not certificate.refusals:
                 return case, certificate
     return case, certificate
 
 
-def make_case(config: UNetConfig, *, taps: float, seed: int) -> Case:
+def make_case(
+    config: UNetConfig, *, taps: float, seed: int, size: tuple[int, int] | None = None
+) -> Case:
     """Integer weights in {-1, 0, 1} with `taps` non-zero ones per output on average,
-    biases in {-1, 0, 1}, an input in -2..2, and a sparse cotangent in {-1, 0, 1}."""
+    biases in {-1, 0, 1}, an input in -2..2, and a sparse cotangent in {-1, 0, 1}.
+
+    Args:
+        size: (height, width) of the input; `small_size` without it.
+    """
     rng = np.random.default_rng((seed, int(2 * taps)))
-    # a neck of more than one pixel, and outputs enough to be distinct
-    side = max(2 ** (config.depth + 1), 2 * geometry.margin(config) + 16)
-    height = geometry.next_legal(config, side)
-    width = geometry.next_legal(config, height + 1)
+    height, width = size or small_size(config)
     out_h, out_w = (geometry.output_size(config, size) for size in (height, width))
     shape = (1, config.classes, out_h, out_w)
     sparse = rng.random(shape) < 64 / np.prod(shape)
@@ -171,6 +208,14 @@ def make_case(config: UNetConfig, *, taps: float, seed: int) -> Case:
         rng.integers(-2, 3, (1, config.in_channels, height, width)).astype(np.float32),
         (rng.choice((-1, 1), shape) * sparse).astype(np.float32),
     )
+
+
+def small_size(config: UNetConfig) -> tuple[int, int]:
+    """Height and width, not equal, with a neck of more than one pixel and with outputs enough to
+    be distinct."""
+    side = max(2 ** (config.depth + 1), 2 * geometry.margin(config) + 16)
+    height = geometry.next_legal(config, side)
+    return height, geometry.next_legal(config, height + 1)
 
 
 def certify(config: UNetConfig, case: Case, rung: Rung) -> Certificate:
@@ -222,6 +267,7 @@ def compare(
     return Row(
         rung=rung.name,
         padding=config.padding,
+        size=(case.x.shape[2], case.x.shape[3]),
         dtype=rung.dtype,
         taps=case.taps,
         seed=case.seed,

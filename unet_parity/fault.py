@@ -30,16 +30,23 @@ class Fault:
         where: what differs.
         size: the largest difference over the largest value.
         looks_like: the known bug that gives the same numbers; empty if none does.
+        allowed: up to which size a difference is rounding.
     """
 
     module: str
     where: str
     size: float
     looks_like: str = ""
+    allowed: float = LOCAL_BOUND
 
     def __str__(self) -> str:
         guess = f"; it looks like {self.looks_like}" if self.looks_like else ""
-        return f"{self.module}: {self.where} differs by {self.size:.1e} in float64{guess}"
+        if not self.size < np.inf:
+            return f"{self.module}: {self.where} is missing, misshapen or not finite{guess}"
+        return (
+            f"{self.module}: {self.where} differs by {self.size:.1e} in float64, "
+            f"{self.allowed:.0e} allowed{guess}"
+        )
 
 
 def find(
@@ -95,14 +102,15 @@ def _backward(
         path, side = place
         if side == "input" and truth.calls[path].leaf:
             for where, size in _differentiated(truth.calls[path], truth, local[path]):
-                yield Fault(path, where, size), place
+                yield Fault(path, where, size, allowed=LOCAL_GRADIENT_BOUND), place
         elif place != OUTPUT:
             call = truth.calls[path]
             expected = call.input_gradients if side == "input" else call.cotangents
             size = _largest(expected, wiring.gradients[place])
             if size > LOCAL_GRADIENT_BOUND:
                 owner = _above(path) if side == "output" else path
-                yield Fault(owner, f"the gradient at {_named(place)}", size), place
+                where = f"the gradient at {_named(place)}"
+                yield Fault(owner, where, size, allowed=LOCAL_GRADIENT_BOUND), place
 
 
 def _computed(call: Call, truth: Trace, local: Local | None) -> Iterator[tuple[str, float]]:

@@ -14,6 +14,21 @@ LARGEST_PX = 256
 _OUTPUTS = ("y", "y0", "output", "logits")
 
 
+def check_size(config: UNetConfig, size: tuple[int, int]) -> None:
+    """Refuse a --size that the net does not take.
+
+    Args:
+        size: (height, width) in pixels.
+
+    Raises:
+        InputError: it names the rule and the nearest legal sizes.
+    """
+    try:
+        geometry.check(config, *size)
+    except InputError as error:
+        raise InputError(f"--size {size[0]} {size[1]}: {error}") from error
+
+
 def crop_middle(
     image: np.ndarray, config: UNetConfig, preprocessing: Preprocessing, *, source: Path
 ) -> np.ndarray:

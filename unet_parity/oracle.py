@@ -78,7 +78,10 @@ def judge(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Ag
     ]
     ratio = error_ratio(torch_error, jax_error, scale)
     if not 1 / FACTOR <= ratio <= FACTOR:
-        problems.append(f"in float32 JAX is {ratio:.1e} times as far from float64 as torch")
+        problems.append(
+            f"in float32 the output of JAX is {ratio:.3g} times as far from float64 as torch's, "
+            f"{FACTOR:g} allowed"
+        )
     return Agreement(
         mode, output, input_gradient, gradients, statistics, scale, torch_error, jax_error,
         tuple(problems),

@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 
 import unet_page
+from unet_parity import exact
 from unet_parity.comparison import Comparison
-from unet_parity.differences import EPS
+from unet_parity.differences import EPS, error_ratio
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.training import BOUND, Trajectory
-from unet_parity.verify import Report
+from unet_parity.verify import BIT_FOR_BIT, ROUNDING, Report
 
 SENTENCES = {
-    "identical": "PyTorch and JAX compute the same net: wherever nothing is rounded, every value "
-    "is equal, bit for bit, forward and backward.",
-    "equivalent": "PyTorch and JAX compute the same net: in float64 they agree to rounding, and in "
-    "float32 neither is further from float64 than the other.",
+    "identical": f"PyTorch and JAX compute the same net. {BIT_FOR_BIT} {ROUNDING}",
+    "equivalent": f"PyTorch and JAX compute the same net. {ROUNDING}",
     "different": "PyTorch and JAX do not compute the same net.",
 }
 WORST = 5
+LABELS, NARROW_LABELS = 8, 3  # of an axis, at most; a label needs about 3 rem
 
 
 def html(report: Report, *, command: str = "") -> str:
@@ -36,6 +36,8 @@ def html(report: Report, *, command: str = "") -> str:
         report=report,
         command=command,
         sentence=SENTENCES[report.verdict],
+        tf32=exact.explain_tf32(report.bits),
+        no_proof=exact.why_not(report.config),
         modes=[_mode(comparison, report.x) for comparison in report.comparisons],
         steps=[_steps(trajectory) for trajectory in report.steps],
         bounds={
@@ -51,8 +53,10 @@ def _mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
         + [e / g.scale for g in comparison.gradients if g.scale for e in _pair(g)]
     )
     at_fault = comparison.faults[0].module if comparison.faults else None
+    agreement = comparison.agreement
     return {
         "comparison": comparison,
+        "ratio": error_ratio(agreement.torch_error, agreement.jax_error, agreement.scale),
         "axis": axis,
         "at_fault": at_fault,
         "layers": [
@@ -80,12 +84,28 @@ def _mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
 
 
 class _Axis:
-    """A logarithmic axis over relative errors, in percent of its length."""
+    """A logarithmic axis over relative errors, in percent of its length.
+
+    `ticks` are (label, place, classes). The classes say in which windows the label stands,
+    `on-wide` or `on-narrow`, so that no two labels meet.
+    """
 
     def __init__(self, errors: list[float]):
         shown = [math.log10(e) for e in [EPS, *errors] if 0 < e < math.inf]
         self.low, self.high = math.floor(min(shown)), math.ceil(max(shown))
-        self.ticks = [(f"1e{n}", self._at(10.0**n)) for n in range(self.low, self.high + 1)]
+        decades = range(self.high - self.low + 1)
+        classes = {
+            "on-wide": decades[:: math.ceil(len(decades) / LABELS)],
+            "on-narrow": decades[:: math.ceil(len(decades) / NARROW_LABELS)],
+        }
+        self.ticks = [
+            (
+                f"1e{self.low + n}",
+                self._at(10.0 ** (self.low + n)),
+                " ".join(name for name, labelled in classes.items() if n in labelled),
+            )
+            for n in decades
+        ]
         self.eps = self._at(EPS)
 
     def dots(self, scale: float, *errors: float) -> list[dict[str, Any]]:

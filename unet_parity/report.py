@@ -1,20 +1,25 @@
 """The report of `verify` as tables for a terminal."""
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from unet_parity import exact
 from unet_parity.comparison import Comparison
 from unet_parity.differences import error_ratio
-from unet_parity.layers import LOCAL_FACTOR
+from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND, Agreement
 from unet_parity.training import Trajectory
 from unet_parity.verify import Recorded, Report
 
+CAVEATS = 3  # of a verdict that is not `different`, so that it stays on one screen
 _COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the verdict with what it rests on."""
+    """Print what the verdict rests on, and last the verdict, so that it is what a person sees when
+    the command ends."""
     structure = report.structure
     console.print(
         f"{structure['tensors']} tensors, {structure['parameters']:,} parameters, "
@@ -22,6 +27,7 @@ def show(report: Report, console: Console) -> None:
     )
     if report.exact:
         console.print(_exact_table(report))
+        _print_indented(exact.explain_tf32(report.bits), console)
     for comparison in report.comparisons:
         console.print(_agreement_table(comparison.agreement))
         _show_layers(comparison, console)
@@ -29,14 +35,36 @@ def show(report: Report, console: Console) -> None:
         console.print(_steps(trajectory))
     if report.recorded is not None:
         console.print(_recorded(report.recorded))
+    _show_verdict(report, console)
+
+
+def _show_verdict(report: Report, console: Console) -> None:
+    """The verdict, the first reason and the scope; `different` has hundreds of reasons, of which
+    all but the first mostly follow from it."""
+    different = report.verdict == "different"
+    first, *others = report.reasons
+    shown = [] if different else others[:CAVEATS]
+    console.print()
     console.print(f"verdict: {report.verdict}", style=_COLOURS[report.verdict])
-    for reason in report.reasons:
-        console.print(f"  {reason}")
+    _print_indented(f"first at fault: {first}" if different else first, console)
+    for caveat in shown:
+        _print_indented(caveat, console)
+    if folded := len(others) - len(shown):
+        _print_indented(
+            f"and {folded} more; --report PAGE.html or --json FILE shows them all", console
+        )
+    console.print(Text(report.scope.compared))
+    console.print(Text(report.scope.not_compared))
+
+
+def _print_indented(sentence: str, console: Console) -> None:
+    # as `Text`, because brackets of a sentence, such as weight[0, 1], are no markup
+    console.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
 
 
 def _exact_table(report: Report) -> Table:
     table = Table(title="exact arithmetic: values on which torch, JAX and float64 are not equal")
-    for column in ("rung", "padding", "in", "outputs", "gradients", "input", "distinct"):
+    for column in ("integers fit", "padding", "in", "outputs", "gradients", "input", "distinct"):
         table.add_column(column)
     for row in report.exact:
         shown = (
@@ -70,7 +98,7 @@ def _agreement_table(agreement: Agreement) -> Table:
     table.add_row(
         "float32 JAX to float64 (rms)",
         f"{a.jax_error / scale:.1e}",
-        f"{ratio:.2f} x torch's; up to {FACTOR:.0f} x",
+        f"{ratio:.2f} x torch's; up to {FACTOR:g} x",
     )
     return table
 
@@ -82,14 +110,19 @@ def _show_layers(comparison: Comparison, console: Console) -> None:
     layer = max(comparison.layers, key=lambda row: _away(row.local_ratio))
     gradient = max(comparison.gradients, key=lambda row: _away(row.ratio))
     flips = comparison.flips
-    console.print(
-        f"float32, JAX's distance to float64 over torch's, furthest from 1 (allowed: "
-        f"{LOCAL_FACTOR:.0f} x either way)\n"
-        f"  of {len(comparison.layers)} modules by themselves: {layer.local_ratio:.2f}, "
-        f"{layer.name}\n"
-        f"  of {len(comparison.gradients)} gradients: {gradient.ratio:.2f}, {gradient.name}; "
-        f"near-ties fell the other way {flips[0]} times in torch, {flips[1]} in JAX",
-        highlight=False,
+    console.print("float32, JAX's distance to float64 over torch's, furthest from 1:")
+    _print_indented(
+        f"of {len(comparison.layers)} modules by themselves: {layer.local_ratio:.2f}, "
+        f"up to {LOCAL_FACTOR:g} x either way; {layer.name}",
+        console,
+    )
+    _print_indented(
+        f"of {len(comparison.gradients)} gradients: {gradient.ratio:.2f}, "
+        f"up to {GRADIENT_FACTOR:g} x either way; {gradient.name}",
+        console,
+    )
+    _print_indented(
+        f"near-ties fell the other way {flips[0]} times in torch, {flips[1]} in JAX", console
     )
 
 
@@ -109,7 +142,7 @@ def _recorded(recorded: Recorded) -> str:
     return (
         f"recorded output to float64 (rms): {recorded.error / scale:.1e}, "
         f"torch here {recorded.torch_error / scale:.1e}, JAX {recorded.jax_error / scale:.1e}; "
-        f"ratio {recorded.ratio:.2f}, up to {FACTOR:.0f} x is rounding"
+        f"ratio {recorded.ratio:.2f}, up to {FACTOR:g} x is rounding"
     )
 
 

@@ -89,6 +89,7 @@ def trajectory(
     steps: int = 50,
     dtype: str = "float64",
     seed: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> Trajectory:
     """So many training steps of both twins from the same weights.
 
@@ -96,9 +97,10 @@ def trajectory(
         tensors: of a `state_dict`.
         dtype: float64, or float32 with the two yardsticks.
         seed: of the batches; each is a function of (seed, step).
+        size: (height, width) of the images; a small one without it.
     """
     recipe = recipe.for_steps(steps)
-    data = [random_batch(config, seed=seed, step=step) for step in range(steps)]
+    data = [random_batch(config, seed=seed, step=step, size=size) for step in range(steps)]
     turned = [batch.reversed() for batch in data]
     port = Port(config, recipe, dtype=dtype)
     torch_runs = [torch_run(config, tensors, recipe, data, dtype=dtype)]
@@ -157,10 +159,12 @@ def problems(found: Trajectory) -> tuple[str, ...]:
     )
 
 
-def random_batch(config: UNetConfig, *, seed: int, step: int) -> Batch:
+def random_batch(
+    config: UNetConfig, *, seed: int, step: int, size: tuple[int, int] | None = None
+) -> Batch:
     """The batch of a step: normal images, and random classes."""
     draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-    x, cotangent, keep = oracle.random_input(config, seed=draw)
+    x, cotangent, keep = oracle.random_input(config, seed=draw, size=size)
     shape = (cotangent.shape[0], *cotangent.shape[2:])
     truth = np.random.default_rng((seed, step)).integers(0, config.classes, shape)
     return Batch(x, truth, keep)

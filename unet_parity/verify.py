@@ -1,6 +1,7 @@
 """The instrument behind `unet verify`: structure, exact proof, ordinary weights, verdict."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -16,15 +17,23 @@ from unet_parity import exact, oracle, precision, training
 from unet_parity.comparison import Comparison, compare
 from unet_parity.differences import error_ratio, rms
 from unet_parity.exact import Row
+from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
+from unet_parity.scope import Scope
 from unet_parity.training import Trajectory
-from unet_spec import InputError, UNetConfig, layout
+from unet_spec import InputError, UNetConfig, geometry, layout
 from unet_spec.environment import environment
 from unet_spec.parameters import Tensors, parameter_count, parameters
 from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.weight_file import WeightFile
 from unet_torch.model import UNet as TorchUNet
 
+BIT_FOR_BIT = "In the exact proof, where nothing is rounded, every value is equal, bit for bit."
+ROUNDING = (
+    "With ordinary weights both agree to rounding in float64. In float32 the error of each against "
+    f"float64 is of the same size, within a factor of {max(FACTOR, LOCAL_FACTOR):g} "
+    f"(gradients {GRADIENT_FACTOR:g})."
+)
 VERIFIED_RECIPE = Recipe(Optimizer(name="sgd", lr=1e-3, momentum=0.9))
 
 
@@ -51,8 +60,8 @@ class Report:
 
     Attributes:
         verdict: `identical` (bit for bit, in exact arithmetic), `equivalent` (ordinary weights:
-            both frameworks equally far from float64) or `different`.
-        reasons: why, in sentences.
+            equal to rounding in float64, with float32 errors of the same size) or `different`.
+        reasons: why, in sentences; of `different`, the first names what is at fault.
         structure: numbers of tensors, values and convolutions, and what does not match.
         exact: the exact proof, a row for each rung and padding.
         comparisons: ordinary weights, for each mode.
@@ -61,6 +70,8 @@ class Report:
         x: the input of the comparisons, (b, in_channels, h, w); random where none was given.
         hashes: sha256 of the weights and of the input.
         environment: versions, devices and precision in force.
+        scope: what was compared, and what not.
+        bits: of a float32 factor that JAX's device keeps in a product.
     """
 
     verdict: str
@@ -74,6 +85,8 @@ class Report:
     x: np.ndarray
     hashes: dict[str, str]
     environment: dict[str, str]
+    scope: Scope
+    bits: int
 
     def to_json(self) -> dict[str, Any]:
         """As in the file that `--json` writes."""
@@ -88,6 +101,11 @@ class Report:
         return {
             "verdict": self.verdict,
             "reasons": list(self.reasons),
+            "scope": {
+                "compared": self.scope.compared,
+                "not_compared": self.scope.not_compared,
+                **asdict(self.scope),
+            },
             "config": asdict(self.config),
             "structure": self.structure,
             "exact": [asdict(row) for row in self.exact],
@@ -112,6 +130,7 @@ def verify(
     *,
     weights: WeightFile | None = None,
     x: np.ndarray | None = None,
+    size: tuple[int, int] | None = None,
     recorded: np.ndarray | None = None,
     reference: nn.Module | None = None,
     steps: int = 10,
@@ -124,6 +143,9 @@ def verify(
         config: the architecture; both paddings are proven if no weights are given.
         weights: compared as they are, in place of random ones.
         x: the input of the comparison, (b, in_channels, h, w); a random one without it.
+        size: (height, width) of the random inputs: of the comparison, of the training steps and of
+            the exact proof; small ones without it. A padding for which this size is illegal is
+            proven at its small size.
         recorded: what somebody's float32 net gave for `x`, (b, classes, h', w').
         reference: a torch module with the same names, in place of `unet_torch.UNet`.
         steps: of training, side by side.
@@ -131,20 +153,33 @@ def verify(
         say: is told what begins, for work that takes a minute at full width.
 
     Raises:
-        InputError: weights or an input that are not finite, that say nothing, or that do not fit.
+        InputError: weights or an input that are not finite, that say nothing, or that do not fit;
+            an illegal size.
     """
+    if size is not None:
+        if x is not None:
+            raise InputError("x and size both give the input; leave one out")
+        geometry.check(config, *size)
     precision.full_precision()
     tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     _refuse_infinite("the weights", tensors)
-    if x is not None:
-        _refuse_infinite("the input", {"it": x})
+    drawn = oracle.random_input(config, seed=0, size=size)[0]
+    scope = Scope(
+        own_input=x is not None, own_weights=weights is not None, reference=reference is not None,
+        precision=jax_precision,
+    )  # fmt: skip
+    x = drawn if x is None else x
+    _refuse_infinite("the input", {"it": x})
+    _refuse_single_values(config, x)
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
     if structure["problems"]:
-        return _ended(config, structure, tensors, x)
+        return _ended(config, structure, tensors, x, scope)
     say("exact proof: integers, compared with ==")
     rows = tuple(
-        _exact_rows(config, both_paddings=weights is None, jax_precision=jax_precision, say=say)
+        _exact_rows(
+            config, both_paddings=weights is None, size=size, jax_precision=jax_precision, say=say
+        )
     )
     say("ordinary weights: float64 and float32, forward and gradients")
     stateful = config.norm == "batch" or config.dropout > 0
@@ -155,29 +190,36 @@ def verify(
         for train in ((False, True) if stateful else (False,))
     )
     theirs = None if recorded is None else judge_recorded(comparisons[0], recorded)
-    trajectories = tuple(_trajectories(config, tensors, comparisons, steps, say))
+    trajectories = tuple(_trajectories(config, tensors, comparisons, steps, size, say))
+    bits = precision.significand_bits(jax_precision)
     verdict, reasons = judge(
         config, structure, rows, comparisons, trajectories, theirs,
-        own_weights=weights is not None, bits=precision.significand_bits(jax_precision),
+        own_weights=weights is not None, bits=bits,
     )  # fmt: skip
-    x = oracle.random_input(config, seed=0)[0] if x is None else x
+    scope = replace(
+        scope,
+        input_size=(x.shape[2], x.shape[3]),
+        modes=tuple(c.agreement.mode for c in comparisons),
+        steps=len(trajectories[0].parameters) if trajectories else 0,
+        step_size=(drawn.shape[2], drawn.shape[3]),
+        exact_sizes=tuple(dict.fromkeys((r.padding, r.size) for r in rows if not r.refused)),
+    )
     return Report(
         verdict, reasons, config, structure, rows, comparisons, trajectories, theirs, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
-        {**environment(), **precision.in_force(jax_precision)},
+        {**environment(), **precision.in_force(jax_precision)}, scope, bits,
     )  # fmt: skip
 
 
 def _ended(
-    config: UNetConfig, structure: dict[str, Any], tensors: Tensors, x: np.ndarray | None
+    config: UNetConfig, structure: dict[str, Any], tensors: Tensors, x: np.ndarray, scope: Scope
 ) -> Report:
     """The report on twins whose names or shapes differ already."""
-    x = oracle.random_input(config, seed=0)[0] if x is None else x
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
     return Report(
         verdict, reasons, config, structure, (), (), (), None, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
-        {**environment(), **precision.in_force()},
+        {**environment(), **precision.in_force()}, scope, precision.significand_bits(),
     )  # fmt: skip
 
 
@@ -200,9 +242,9 @@ def judge(
             wrong = row.mismatches + row.gradients["mismatches"] + row.input_gradient["mismatches"]
             where = f", {row.first_wrong} among them" if row.first_wrong else ""
             faults.append(
-                f"exact proof, {row.rung}, padding={row.padding}: {wrong} values are not equal "
-                f"({row.mismatches} of {row.outputs} outputs){where}"
-                + ("" if row.fault is None else f"; {row.fault}")
+                f"exact proof, {row.rung}, padding={row.padding}: "
+                + ("" if row.fault is None else f"{row.fault}; ")
+                + f"{wrong} values are not equal ({row.mismatches} of {row.outputs} outputs){where}"
             )
     faults += [problem for t in trajectories for problem in training.problems(t)]
     if recorded is not None and not 1 / FACTOR <= recorded.ratio <= FACTOR:
@@ -221,10 +263,8 @@ def judge(
         if rung.bits > bits
     ]
     if own_weights or refused:
-        return "equivalent", ("both frameworks are equally far from float64", *refused, *left_out)
-    return "identical", (
-        "every value is equal, bit for bit, wherever nothing is rounded", *left_out,
-    )  # fmt: skip
+        return "equivalent", (ROUNDING, *refused, *left_out)
+    return "identical", (f"{BIT_FOR_BIT} {ROUNDING}", *left_out)
 
 
 def judge_recorded(comparison: Comparison, recorded: np.ndarray) -> Recorded:
@@ -264,7 +304,12 @@ def check_structure(config: UNetConfig) -> dict[str, Any]:
 
 
 def _exact_rows(
-    config: UNetConfig, *, both_paddings: bool, jax_precision: str, say: Callable[[str], None]
+    config: UNetConfig,
+    *,
+    both_paddings: bool,
+    size: tuple[int, int] | None,
+    jax_precision: str,
+    say: Callable[[str], None],
 ) -> Iterator[Row]:
     if exact.why_not(config):
         return
@@ -278,8 +323,11 @@ def _exact_rows(
             say(f"  {rung.name}: left out, this device's products keep {bits} bits")
     rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= bits)
     for each in configs:
-        for row in exact.proofs(each, rungs=rungs):
-            say(f"  {row.rung}, padding={each.padding}: {row.outcome}")
+        fits = size is not None and all(geometry.is_legal(each, side) for side in size)
+        rows = exact.proofs(each, rungs=rungs, size=size if fits else None, precision=jax_precision)
+        for row in rows:
+            say(f"  {row.rung}, padding={each.padding}, {row.size[0]} x {row.size[1]} pixels: "
+                f"{row.outcome}")  # fmt: skip
             yield row
 
 
@@ -288,6 +336,7 @@ def _trajectories(
     tensors: Tensors,
     comparisons: tuple[Comparison, ...],
     steps: int,
+    size: tuple[int, int] | None,
     say: Callable[[str], None],
 ) -> Iterator[Trajectory]:
     """None for a net that is at fault already: its steps only inherit."""
@@ -295,7 +344,9 @@ def _trajectories(
         return
     for dtype in ("float64", "float32"):
         say(f"training: {steps} steps of both in {dtype}")
-        yield training.trajectory(config, tensors, VERIFIED_RECIPE, steps=steps, dtype=dtype)
+        yield training.trajectory(
+            config, tensors, VERIFIED_RECIPE, steps=steps, dtype=dtype, size=size
+        )
 
 
 def _hash(tensors: Tensors) -> str:
@@ -313,6 +364,23 @@ def _differences(who: str, found: dict[str, Any], expected: dict[str, Any]) -> l
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
+
+
+def _refuse_single_values(config: UNetConfig, x: np.ndarray) -> None:
+    """A norm has no variance where the neck, the smallest map, holds one value."""
+    pixels = math.prod(geometry.levels(config, size).neck for size in x.shape[2:])
+    values = {
+        "none": 2,
+        "batch": len(x) * pixels,
+        "instance": pixels,
+        # torch counts the images too, though it does not mix them
+        "group": len(x) * pixels * config.widths[-1] // config.groups,
+    }[config.norm]
+    if values < 2:
+        raise InputError(
+            f"an input of {x.shape[2]} x {x.shape[3]} pixels leaves norm={config.norm} one value "
+            "in the neck, which has no variance; take a larger one"
+        )
 
 
 def _refuse_infinite(what: str, tensors: Tensors) -> None:

@@ -1,0 +1,88 @@
+"""What a verdict was compared on, in words, so that nobody takes it for more."""
+
+from dataclasses import dataclass
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What was compared; sizes are (height, width) in pixels.
+
+    Attributes:
+        input_size: of the inputs with ordinary weights; None if names and shapes differed already,
+            so that no pass ran.
+        own_input: whether the input was given, and not random.
+        own_weights: whether the weights were given, and not random.
+        reference: whether somebody's own torch module stood in the place of `unet_torch.UNet`.
+        modes: `inference`, and `training` for a net that computes something else there.
+        steps: training steps of both twins, side by side.
+        step_size: of the batches of these steps.
+        exact_sizes: (padding, size) of every exact proof that ran.
+        precision: of JAX's products in the passes; training steps have `highest`.
+    """
+
+    input_size: Size | None = None
+    own_input: bool = False
+    own_weights: bool = False
+    reference: bool = False
+    modes: tuple[str, ...] = ()
+    steps: int = 0
+    step_size: Size | None = None
+    exact_sizes: tuple[tuple[str, Size], ...] = ()
+    precision: str = "highest"
+
+    @property
+    def compared(self) -> str:
+        """What was compared, in one sentence."""
+        if self.input_size is None:
+            return "Compared: names and shapes of the tensors, and no pass of either net."
+        weights = "the given weights" if self.own_weights else "random weights"
+        inputs = "the given input" if self.own_input else "random inputs"
+        parts = [
+            f"{weights} on {inputs} of {_size(self.input_size)} pixels (height x width), forward "
+            f"and gradients, {self._modes}",
+            self._steps,
+        ]
+        if self.exact_sizes:
+            parts.append(f"exact proof on {self._exact}")
+        return f"Compared: {'; '.join(parts)}."
+
+    @property
+    def not_compared(self) -> str:
+        """What the verdict says nothing of, in one sentence."""
+        parts = ["other sizes"]
+        if self.reference:
+            parts.append("your --reference in training steps and in the exact proof")
+        if self.precision != "highest" and self.steps:
+            parts.append(f"training steps in precision {self.precision}")
+        parts.append(
+            "the code of `predict` around the net (tiles, windows, mirroring, preprocessing)"
+        )
+        return f"Not compared: {', '.join(parts[:-1])}, and {parts[-1]}."
+
+    @property
+    def _modes(self) -> str:
+        if self.modes == ("inference",):
+            return "in inference (training computes the same in this net)"
+        return f"in {' and '.join(self.modes)}"
+
+    @property
+    def _steps(self) -> str:
+        if not self.steps:
+            return "no training steps"
+        steps = f"{self.steps} training step" + ("s" if self.steps > 1 else "")
+        if self.own_input or self.step_size != self.input_size:
+            assert self.step_size is not None
+            steps += f" on random inputs of {_size(self.step_size)} pixels"
+        return steps
+
+    @property
+    def _exact(self) -> str:
+        return " and ".join(
+            f"{_size(size)} pixels with padding={padding}" for padding, size in self.exact_sizes
+        )
+
+
+def _size(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
