@@ -4,9 +4,7 @@ import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 # what one test, worker or subprocess has compiled, no other compiles again
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -14,12 +12,19 @@ if not WORKER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 import parity_tests.strict  # noqa: E402
+from parity_tests.compiling import AS_USERS, CHEAP_FLAGS  # noqa: E402
+
+# XLA reads its flags once, with the first device: commands that tests start compile as for users
+os.environ["XLA_FLAGS"] = f"{DEVICES} {CHEAP_FLAGS}"
+jax.devices()
+os.environ["XLA_FLAGS"] = DEVICES
 
 # before anything of them is imported: the hook rewrites modules as they load. Configs are left out,
 # because they check their own fields and the tests say how
@@ -40,6 +45,25 @@ settings.load_profile("parity")
 
 if WORKER:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """Compiles what is jitted in a test as it is compiled for users.
+
+    XLA then computes a product and a sum with one rounding, for example, as it does not without
+    its optimisations.
+    """
+    # JAX has no setting for the options of all compilations, and XLA reads its flags only once
+    from jax._src import compiler
+
+    plain = compiler.get_compile_options
+
+    def options(*arguments, env_options_overrides=None, **named):
+        overrides = {**AS_USERS, **(env_options_overrides or {})}
+        return plain(*arguments, env_options_overrides=overrides, **named)
+
+    monkeypatch.setattr(compiler, "get_compile_options", options)
 
 
 @pytest.fixture(scope="session")

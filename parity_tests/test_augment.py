@@ -443,7 +443,7 @@ def test_compiled_equals_not_compiled():
     )
 
 
-def test_nothing_becomes_nan():
+def test_nothing_becomes_nan(optimised):
     """Compiled for 48 pixels, gamma met bases just below 0."""
     config = AugmentConfig(rotation_deg=45, gamma=0.5)
     for step in range(20):

@@ -112,6 +112,6 @@ ROUNDED = {
 
 
 @pytest.mark.parametrize("net", ROUNDED)
-def test_jax_in_float32_is_as_far_from_float64_as_torch(net):
+def test_jax_in_float32_is_as_far_from_float64_as_torch(optimised, net):
     tensors = oracle.random_tensors(ROUNDED[net], seed=1)
     assert not compare(ROUNDED[net], tensors, train=True).problems

@@ -25,7 +25,9 @@ PROVEN = [(net, rung) for net in NETS for rung in exact.RUNGS if (net, rung) != 
 @pytest.mark.parametrize(
     ("net", "rung"), PROVEN, ids=[f"{net}-{rung.name}" for net, rung in PROVEN]
 )
-def test_twins_and_float64_are_equal_in_every_bit(net, rung):
+def test_twins_and_float64_are_equal_in_every_bit(request, net, rung):
+    if net == "slides":
+        request.getfixturevalue("optimised")
     row = exact.prove(NETS[net], rung)
     assert not row.refused
     assert (row.mismatches, row.gradients["mismatches"], row.input_gradient["mismatches"]) == (
@@ -50,7 +52,7 @@ def test_twins_are_equal_in_every_bit_at_odd_sizes(padding, fit, height, width):
     assert exact.compare(config, case, FP32, certificate).holds
 
 
-def test_twins_are_equal_in_every_bit_at_full_width():
+def test_twins_are_equal_in_every_bit_at_full_width(optimised):
     row = exact.prove(SLIDES, FP32)
     assert row.holds
     assert row.gradients["tensors"] == 46

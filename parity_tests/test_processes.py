@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import unet_cli
+from parity_tests.compiling import CHEAP_FLAGS
 from unet_spec import weight_file
 from unet_train import supervise
 from unet_train.record import read
@@ -24,10 +25,13 @@ FLAGS = [
 ]  # fmt: skip
 
 
+FLAGS_OF_XLA = f"--xla_force_host_platform_device_count=2 {CHEAP_FLAGS}"
+
+
 def started(out, *flags):
     return subprocess.Popen(
         [sys.executable, "-m", "unet_cli", "train", *FLAGS, *flags, "--out", str(out)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env={**os.environ, "XLA_FLAGS": FLAGS_OF_XLA},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 
 import unet_jax.recipe
 import unet_torch.recipe
+from parity_tests.compiling import CHEAP_FLAGS
 from unet_jax.training_state import from_training_state, to_training_state
 from unet_parity import training
 from unet_parity.oracle import random_tensors
@@ -405,8 +406,13 @@ def test_two_processes_share_nothing_but_files(tmp_path):
         np.savez(tmp_path / f"batch_{step}.npz", x=batch.x, truth=batch.truth)
 
     def process(*arguments):
-        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=tmp_path, text=True,
-                              capture_output=True, env={**os.environ, "XLA_FLAGS": ""})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "XLA_FLAGS": CHEAP_FLAGS},
+        )
         assert done.returncode == 0, done.stderr
 
     plain = json.dumps(dataclasses.asdict(net))
