@@ -38,10 +38,10 @@ def _refusal(config: UNetConfig, shape: tuple[int, ...], layout: str) -> str:
     sentence = f"x has the shape {shape}; {package} takes ({', '.join(axes)}) with c = {channels}: "
     if len(shape) == 4:
         # where the other layout has its channels
-        other = shape[1 if axes[-1] == "c" else -1]
-        if other == channels:
+        if shape[1 if axes[-1] == "c" else -1] == channels:
             return f"{sentence}use {transposed}"
-        return f"{sentence}give {channels} channels, or build the net with in_channels={other}"
+        given = shape[axes.index("c")]
+        return f"{sentence}give {channels} channels, or build the net with in_channels={given}"
     if len(shape) == 3 and shape[axes.index("c") - 1] == channels:
         return f"{sentence}use x[None] for a batch of one image"
     return f"{sentence}give all four axes, also those of size 1"
