@@ -13,7 +13,7 @@ from flax import nnx
 
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
-from unet_spec import UNetConfig
+from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import parameters
 
 Arrays = Mapping[str, jax.Array]
@@ -22,14 +22,17 @@ _NAMES = {"kernel": "weight", "scale": "weight"}
 
 
 class Functional(NamedTuple):
-    """A net without state.
+    """A `Functional` is a net as two pure functions, which `jax.jit` and `jax.grad` take.
 
     Attributes:
-        init: `init(key) -> (params, stats)`: trained arrays, and batch norm's statistics ({}
-            for a net without it).
-        apply: `apply(params, x, stats={}) -> logits` in inference;
-            `apply(params, x, stats, train=True, keep=masks or key=key) -> (logits, stats)` in
-            training: batch statistics are used and returned updated, dropout drops.
+        init: `init(key) -> (params, stats)` draws the initial weights. `params` are the trained
+            arrays by name, `stats` batch norm's statistics ({} for a net without it).
+        apply: `apply(params, x, stats={}) -> logits` in inference, and
+            `apply(params, x, stats, train=True) -> (logits, stats)` in training: batch
+            statistics are used and returned updated. `x` is (b, h, w, in_channels), logits are
+            (b, h', w', classes). A net with dropout needs `key=key` in training, or `keep`, its
+            two masks (`UNet.__call__`). It raises InputError for a batch in another layout or of
+            an illegal size, and where `stats` is missing; KeyError names a missing parameter.
     """
 
     init: Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
@@ -37,7 +40,14 @@ class Functional(NamedTuple):
 
 
 def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functional:
-    """The net of `config` as `(init, apply)`.
+    """Return the net of a config as two pure functions, `(init, apply)`.
+
+    Args:
+        config: which U-Net.
+        numerics: in what it computes and keeps its parameters.
+
+    Returns:
+        a `Functional`, which says what the two take and raise.
 
     >>> init, apply = functional(UNetConfig(widths=(4, 6)))
     >>> params, _ = init(jax.random.key(0))
@@ -47,14 +57,9 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     abstract = cache(
         lambda: nnx.eval_shape(lambda: UNet(config, numerics=numerics, rngs=nnx.Rngs(0)))
     )
-    trained = {p.name for p in parameters(config) if p.trained}
 
     def init(key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        arrays = to_arrays(UNet(config, numerics=numerics, rngs=nnx.Rngs(key)))
-        return (
-            {name: array for name, array in arrays.items() if name in trained},
-            {name: array for name, array in arrays.items() if name not in trained},
-        )
+        return split(config, to_arrays(UNet(config, numerics=numerics, rngs=nnx.Rngs(key))))
 
     def apply(
         params: Arrays,
@@ -65,15 +70,35 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
         keep: Sequence[jax.Array | None] = (None, None),
         key: jax.Array | None = None,
     ) -> Any:
-        model = with_arrays(abstract(), {**params, **stats})
+        arrays = {**params, **stats}
+        _check_statistics(config, arrays)
+        model = with_arrays(abstract(), arrays)
         if not train:
             model.eval()
             return model(x)
         model.train()
         logits = model(x, keep, None if key is None else nnx.Rngs(dropout=key))
-        return logits, {n: a for n, a in to_arrays(model).items() if n not in trained}
+        return logits, split(config, to_arrays(model))[1]
 
     return Functional(init, apply)
+
+
+def split(config: UNetConfig, arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a net's arrays into (params, stats): those that are trained, and the statistics."""
+    trained = {p.name for p in parameters(config) if p.trained}
+    params = {name: array for name, array in arrays.items() if name in trained}
+    stats = {name: array for name, array in arrays.items() if name not in trained}
+    return params, stats
+
+
+def _check_statistics(config: UNetConfig, arrays: Arrays) -> None:
+    for parameter in parameters(config):
+        if not parameter.trained and parameter.name not in arrays:
+            raise InputError(
+                f"stats lacks {parameter.name}: a net with norm={config.norm} needs its "
+                "statistics; use apply(params, x, stats) with the stats of init(key) or "
+                "read_arrays(path)"
+            )
 
 
 def to_arrays(model: nnx.Module) -> dict[str, Any]:

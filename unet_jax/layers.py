@@ -21,7 +21,7 @@ MOMENTUM = 0.1  # torch's: the weight of the new batch; Flax counts the weight o
 
 @dataclass(frozen=True)
 class Numerics:
-    """In what a net computes.
+    """A `Numerics` says in what types a net computes and keeps its parameters.
 
     Attributes:
         dtype: of activations and arithmetic; bfloat16 for speed on TPU and GPU.

@@ -7,7 +7,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unet_jax.layers import Dropout, Numerics, conv, conv_block, fitted, max_pool, up_sampling
-from unet_spec import Preprocessing, UNetConfig, geometry
+from unet_spec import Preprocessing, UNetConfig
+from unet_spec.batch import check_batch
 
 
 class DoubleConv(nnx.Module):
@@ -74,9 +75,22 @@ class Up(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """The U-Net of a config: (b, h, w, in_channels) -> (b, h', w', classes) logits.
+    """A `UNet` maps a batch (b, h, w, in_channels) to logits (b, h', w', classes).
 
-    Paths of parameters are the slides' names. A new net is in training mode.
+    With padding=same h' and w' are h and w, with padding=valid smaller. Paths of parameters are
+    the slides' names. A new net is in training mode; `model.eval()` switches to inference.
+
+    Args:
+        config: which U-Net; the default is the net of the slides.
+        numerics: in what it computes and keeps its parameters.
+        rngs: `nnx.Rngs(seed)`, which draws its initial weights.
+
+    Attributes:
+        preprocessing: how `predict` turns an image into the input; `save` writes it.
+        class_names: a name for each class, or (); `save` writes them.
+
+    Raises:
+        InputError: a batch in another layout or of an illegal size, when the net is called.
     """
 
     preprocessing: Preprocessing = Preprocessing()
@@ -106,7 +120,7 @@ class UNet(nnx.Module):
         keep: Sequence[Array | None] = (None, None),
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b h2 w2 k"]:
-        """Logits of a batch.
+        """Return the logits of a batch.
 
         Args:
             x: the input; height and width legal for the config (`unet_spec.geometry`).
@@ -115,9 +129,10 @@ class UNet(nnx.Module):
             rngs: draws those masks (`nnx.Rngs(dropout=key)`) where they are not given.
 
         Raises:
-            InputError: an illegal size, with the nearest legal ones.
+            InputError: another layout, other channels, or an illegal size, with the
+                nearest legal ones.
         """
-        geometry.check(self.config, x.shape[1], x.shape[2])
+        check_batch(self.config, x.shape, "b h w c")
         skips = []
         for level in range(1, self.config.depth + 1):
             drop = keep[0] if level == self.config.depth else None

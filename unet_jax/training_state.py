@@ -8,9 +8,9 @@ import numpy as np
 from jax import Array
 
 from unet_jax import recipe as jax_recipe
+from unet_jax.functional import split
 from unet_jax.recipe import Plateau, State
 from unet_spec import Preprocessing, UNetConfig, layout
-from unet_spec.parameters import parameters
 from unet_spec.recipe import Recipe
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -27,11 +27,9 @@ def from_training_state(
     """
     config = state.weights.config
     arrays = layout.to_jax(config, state.weights.tensors)
-    trained = {p.name for p in parameters(config) if p.trained}
     slots = {name: _slot_to_jax(state, tensors) for name, tensors in state.slots.items()}
     return (
-        {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items() if name in trained},
-        {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items() if name not in trained},
+        *split(config, {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items()}),
         State(
             jnp.asarray(state.step, jnp.int32),
             jnp.asarray(state.scheduler["lr"], float),

@@ -10,10 +10,13 @@ from unet_spec.fields import check_types, from_json
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Every axis on which U-Nets differ here; the default is the slides' net.
+    """A `UNetConfig` says which U-Net is meant; the default is the net of the slides.
 
     Each axis exists in both twins. `PAPER` is the unpadded net of the text (Ronneberger,
     Fischer, Brox, 2015, section 2).
+
+    Raises:
+        InputError: a field has a value that it does not allow.
     """
 
     in_channels: int = 1

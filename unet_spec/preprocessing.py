@@ -13,7 +13,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the net's input."""
+    """A `Preprocessing` says how an image becomes the net's input, and is put before it.
+
+    It travels in the weight file, so `predict` of both frameworks does as the training did.
+
+    Raises:
+        InputError: a field has a value of another type.
+    """
 
     normalize: Literal["image", "range", "none"] = "image"
     """`image`: mean 0 and standard deviation 1 over the whole image; `range`: an integer image

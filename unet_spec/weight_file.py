@@ -45,12 +45,26 @@ class WeightFile:
             )
 
 
-def write(path: Path | str, weights: WeightFile, *, dtype: str = "float32") -> None:
-    """Write the file whole or not at all; an existing file is replaced.
+def write(
+    path: Path | str, weights: WeightFile, *, dtype: str = "float32", overwrite: bool = True
+) -> None:
+    """Write the file whole or not at all.
 
     Args:
         dtype: of the floating-point tensors: float16, float32 or float64.
+        overwrite: replace a file that is there already, as a run does with its own.
+
+    Raises:
+        InputError: another dtype, the folder does not exist, or the file does and `overwrite`
+            is False.
     """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, and a file is needed; name a file in it")
+    if path.exists() and not overwrite:
+        raise InputError(
+            f"{path}: the file exists already; name another, or replace it with overwrite=True"
+        )
     metadata = {
         "version": VERSION,
         "config": dataclasses.asdict(weights.config),
@@ -58,7 +72,7 @@ def write(path: Path | str, weights: WeightFile, *, dtype: str = "float32") -> N
         "class_names": weights.class_names,
     }
     tensors = {name: _owned(tensor, dtype) for name, tensor in weights.tensors.items()}
-    with written(Path(path)) as stream:
+    with written(path) as stream:
         stream.write(
             safetensors.numpy.save(tensors, {"unet": json.dumps(metadata, sort_keys=True)})
         )

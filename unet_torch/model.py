@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unet_spec import Preprocessing, UNetConfig, geometry
+from unet_spec import Preprocessing, UNetConfig
+from unet_spec.batch import check_batch
 from unet_torch.layers import Dropout, conv_block, fitted, initialise, up_sampling
 
 
@@ -64,9 +65,20 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net of a config: (b, in_channels, h, w) -> (b, classes, h', w') logits.
+    """A `UNet` maps a batch (b, in_channels, h, w) to logits (b, classes, h', w').
 
-    `state_dict` has the slides' names. A new net is in training mode.
+    With padding=same h' and w' are h and w, with padding=valid smaller. `state_dict` has
+    the slides' names. A new net is in training mode; `model.eval()` switches to inference.
+
+    Args:
+        config: which U-Net; the default is the net of the slides.
+
+    Attributes:
+        preprocessing: how `predict` turns an image into the input; `save` writes it.
+        class_names: a name for each class, or (); `save` writes them.
+
+    Raises:
+        InputError: a batch in another layout or of an illegal size, when the net is called.
     """
 
     preprocessing: Preprocessing = Preprocessing()
@@ -87,7 +99,7 @@ class UNet(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], keep: Sequence[Tensor | None] = (None, None)
     ) -> Float[Tensor, "b k h2 w2"]:
-        """Logits of a batch.
+        """Return the logits of a batch.
 
         Args:
             x: the input; height and width legal for the config (`unet_spec.geometry`).
@@ -95,9 +107,10 @@ class UNet(nn.Module):
                 that it falls on, 1 where a value stays. Drawn at random without them.
 
         Raises:
-            InputError: an illegal size, with the nearest legal ones.
+            InputError: another layout, other channels, or an illegal size, with the
+                nearest legal ones.
         """
-        geometry.check(self.config, x.shape[2], x.shape[3])
+        check_batch(self.config, x.shape, "b c h w")
         skips = []
         for level in range(1, self.config.depth + 1):
             drop = keep[0] if level == self.config.depth else None

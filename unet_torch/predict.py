@@ -6,15 +6,18 @@ from unet_torch.model import UNet
 
 
 def predict(model: UNet, image: np.ndarray) -> np.ndarray:
-    """The class of every pixel of one image of any size: (h, w) integers.
+    """Predict the class of every pixel of one image of any size: (h, w) integers.
+
+    The image is mirrored at its borders to a size that the net takes, and the mask has its own.
+    `unet_spec.prediction` says how large images are cut.
 
     Args:
         model: its `preprocessing` turns the image into the input; it runs in inference mode
             and is left in the mode that it was in.
-        image: (h, w) or (h, w, c), any integer or float type.
+        image: (h, w) or (h, w, c), any integer or float type; sizes in pixels.
 
     Raises:
-        InputError: an image that does not fit the net.
+        InputError: the image has other axes or channels, or holds NaN or infinite values.
     """
     like = model.out.weight
 

@@ -10,7 +10,13 @@ from unet_torch.model import UNet
 
 
 def load(path: Path | str) -> UNet:
-    """The net of a weight file, in inference mode; `model.train()` switches to training.
+    """Read a weight file and return its net, in inference mode.
+
+    `model.train()` switches to training. Its `config`, `preprocessing` and `class_names` are
+    those of the file.
+
+    Args:
+        path: a file that `save` of either package, `unet train` or `unet convert` wrote.
 
     Raises:
         InputError: the file is damaged or does not fit its config; nothing is loaded partly.
@@ -18,9 +24,21 @@ def load(path: Path | str) -> UNet:
     return from_weights(weight_file.read(path))
 
 
-def save(model: UNet, path: Path | str) -> None:
-    """Write a net's weights, config, preprocessing and class names, as `unet_jax.save` does."""
-    weight_file.write(path, to_weights(model))
+def save(model: UNet, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write a net's weights, config, preprocessing and class names to a weight file.
+
+    `unet_jax.load` reads it as well, and `unet_jax.save` would write the same bytes. Weights are
+    kept as float32. The file is written whole or not at all.
+
+    Args:
+        model: the net, in either mode.
+        path: of the file, NAME.safetensors.
+        overwrite: replace a file that is there already.
+
+    Raises:
+        InputError: the file is there already, or its folder is not.
+    """
+    weight_file.write(path, to_weights(model), overwrite=overwrite)
 
 
 def from_weights(weights: WeightFile) -> UNet:
