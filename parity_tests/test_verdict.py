@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,9 +109,9 @@ def test_a_fault_with_brackets_is_shown_as_it_is(healthy):
 
 def test_the_terminal_says_the_bounds_that_are_judged_by(healthy):
     shown = words(terminal(healthy))
-    modules = rf"modules by themselves: [\d.]+, up to {layers.LOCAL_FACTOR:g} x either way"
+    modules = rf"modules by themselves: [\d.e+-]+, up to {layers.LOCAL_FACTOR:g} x either way"
     assert re.search(modules, shown)
-    assert re.search(rf"gradients: [\d.]+, up to {layers.GRADIENT_FACTOR:g} x either way", shown)
+    assert re.search(rf"gradients: [\d.e+-]+, up to {layers.GRADIENT_FACTOR:g} x either way", shown)
     assert f"x torch's; up to {oracle.FACTOR:g} x" in shown
 
 
@@ -128,6 +129,9 @@ def test_what_equivalent_means_is_what_is_judged_by(healthy):
     for said in (verify.ROUNDING, box(healthy)[0], page.SENTENCES["identical"]):
         assert bounds in said
         assert "neither is further" not in said
+    docs = (Path(__file__).parent.parent / "docs" / "parity.md").read_text()
+    assert bounds in docs
+    assert f"| float32, a gradient, ratio | {layers.GRADIENT_FACTOR:g} either way |" in docs
 
 
 @pytest.mark.parametrize("show", [terminal, lambda found: [text_of(page.html(found))]])
