@@ -264,12 +264,19 @@ def test_the_scope_says_what_it_is_not(scope, sentence):
     assert sentence in f"{scope.compared} {scope.not_compared}"
 
 
-def test_an_input_of_ones_own_is_not_that_of_the_steps(monkeypatch):
+def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
     monkeypatch.setattr(exact, "RUNGS", ())
+    sizes = []
+
+    def trajectory(*args, size, **options):
+        sizes.append(size)
+        return replace(healthy.steps[0], batch=[2, 1, 4, 6])
+
+    monkeypatch.setattr(training, "trajectory", trajectory)
     x = oracle.random_input(TINY, seed=5, size=(6, 10))[0]
-    scope = run(weights=WEIGHTS, x=x).scope
-    assert (scope.own_input, scope.input_size) == (True, (6, 10))
-    assert scope.step_size == training.random_batch(TINY, seed=0, step=0).x.shape[2:] == (4, 6)
+    scope = verify.verify(TINY, weights=WEIGHTS, x=x, steps=2, say=lambda text: None).scope
+    assert sizes == [None, None]
+    assert (scope.own_input, scope.input_size, scope.step_size) == (True, (6, 10), (4, 6))
 
 
 # the size
@@ -279,8 +286,7 @@ def test_the_size_is_that_of_every_part(healthy):
     assert healthy.x.shape[2:] == (12, 20)
     assert {row.size for row in healthy.exact} == {(12, 20)}
     assert {row.outputs for row in healthy.exact} == {TINY.classes * 12 * 20}
-    batch = training.random_batch(TINY, seed=0, step=0, size=(12, 20))
-    assert batch.x.shape[2:] == batch.truth.shape[1:] == (12, 20)
+    assert [trajectory.batch for trajectory in healthy.steps] == 2 * [[2, 1, 12, 20]]
 
 
 @pytest.mark.parametrize(
