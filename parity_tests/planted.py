@@ -316,6 +316,9 @@ BUGS = {
         constant(layers, "activation", lambda x, *, slope: jax.nn.gelu(x, approximate=False)),
         "down_1.conv.conv.1", SAME, FLOAT64,
     ),
+    "ReLU6 for ReLU": Bug(
+        constant(layers, "activation", lambda x, *, slope: jnp.clip(x, 0, 6)), "down_1.conv.conv.1"
+    ),
     "up-convolution's bias missing": Bug(
         around(UpConv, "__call__", lambda r, self, x: r(self, x) - self.bias[...]), "up_1.up"
     ),

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,9 +109,9 @@ def test_a_fault_with_brackets_is_shown_as_it_is(healthy):
 
 def test_the_terminal_says_the_bounds_that_are_judged_by(healthy):
     shown = words(terminal(healthy))
-    modules = rf"modules by themselves: [\d.]+, up to {layers.LOCAL_FACTOR:g} x either way"
+    modules = rf"modules by themselves: [\d.e+-]+, up to {layers.LOCAL_FACTOR:g} x either way"
     assert re.search(modules, shown)
-    assert re.search(rf"gradients: [\d.]+, up to {layers.GRADIENT_FACTOR:g} x either way", shown)
+    assert re.search(rf"gradients: [\d.e+-]+, up to {layers.GRADIENT_FACTOR:g} x either way", shown)
     assert f"x torch's; up to {oracle.FACTOR:g} x" in shown
 
 
@@ -128,6 +129,9 @@ def test_what_equivalent_means_is_what_is_judged_by(healthy):
     for said in (verify.ROUNDING, box(healthy)[0], page.SENTENCES["identical"]):
         assert bounds in said
         assert "neither is further" not in said
+    docs = (Path(__file__).parent.parent / "docs" / "parity.md").read_text()
+    assert bounds in docs
+    assert f"| float32, a gradient, ratio | {layers.GRADIENT_FACTOR:g} either way |" in docs
 
 
 @pytest.mark.parametrize("show", [terminal, lambda found: [text_of(page.html(found))]])
@@ -260,12 +264,19 @@ def test_the_scope_says_what_it_is_not(scope, sentence):
     assert sentence in f"{scope.compared} {scope.not_compared}"
 
 
-def test_an_input_of_ones_own_is_not_that_of_the_steps(monkeypatch):
+def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
     monkeypatch.setattr(exact, "RUNGS", ())
+    sizes = []
+
+    def trajectory(*args, size, **options):
+        sizes.append(size)
+        return replace(healthy.steps[0], batch=[2, 1, 4, 6])
+
+    monkeypatch.setattr(training, "trajectory", trajectory)
     x = oracle.random_input(TINY, seed=5, size=(6, 10))[0]
-    scope = run(weights=WEIGHTS, x=x).scope
-    assert (scope.own_input, scope.input_size) == (True, (6, 10))
-    assert scope.step_size == training.random_batch(TINY, seed=0, step=0).x.shape[2:] == (4, 6)
+    scope = verify.verify(TINY, weights=WEIGHTS, x=x, steps=2, say=lambda text: None).scope
+    assert sizes == [None, None]
+    assert (scope.own_input, scope.input_size, scope.step_size) == (True, (6, 10), (4, 6))
 
 
 # the size
@@ -275,8 +286,7 @@ def test_the_size_is_that_of_every_part(healthy):
     assert healthy.x.shape[2:] == (12, 20)
     assert {row.size for row in healthy.exact} == {(12, 20)}
     assert {row.outputs for row in healthy.exact} == {TINY.classes * 12 * 20}
-    batch = training.random_batch(TINY, seed=0, step=0, size=(12, 20))
-    assert batch.x.shape[2:] == batch.truth.shape[1:] == (12, 20)
+    assert [trajectory.batch for trajectory in healthy.steps] == 2 * [[2, 1, 12, 20]]
 
 
 @pytest.mark.parametrize(

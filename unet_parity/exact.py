@@ -150,16 +150,18 @@ def proofs(
     size: tuple[int, int] | None = None,
     precision: str = "highest",
 ) -> Iterator[Row]:
-    """The proof on each rung; rungs that compute in one type share a compiled net.
+    """The proof on each rung; rungs that compute in one type share a compiled net, and all share
+    the search for the module at fault.
 
     Args:
         size: (height, width) of the input; without it a small legal one.
         precision: of JAX's products.
     """
     ports: dict[str, JaxRun] = {}
+    comparer = Comparer(config, train=False)
     for rung in rungs:
         port = ports.setdefault(rung.dtype, JaxRun(config, dtype=rung.dtype, precision=precision))
-        yield prove(config, rung, size=size, port=port)
+        yield prove(config, rung, size=size, port=port, comparer=comparer)
 
 
 def prove(
@@ -168,10 +170,11 @@ def prove(
     *,
     size: tuple[int, int] | None = None,
     port: JaxRun | None = None,
+    comparer: Comparer | None = None,
 ) -> Row:
     """The proof on one rung, on the first case that float64 certifies."""
     case, certificate = find_case(config, rung, size=size)
-    return compare(config, case, rung, certificate, port=port)
+    return compare(config, case, rung, certificate, port=port, comparer=comparer)
 
 
 def find_case(
@@ -246,6 +249,7 @@ def compare(
     certificate: Certificate,
     *,
     port: JaxRun | None = None,
+    comparer: Comparer | None = None,
 ) -> Row:
     """Both twins on the rung against each other and float64, value by value, with `==`; nothing
     is compared where the certificate refuses."""
@@ -263,7 +267,8 @@ def compare(
         }
     unequal = outputs + inputs + sum(wrong.values())
     numbers = Numbers(case.tensors, case.x, case.cotangent)
-    at_fault = Comparer(config, train=False).faults(numbers) if unequal else ()
+    comparer = comparer or Comparer(config, train=False)
+    at_fault = comparer.faults(numbers) if unequal else ()
     return Row(
         rung=rung.name,
         padding=config.padding,

@@ -288,6 +288,9 @@ class _Leaf:
             yield f"padding by {mode} instead of zeros", F.conv2d(padded, weight, bias)
 
     def _activations(self, found: np.ndarray) -> Candidates:
+        highest = float(found.max())
+        if highest < float(self.call.outputs[0].max()):
+            yield f"an output clipped at {highest:.6g}", self.module(self.x).clamp(max=highest)
         below = self.x < 0
         slopes = torch.tensor(found)[below] / self.x[below]
         if len(slopes):
@@ -304,13 +307,17 @@ class _Leaf:
         groups = getattr(self.module, "num_groups", self.x.shape[1])
         for eps in (1e-5, 1e-6, 1e-3, 1e-12, 0.0):
             for over, unbiased in self._moments(groups):
-                for sentence, changed in (("", {}), (", no weight", ones), (", no bias", zeros)):
+                for sentence, changed in (("", {}), ("no weight", ones), ("no bias", zeros)):
                     own = {**self.own, **changed}
-                    right = eps == 1e-5 and over == self._over and not unbiased and not changed
-                    if not right:
-                        variance = ", unbiased variance" if unbiased else ""
+                    differs = [
+                        f"{over} in place of {self._over}" if over != self._over else "",
+                        f"eps {eps:g} in place of 1e-05" if eps != 1e-5 else "",
+                        "the unbiased variance" if unbiased else "",
+                        sentence,
+                    ]
+                    if any(differs):
                         yield (
-                            f"{over}, eps {eps:g}{variance}{sentence}",
+                            ", ".join(filter(None, differs)),
                             self._normalised(over, unbiased, eps, own, groups),
                         )
 

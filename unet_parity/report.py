@@ -98,7 +98,7 @@ def _agreement_table(agreement: Agreement) -> Table:
     table.add_row(
         "float32 JAX to float64 (rms)",
         f"{a.jax_error / scale:.1e}",
-        f"{ratio:.2f} x torch's; up to {FACTOR:g} x",
+        f"{ratio:.3g} x torch's; up to {FACTOR:g} x",
     )
     return table
 
@@ -112,12 +112,12 @@ def _show_layers(comparison: Comparison, console: Console) -> None:
     flips = comparison.flips
     console.print("float32, JAX's distance to float64 over torch's, furthest from 1:")
     _print_indented(
-        f"of {len(comparison.layers)} modules by themselves: {layer.local_ratio:.2f}, "
+        f"of {len(comparison.layers)} modules by themselves: {layer.local_ratio:.3g}, "
         f"up to {LOCAL_FACTOR:g} x either way; {layer.name}",
         console,
     )
     _print_indented(
-        f"of {len(comparison.gradients)} gradients: {gradient.ratio:.2f}, "
+        f"of {len(comparison.gradients)} gradients: {gradient.ratio:.3g}, "
         f"up to {GRADIENT_FACTOR:g} x either way; {gradient.name}",
         console,
     )
@@ -128,7 +128,8 @@ def _show_layers(comparison: Comparison, console: Console) -> None:
 
 def _steps(trajectory: Trajectory) -> str:
     count = len(trajectory.parameters)
-    text = f"{trajectory.dtype}, {count} training steps: {trajectory.parameters[-1]:.1e} apart"
+    steps = f"{count} training step" + ("s" if count > 1 else "")
+    text = f"{trajectory.dtype}, {steps}: {trajectory.parameters[-1]:.1e} apart"
     if trajectory.torch_yardstick:
         text += (
             f"; with sums in another order torch is {trajectory.torch_yardstick[-1]:.1e} from "
@@ -142,7 +143,7 @@ def _recorded(recorded: Recorded) -> str:
     return (
         f"recorded output to float64 (rms): {recorded.error / scale:.1e}, "
         f"torch here {recorded.torch_error / scale:.1e}, JAX {recorded.jax_error / scale:.1e}; "
-        f"ratio {recorded.ratio:.2f}, up to {FACTOR:g} x is rounding"
+        f"ratio {recorded.ratio:.3g}, up to {FACTOR:g} x is rounding"
     )
 
 

@@ -43,6 +43,7 @@ class Trajectory:
 
     Attributes:
         dtype: of parameters and arithmetic.
+        batch: the shape of each batch's images, (b, in_channels, h, w).
         torch_losses: before each step.
         jax_losses: likewise.
         parameters: distance of JAX's trained tensors from torch's after each step.
@@ -53,6 +54,7 @@ class Trajectory:
     """
 
     dtype: str
+    batch: list[int]
     torch_losses: list[float]
     jax_losses: list[float]
     parameters: list[float]
@@ -110,7 +112,7 @@ def trajectory(
         jax_runs.append(port.run(tensors, turned))
     weights = [p.name for p in parameters(config) if p.trained]
     statistics = [p.name for p in parameters(config) if p.kind == "statistic"]
-    found = Trajectory(dtype, [], [], [], [], [], [])
+    found = Trajectory(dtype, list(data[0].x.shape), [], [], [], [], [], [])
     # step by step, because the weights of all steps would not fit in memory
     for (ours, *ours_again), (theirs, *theirs_again) in _side_by_side(torch_runs, jax_runs):
         found.torch_losses.append(ours.loss)

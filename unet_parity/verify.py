@@ -163,12 +163,11 @@ def verify(
     precision.full_precision()
     tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     _refuse_infinite("the weights", tensors)
-    drawn = oracle.random_input(config, seed=0, size=size)[0]
     scope = Scope(
         own_input=x is not None, own_weights=weights is not None, reference=reference is not None,
         precision=jax_precision,
     )  # fmt: skip
-    x = drawn if x is None else x
+    x = oracle.random_input(config, seed=0, size=size)[0] if x is None else x
     _refuse_infinite("the input", {"it": x})
     _refuse_single_values(config, x)
     say("structure: names, shapes, layouts")
@@ -201,7 +200,7 @@ def verify(
         input_size=(x.shape[2], x.shape[3]),
         modes=tuple(c.agreement.mode for c in comparisons),
         steps=len(trajectories[0].parameters) if trajectories else 0,
-        step_size=(drawn.shape[2], drawn.shape[3]),
+        step_size=(trajectories[0].batch[2], trajectories[0].batch[3]) if trajectories else None,
         exact_sizes=tuple(dict.fromkeys((r.padding, r.size) for r in rows if not r.refused)),
     )
     return Report(
