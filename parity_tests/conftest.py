@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from typing import Any
 
 DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -59,9 +60,10 @@ def optimised(monkeypatch):
 
     plain = compiler.get_compile_options
 
-    def options(*arguments, env_options_overrides=None, **named):
-        overrides = {**AS_USERS, **(env_options_overrides or {})}
-        return plain(*arguments, env_options_overrides=overrides, **named)
+    def options(*arguments: Any, **named: Any) -> Any:
+        given = named.get("env_options_overrides") or {}
+        named["env_options_overrides"] = {**AS_USERS, **given}
+        return plain(*arguments, **named)
 
     monkeypatch.setattr(compiler, "get_compile_options", options)
 

@@ -101,8 +101,14 @@ def messages() -> Iterator[Message]:
     """The sentences in the product's code that name a command, a flag or a field of a run."""
     fields = "|".join(map(re.escape, run_fields()))
     advice = re.compile(rf"--[a-z]|\bunet [a-z]+ |pip install|git lfs|numpy\.savez|\b({fields})\b")
+    return (sentence for sentence in sentences() if advice.search(sentence.text))
+
+
+def sentences() -> Iterator[Message]:
+    """Every string in the product's code that has more than one word, but for docstrings."""
     for path in SOURCES:
         tree = ast.parse(path.read_text())
+        docstrings = _docstrings(tree)
         parts = {
             id(part)
             for node in ast.walk(tree)
@@ -112,7 +118,7 @@ def messages() -> Iterator[Message]:
         }
         for node in ast.walk(tree):
             text = None if id(node) in parts else _text_of(node)
-            if text and " " in text and advice.search(text) and id(node) not in _docstrings(tree):
+            if text and " " in text and id(node) not in docstrings:
                 place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
                 yield Message(place, " ".join(text.split()))
 
