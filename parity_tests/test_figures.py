@@ -111,6 +111,7 @@ def verdicts() -> Iterator[Figure]:
         f"{local['0.0']:.2f} to {local['1.0']:.2f}",
         f"{gradient['0.0']:.2f} to {gradient['1.0']:.2f}",
         f"in {result['cases_with_flips']} of them",
+        f"The largest ratios in healthy nets were {local['1.0']:.2f} and {gradient['1.0']:.2f}",
     ):
         yield "docs/parity.md", text
 
