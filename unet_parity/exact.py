@@ -128,12 +128,19 @@ def why_not(config: UNetConfig) -> str:
     return ""
 
 
-def proofs(config: UNetConfig, *, rungs: tuple[Rung, ...] = RUNGS) -> Iterator[Row]:
-    """The proof on each rung; rungs that compute in one type share a compiled net."""
+def proofs(
+    config: UNetConfig, *, rungs: tuple[Rung, ...] = RUNGS, precision: str = "highest"
+) -> Iterator[Row]:
+    """The proof on each rung; rungs that compute in one type share a compiled net.
+
+    Args:
+        precision: of JAX's products, as in `jax.lax.Precision`.
+    """
     ports: dict[str, JaxRun] = {}
     for rung in rungs:
-        port = ports.setdefault(rung.dtype, JaxRun(config, dtype=rung.dtype))
-        yield prove(config, rung, port=port)
+        if rung.dtype not in ports:
+            ports[rung.dtype] = JaxRun(config, dtype=rung.dtype, precision=precision)
+        yield prove(config, rung, port=ports[rung.dtype])
 
 
 def prove(config: UNetConfig, rung: Rung, *, port: JaxRun | None = None) -> Row:

@@ -278,7 +278,7 @@ def _exact_rows(
             say(f"  {rung.name}: left out, this device's products keep {bits} bits")
     rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= bits)
     for each in configs:
-        for row in exact.proofs(each, rungs=rungs):
+        for row in exact.proofs(each, rungs=rungs, precision=jax_precision):
             say(f"  {row.rung}, padding={each.padding}: {row.outcome}")
             yield row
 
