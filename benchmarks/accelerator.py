@@ -7,7 +7,6 @@ for which no time is left is recorded as skipped. `--small` is for trying the sc
 """
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,7 +17,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Of every section: JAX takes memory as it needs it, so that torch fits beside it."""
 LEAST_S = 10.0
 """Seconds below which no section begins."""
-COMPILE_S = 75
+COMPILE_S = 100
 """The longest that `torch.compile` may take, for the forward pass and the step together."""
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -47,6 +47,7 @@ class Sizes:
 
     Attributes:
         budget_s: of timing each case.
+        repeat: matrix products that are timed as one.
         copied_bytes: of an array that is copied.
         presets: steps of each.
         preset_flags: that make the presets small.
@@ -56,13 +57,12 @@ class Sizes:
     net: UNetConfig = UNetConfig()
     size_px: int = 256
     batch: int = 16
-    verify_steps: int = 10
+    verify_steps: int = 3
     budget_s: float = 3.0
+    repeat: int = 10
     copied_bytes: int = 2**31
-    presets: Mapping[str, int] = dataclasses.field(
-        default_factory=lambda: {"modern": 100, "paper": 50}
-    )
-    preset_flags: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    presets: Mapping[str, int] = field(default_factory=lambda: {"modern": 100, "paper": 50})
+    preset_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kill_flags: tuple[str, ...] = (
         "--net.widths", "32", "64", "128", "256", "--data.synthetic", "8",
     )  # fmt: skip
@@ -76,7 +76,7 @@ def small() -> Sizes:
     paper_px = geometry.next_legal(UNetConfig(widths=(4, 8), padding="valid"), 60)
     return Sizes(
         net=UNetConfig(widths=(4, 8, 16)), size_px=32, batch=2, verify_steps=2, budget_s=0.2,
-        copied_bytes=2**24, presets={"modern": 41, "paper": 41},
+        repeat=1, copied_bytes=2**24, presets={"modern": 41, "paper": 41},
         preset_flags={
             "modern": (*tiny, "--data.crop-px", "32"),
             "paper": (*tiny, "--data.crop-px", str(paper_px)),
@@ -183,13 +183,13 @@ def describe_environment(sizes: Sizes) -> Iterator[Record]:
         "cudnn_of_torch": torch.backends.cudnn.version(),
         "torch_gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    import jax
+    from jax.extend.backend import get_backend
 
     from unet_bench.environment import environment as devices
 
     yield {
         "installed": devices(),
-        "jax_platform": jax.extend.backend.get_backend().platform_version,
+        "jax_platform": get_backend().platform_version,
     }
     query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"
     try:
@@ -206,42 +206,62 @@ def prove(sizes: Sizes) -> Iterator[Record]:
 
     torch computes on the CPU throughout; it is the reference, not what is measured.
     """
-    from dataclasses import asdict, replace
+    from unet_parity import comparison, exact, oracle, precision, training, twins, verify
 
-    from unet_parity import exact, precision, verify
-
+    precision.full_precision()
     bits = {name: precision.significand_bits(name) for name in ("highest", "default")}
     yield {"bits": bits, "torch_computes_on": precision.in_force()["torch_device"]}
     rows: list[Record] = []
     other = replace(sizes.net, padding="valid", fit="error")
-    for config in (sizes.net, other):
+    for config, rung in product((sizes.net, other), exact.RUNGS):
+        case, certificate = exact.find_case(config, rung)
         for jax_precision, kept in bits.items():
-            rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= kept)
-            for row in exact.proofs(config, rungs=rungs, precision=jax_precision):
-                print(f"{row.rung}, {row.padding}, {jax_precision}: {row.outcome}", flush=True)
-                outcome = {"jax_precision": jax_precision, "outcome": row.outcome}
-                rows.append({**outcome, **asdict(row)})
-                yield {"exact": rows}
-    report = verify.verify(sizes.net, proofs=False, steps=sizes.verify_steps)
-    yield {
-        "verdict_of_ordinary_weights": report.verdict,
-        "reasons": list(report.reasons),
-        "float64": [asdict(comparison.agreement) for comparison in report.comparisons],
-        "environment": report.environment,
-    }
+            if rung.bits > kept:
+                continue
+            port = twins.JaxRun(config, dtype=rung.dtype, precision=jax_precision)
+            row = exact.compare(config, case, rung, certificate, port=port)
+            print(f"{row.rung}, {row.padding}, {jax_precision}: {row.outcome}", flush=True)
+            outcome = {"jax_precision": jax_precision, "outcome": row.outcome}
+            rows.append({**outcome, **asdict(row)})
+            yield {"exact": rows}
+    tensors = oracle.random_tensors(sizes.net, seed=0)
+    compared = comparison.compare(sizes.net, tensors, train=False, say=print)
+    structure, steps = verify.check_structure(sizes.net), []
+    for dtype in ("none yet", "float32", "float64"):
+        if dtype != "none yet":
+            steps.append(
+                training.trajectory(
+                    sizes.net,
+                    tensors,
+                    verify.VERIFIED_RECIPE,
+                    steps=sizes.verify_steps,
+                    dtype=dtype,
+                )
+            )
+        verdict, reasons = verify.judge(
+            sizes.net, structure, (), (compared,), tuple(steps), own_weights=True
+        )
+        yield {
+            "verdict_of_ordinary_weights": verdict,
+            "reasons": list(reasons),
+            "float64": asdict(compared.agreement),
+            "steps_in": [each.dtype for each in steps],
+        }
 
 
 def measure_ceilings(sizes: Sizes) -> Iterator[Record]:
     """The quickest matrix product in each arithmetic, and the quickest copy, of both frameworks."""
-    from unet_bench import nets, steps
+    from unet_bench import ceilings, steps
 
     devices = steps.devices()
     for arithmetic in (steps.BFLOAT16, steps.TF32, steps.FLOAT32):
-        with steps.torch_tf32(arithmetic.tf32):
-            gflops = nets.matmul_gflops(*devices, budget_s=sizes.budget_s, arithmetic=arithmetic)
+        gflops = ceilings.matmul_gflops(
+            *devices, budget_s=sizes.budget_s, arithmetic=arithmetic, repeat=sizes.repeat
+        )
         print(f"{arithmetic.name}: {gflops / 1e3:.1f} TFLOP/s", flush=True)
         yield {f"{arithmetic.name}_tflops": gflops / 1e3}
-    yield {"copy_gb_s": nets.copy_gb_s(*devices, size=sizes.copied_bytes, budget_s=sizes.budget_s)}
+    speed = ceilings.copy_gb_s(*devices, size_bytes=sizes.copied_bytes, budget_s=sizes.budget_s)
+    yield {"copy_gb_s": speed}
 
 
 def compare_speed(sizes: Sizes) -> Iterator[Record]:
@@ -249,19 +269,20 @@ def compare_speed(sizes: Sizes) -> Iterator[Record]:
     import jax
     import torch
 
-    from unet_bench import nets, steps
+    from unet_bench import ceilings, nets, steps
 
     jax_device, torch_device = steps.devices()
     # what is compiled once for torch's own variants is there for the compiled one
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
-    peak = nets.matmul_gflops(
-        jax_device, torch_device, budget_s=sizes.budget_s, arithmetic=steps.BFLOAT16
-    )
+    peak = ceilings.matmul_gflops(
+        jax_device, torch_device,
+        budget_s=sizes.budget_s, arithmetic=steps.BFLOAT16, repeat=sizes.repeat,
+    )  # fmt: skip
     problem = steps.Problem(sizes.net, sizes.size_px, jax_device, torch_device, sizes.batch)
     rows: list[Record] = []
 
     def timed(arithmetic: steps.Arithmetic, variants: tuple[str, ...]) -> Iterator[Record]:
-        case = dataclasses.replace(problem, arithmetic=arithmetic)
+        case = replace(problem, arithmetic=arithmetic)
         with steps.torch_tf32(arithmetic.tf32):
             for row in nets.measured(
                 case, peak_gflops=peak, budget_s=sizes.budget_s, variants=variants
@@ -369,7 +390,7 @@ def _summarise(result: Record, run: Path) -> Record:
 
 def _speed_row(row: Any, arithmetic: str, batch: int) -> Record:
     """A `unet_bench.nets.NetRow`, with images per second."""
-    found = {"arithmetic": arithmetic, **dataclasses.asdict(row)}
+    found = {"arithmetic": arithmetic, **asdict(row)}
     found["jax_images_per_s"] = 1e3 * batch / row.jax_ms
     found["torch_images_per_s"] = 1e3 * batch / row.torch_ms if row.torch_ms else None
     return found
@@ -417,7 +438,7 @@ RUNS: dict[str, tuple[Callable[[Sizes], Iterator[Record]], float]] = {
 def show(records: Mapping[str, Record]) -> Iterator[str]:
     """Lines that say what was measured."""
     installed = records.get("environment", {}).get("installed", {})
-    yield f"{installed.get('jax_device')}, jax {installed.get('jax')}, torch {installed.get('torch')}"
+    yield ", ".join(f"{name} {installed.get(name)}" for name in ("jax_device", "jax", "torch"))
     for name, record in records.items():
         state = record.get("skipped") or record.get("error") or ""
         state = (

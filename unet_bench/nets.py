@@ -9,9 +9,7 @@ import torch
 
 from unet_bench.flops import forward_gflop
 from unet_bench.steps import (
-    FLOAT32,
     VARIANTS,
-    Arithmetic,
     Problem,
     jax_forward,
     jax_step,
@@ -130,7 +128,7 @@ def _torch_times(times: Timings, variant: str) -> tuple[float | None, float | No
 
 
 def _numpy(value: Any) -> np.ndarray:
-    """Logits or a loss as float32, in JAX's layout."""
+    """Logits or a loss, in JAX's layout."""
     if not isinstance(value, torch.Tensor):
-        return np.asarray(value, np.float32)
-    return (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).float().cpu().numpy()
+        return np.asarray(value)
+    return (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).cpu().numpy()

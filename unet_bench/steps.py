@@ -118,7 +118,7 @@ def jax_step(problem: Problem) -> Compiled:
     apply = _apply(problem)
 
     def loss(params: Any, x: Array, labels: Array) -> Array:
-        log = jax.nn.log_softmax(apply(params, x).astype(jnp.float32))
+        log = jax.nn.log_softmax(apply(params, x))
         return -(jax.nn.one_hot(labels, log.shape[-1]) * log).sum(-1).mean()
 
     def step(params: Any, x: Array, labels: Array) -> tuple[Any, Array]:
