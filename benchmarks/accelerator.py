@@ -1,9 +1,10 @@
 """What does an accelerator do with the net: is it the same net there, how fast, and does it train?
 
-`python -m benchmarks.accelerator [--out FILE.json] [--small] [--minutes 7]` runs one section after
-the other and writes the file after each. A section is a process of its own: where it fails, crashes
-or takes too long, its record says so and the next one begins; the exit status is then 1. A section
-for which no time is left is recorded as skipped. `--small` is for trying the script on a CPU.
+`python -m benchmarks.accelerator [--out FILE.json] [--small] [--minutes 7] [--only SECTION ...]`
+runs one section after the other and writes the file after each. A section is a process of its own:
+where it fails, crashes or takes too long, its record says so and the next one begins; the exit
+status is then 1. A section for which no time is left is recorded as skipped. `--small` is for
+trying the script on a CPU.
 """
 
 import argparse
@@ -34,7 +35,7 @@ ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Of every section: JAX takes memory as it needs it, so that torch fits beside it."""
 LEAST_S = 10.0
 """Seconds below which no section begins."""
-COMPILE_S = 100
+COMPILE_S = 75
 """The longest that `torch.compile` may take, for the forward pass and the step together."""
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -201,52 +202,60 @@ def describe_environment(sizes: Sizes) -> Iterator[Record]:
         yield {"nvidia_smi": None}
 
 
-def prove(sizes: Sizes) -> Iterator[Record]:
-    """`verify`: the exact proof with JAX's products in both precisions, then ordinary weights.
+def prove_exactly(sizes: Sizes) -> Iterator[Record]:
+    """The exact proof of `verify`, with JAX's products in two precisions.
 
-    torch computes on the CPU throughout; it is the reference, not what is measured.
+    torch computes on the CPU; it is the reference, not what is measured.
     """
-    from unet_parity import comparison, exact, oracle, precision, training, twins, verify
+    from unet_parity import exact, precision, twins
 
     precision.full_precision()
     bits = {name: precision.significand_bits(name) for name in ("highest", "default")}
     yield {"bits": bits, "torch_computes_on": precision.in_force()["torch_device"]}
     rows: list[Record] = []
+    ports: dict[tuple[Any, ...], twins.JaxRun] = {}
     other = replace(sizes.net, padding="valid", fit="error")
     for config, rung in product((sizes.net, other), exact.RUNGS):
         case, certificate = exact.find_case(config, rung)
-        for jax_precision, kept in bits.items():
-            if rung.bits > kept:
+        # a bfloat16 factor has 8 bits in either precision
+        for name in bits if rung.dtype == "float32" else ("default",):
+            if rung.bits > bits[name] and rung.dtype == "float32":
+                print(f"{rung.name}: left out, {name} keeps {bits[name]} bits", flush=True)
                 continue
-            port = twins.JaxRun(config, dtype=rung.dtype, precision=jax_precision)
-            row = exact.compare(config, case, rung, certificate, port=port)
-            print(f"{row.rung}, {row.padding}, {jax_precision}: {row.outcome}", flush=True)
-            outcome = {"jax_precision": jax_precision, "outcome": row.outcome}
-            rows.append({**outcome, **asdict(row)})
+            key = (config, rung.dtype, name)
+            if key not in ports:
+                ports[key] = twins.JaxRun(config, dtype=rung.dtype, precision=name)
+            row = exact.compare(config, case, rung, certificate, port=ports[key])
+            print(f"{row.rung}, {row.padding}, {name}: {row.outcome}", flush=True)
+            rows.append({"jax_precision": name, "outcome": row.outcome, **asdict(row)})
             yield {"exact": rows}
-    tensors = oracle.random_tensors(sizes.net, seed=0)
-    compared = comparison.compare(sizes.net, tensors, train=False, say=print)
-    structure, steps = verify.check_structure(sizes.net), []
-    for dtype in ("none yet", "float32", "float64"):
-        if dtype != "none yet":
-            steps.append(
-                training.trajectory(
-                    sizes.net,
-                    tensors,
-                    verify.VERIFIED_RECIPE,
-                    steps=sizes.verify_steps,
-                    dtype=dtype,
-                )
-            )
+
+
+def compare_ordinary_weights(sizes: Sizes) -> Iterator[Record]:
+    """The other part of `verify`: ordinary weights, then training steps; torch on the CPU."""
+    from unet_parity import comparison, oracle, precision, training, verify
+
+    precision.full_precision()
+    yield {"environment": precision.in_force()}
+    net, tensors = sizes.net, oracle.random_tensors(sizes.net, seed=0)
+    structure = verify.check_structure(net)
+    compared = comparison.compare(net, tensors, train=False, say=print)
+    steps: list[training.Trajectory] = []
+
+    def judged() -> Record:
         verdict, reasons = verify.judge(
-            sizes.net, structure, (), (compared,), tuple(steps), own_weights=True
+            net, structure, (), (compared,), tuple(steps), own_weights=True
         )
-        yield {
-            "verdict_of_ordinary_weights": verdict,
-            "reasons": list(reasons),
-            "float64": asdict(compared.agreement),
-            "steps_in": [each.dtype for each in steps],
-        }
+        steps_in = [each.dtype for each in steps]
+        return {"verdict": verdict, "reasons": list(reasons), "steps_in": steps_in}
+
+    yield {**judged(), "agreement": asdict(compared.agreement)}
+    for dtype in ("float32", "float64"):
+        recipe = verify.VERIFIED_RECIPE
+        steps.append(
+            training.trajectory(net, tensors, recipe, steps=sizes.verify_steps, dtype=dtype)
+        )
+        yield {**judged(), "steps": [asdict(each) for each in steps]}
 
 
 def measure_ceilings(sizes: Sizes) -> Iterator[Record]:
@@ -424,10 +433,11 @@ class _limit:  # noqa: N801  used as a context
 RUNS: dict[str, tuple[Callable[[Sizes], Iterator[Record]], float]] = {
     "environment": (describe_environment, 60),
     "ceilings": (measure_ceilings, 60),
-    "verify": (prove, 150),
-    "speed": (compare_speed, 240),
+    "speed": (compare_speed, 220),
+    "exact": (prove_exactly, 150),
     "train": (train_presets, 150),
     "resume": (resume_after_kill, 120),
+    "ordinary": (compare_ordinary_weights, 200),
 }
 """Sections in their order, and the seconds after which each is ended."""
 
@@ -448,12 +458,14 @@ def show(records: Mapping[str, Record]) -> Iterator[str]:
     ceilings = records.get("ceilings", {})
     measured = {k: v for k, v in ceilings.items() if isinstance(v, float) and k != "seconds"}
     yield "ceilings: " + ", ".join(f"{name} {value:.1f}" for name, value in measured.items())
-    proof = records.get("verify", {})
-    for row in proof.get("exact", ()):
+    for row in records.get("exact", {}).get("exact", ()):
         yield f"exact {row['rung']}, {row['padding']}, {row['jax_precision']}: {row['outcome']}"
-    yield f"ordinary weights: {proof.get('verdict_of_ordinary_weights')} {proof.get('reasons', '')}"
+    ordinary = records.get("ordinary", {})
+    yield f"ordinary weights: {ordinary.get('verdict')} {ordinary.get('reasons', '')}"
     for row in records.get("speed", {}).get("rows", ()):
         yield _describe_speed(row)
+    if note := records.get("speed", {}).get("torch_compile"):
+        yield f"torch.compile: {note}"
     for preset, found in records.get("train", {}).items():
         if isinstance(found, dict):
             numbers = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
@@ -483,6 +495,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("accelerator.json"))
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--minutes", type=float, default=7)
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="sections")
     parser.add_argument("--section", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     sizes = small() if flags.small else Sizes()
@@ -493,6 +506,7 @@ def main() -> int:
     sections = {
         name: Section((sys.executable, "-m", "benchmarks.accelerator", *size, "--section", name), s)
         for name, (_, s) in RUNS.items()
+        if name in flags.only
     }
 
     def write(records: dict[str, Record]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from parity_tests import planted
 from unet_parity import exact, inputs, oracle, page, precision, verify
-from unet_parity.twins import torch_pass
+from unet_parity.twins import JaxRun, torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.weight_file import WeightFile
 
@@ -172,7 +172,7 @@ def test_a_reference_that_is_none_is_refused(tmp_path, text, sentence):
 def test_the_exact_proof_is_in_the_precision_that_is_asked_for(monkeypatch):
     asked = []
 
-    class Recorder(exact.JaxRun):
+    class Recorder(JaxRun):
         def __init__(self, *arguments, precision="highest", **options):
             asked.append(precision)
             super().__init__(*arguments, precision=precision, **options)
