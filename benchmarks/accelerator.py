@@ -225,7 +225,7 @@ def prove_exactly(sizes: Sizes) -> Iterator[Record]:
             key = (config, rung.dtype, name)
             if key not in ports:
                 ports[key] = twins.JaxRun(config, dtype=rung.dtype, precision=name)
-            row = exact.compare(config, case, rung, certificate, port=ports[key])
+            row = exact.compare(config, case, rung, certificate, port=ports[key], locate=False)
             print(f"{row.rung}, {row.padding}, {name}: {row.outcome}", flush=True)
             rows.append({"jax_precision": name, "outcome": row.outcome, **asdict(row)})
             yield {"exact": rows}
@@ -459,7 +459,10 @@ def show(records: Mapping[str, Record]) -> Iterator[str]:
     measured = {k: v for k, v in ceilings.items() if isinstance(v, float) and k != "seconds"}
     yield "ceilings: " + ", ".join(f"{name} {value:.1f}" for name, value in measured.items())
     for row in records.get("exact", {}).get("exact", ()):
-        yield f"exact {row['rung']}, {row['padding']}, {row['jax_precision']}: {row['outcome']}"
+        unequal = f"{row['mismatches']} of {row['outputs']} outputs are not equal, "
+        unequal += f"{row['gradients']['mismatches']} values of gradients"
+        what = f"exact {row['rung']}, {row['padding']}, {row['jax_precision']}"
+        yield f"{what}: {row['outcome']}; {unequal}"
     ordinary = records.get("ordinary", {})
     yield f"ordinary weights: {ordinary.get('verdict')} {ordinary.get('reasons', '')}"
     for row in records.get("speed", {}).get("rows", ()):

@@ -208,9 +208,14 @@ def compare(
     certificate: Certificate,
     *,
     port: JaxRun | None = None,
+    locate: bool = True,
 ) -> Row:
     """Both twins on the rung against each other and float64, value by value, with `==`; nothing
-    is compared where the certificate refuses."""
+    is compared where the certificate refuses.
+
+    Args:
+        locate: look for the module at fault where values are not equal, which takes longer.
+    """
     truth = certificate.truth
     inputs, outputs, wrong = 0, 0, dict.fromkeys(truth.gradients, 0)
     if not certificate.refusals:
@@ -225,7 +230,7 @@ def compare(
         }
     unequal = outputs + inputs + sum(wrong.values())
     numbers = Numbers(case.tensors, case.x, case.cotangent)
-    at_fault = Comparer(config, train=False).faults(numbers) if unequal else ()
+    at_fault = Comparer(config, train=False).faults(numbers) if unequal and locate else ()
     return Row(
         rung=rung.name,
         padding=config.padding,
