@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from parity_tests import planted
-from unet_parity import inputs, oracle, page, precision, verify
-from unet_parity.twins import torch_pass
+from unet_parity import exact, inputs, oracle, page, precision, verify
+from unet_parity.twins import JaxRun, torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.weight_file import WeightFile
 
@@ -167,3 +167,16 @@ def test_a_reference_that_is_none_is_refused(tmp_path, text, sentence):
         inputs.read_reference(f"{path}:net", SMALL)
     with pytest.raises(InputError, match="name a file"):
         inputs.read_reference("nowhere.py:net", SMALL)
+
+
+def test_the_exact_proof_is_in_the_precision_that_is_asked_for(monkeypatch):
+    asked = []
+
+    class Recorder(JaxRun):
+        def __init__(self, *arguments, precision="highest", **options):
+            asked.append(precision)
+            super().__init__(*arguments, precision=precision, **options)
+
+    monkeypatch.setattr(exact, "JaxRun", Recorder)
+    run(UNetConfig(widths=(4, 6)), jax_precision="default")
+    assert set(asked) == {"default"}

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from unet_bench import layers, nets
+from unet_bench.ceilings import matmul_gflops
 from unet_bench.environment import device_name, environment
 from unet_bench.layers import LayerRow
-from unet_bench.nets import NetRow, matmul_gflops
-from unet_bench.steps import PRECISION, Problem, devices, no_tf32
+from unet_bench.nets import NetRow
+from unet_bench.steps import PRECISION, Problem, devices, torch_tf32
 from unet_spec import SLIDES, UNetConfig
 from unet_spec.environment import versions
 
@@ -33,7 +34,7 @@ def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[st
     say(f"on {device_name(jax_device)}; {PRECISION}")
     if torch_device is None:
         say("torch cannot use this device: JAX alone is timed")
-    with no_tf32():
+    with torch_tf32(False):
         peak = matmul_gflops(jax_device, torch_device, budget_s=1 if quick else 3)
         say(f"float32 matrix product: {peak:.0f} GFLOP/s")
         rows = [asdict(row) for row in _rows(quick, peak, say)]

@@ -1,11 +1,9 @@
 """The same net with the same weights in both frameworks on one device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -15,14 +13,10 @@ from unet_bench.steps import (
     Problem,
     jax_forward,
     jax_step,
-    synchronised,
     torch_forward,
     torch_step,
 )
 from unet_bench.timing import Run, Timings, alternate
-
-# of the largest value, before anything is timed; float32 through 23 convolutions gives 1e-5
-ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,9 @@ class NetRow:
         compile_s: of JAX's program.
         others_cores: kept busy by other work (`unet_bench.timing.Timings`).
         peak_mb: of JAX's program by XLA's plan (`unet_bench.timing.planned_mb`).
+        torch_peak_mb: the most that torch held at once for this variant, where it runs on a GPU.
+        apart: JAX's first result from the variant's, before anything is timed, of the largest
+            value.
     """
 
     case: str
@@ -49,59 +46,78 @@ class NetRow:
     compile_s: float
     peak_mb: float | None
     others_cores: float | None
+    torch_peak_mb: float | None
+    apart: float | None
 
 
-def measured(problem: Problem, *, peak_gflops: float, budget_s: float) -> Iterator[NetRow]:
+def measured(
+    problem: Problem,
+    *,
+    peak_gflops: float,
+    budget_s: float,
+    variants: Sequence[str] = tuple(VARIANTS),
+) -> Iterator[NetRow]:
     """Rows of the forward pass and of the training step, one for each variant of torch.
 
     Args:
-        peak_gflops: of `matmul_gflops`.
+        peak_gflops: of `unet_bench.ceilings.matmul_gflops`.
         budget_s: for each of the two.
+        variants: names of `unet_bench.steps.VARIANTS`, or `COMPILED`.
     """
-    gflop = forward_gflop(problem.config, problem.size_px, problem.size_px)
+    gflop = problem.batch * forward_gflop(problem.config, problem.size_px, problem.size_px)
     for what, make_jax, make_torch, passes in (
         ("forward", jax_forward, torch_forward, 1),
         ("training step", jax_step, torch_step, 3),
     ):
         ours = make_jax(problem)
-        runs = {"jax": ours.run}
-        if problem.torch_device is not None:
-            runs |= {variant: make_torch(problem, variant) for variant in VARIANTS}
-        check_equal(runs)
+        runs, first, peaks_mb = {"jax": ours.run}, {"jax": ours.run()}, {}
+        for variant in variants if problem.torch_device is not None else ():
+            held = _held_bytes()
+            runs[variant] = make_torch(problem, variant)
+            first[variant] = runs[variant]()
+            peaks_mb[variant] = _peak_mb(runs[variant], held)
+        apart = check_equal(first, rounding=problem.arithmetic.rounding)
+        del first
         times = alternate(runs, budget_s=budget_s)
         gflops = passes * gflop / (times.ms("jax") / 1e3)
         for variant in list(runs)[1:] or ["none"]:
             yield NetRow(
                 f"{problem.name}, {what}", variant, times.ms("jax"), *_torch_times(times, variant),
                 gflops, gflops / peak_gflops, ours.compile_s, ours.peak_mb,
-                times.others_cores,
+                times.others_cores, peaks_mb.get(variant), apart.get(variant),
             )  # fmt: skip
 
 
-def matmul_gflops(
-    jax_device: jax.Device, torch_device: torch.device | None, *, budget_s: float
-) -> float:
-    """10^9 operations per second of the quickest float32 matrix product, in either framework."""
-    side = 2048 if jax_device.platform == "cpu" else 8192
-    square = np.random.default_rng(0).standard_normal((side, side), np.float32)
-    a = jax.device_put(square, jax_device)
-    product = jax.jit(lambda a: jnp.dot(a, a, precision="highest"))
-    runs: dict[str, Run] = {"jax": lambda: product(a)}
-    if torch_device is not None:
-        b = torch.tensor(square, device=torch_device)
-        runs["torch"] = synchronised(lambda: b @ b, torch_device)
-    times = alternate(runs, budget_s=budget_s)
-    return 2 * side**3 / 1e6 / min(times.best_ms(name) for name in runs)
+def check_equal(results: Mapping[str, Any], *, rounding: float) -> dict[str, float]:
+    """How far JAX's result is from the others', of the largest value; two different computations
+    are not timed: `AssertionError`.
 
-
-def check_equal(runs: dict[str, Run]) -> None:
-    """Refuse to time two different computations: `AssertionError`."""
-    ours = _numpy(runs["jax"]())
-    for name, run in runs.items():
-        theirs = _numpy(run()) if name != "jax" else ours
+    Args:
+        results: logits or a loss, by framework or variant, JAX's as `jax`.
+        rounding: the bound.
+    """
+    ours, apart = _numpy(results["jax"]), {}
+    for name in results.keys() - {"jax"}:
+        theirs = _numpy(results[name])
         assert ours.shape == theirs.shape, f"jax gives {ours.shape}, {name} {theirs.shape}"
-        worst = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-        assert worst <= ROUNDING, f"jax and {name} differ by {worst:.1e} of the largest value"
+        apart[name] = worst = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+        assert worst <= rounding, f"jax and {name} differ by {worst:.1e} of the largest value"
+    return apart
+
+
+def _held_bytes() -> int:
+    """What torch holds on its GPU; 0 where it has none."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def _peak_mb(run: Run, held: int) -> float | None:
+    """The most that torch held at once in a run, in MB of 10^6 bytes, without what it held before
+    the run was made; None on CPU, where torch does not tell."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return (torch.cuda.max_memory_allocated() - held) / 1e6
 
 
 def _torch_times(times: Timings, variant: str) -> tuple[float | None, float | None]:

@@ -1,7 +1,7 @@
 """A forward pass and a training step of one net, as something to time, in either framework."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,32 +21,62 @@ from unet_torch.model import UNet as TorchUNet
 
 PRECISION = "float32, products in float32 (JAX: precision=highest; torch: no TF32)"
 VARIANTS = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
+COMPILED = "compiled"
+"""One more variant of torch: `torch.compile` of a model in channels_last."""
 RATE = 1e-4
 """Of plain SGD: small, for the weights to stay what they are."""
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """In what both frameworks compute a net; its parameters and its loss stay float32.
+
+    Attributes:
+        dtype: of the activations; other than float32 it is torch's autocast.
+        precision: of JAX's products, as in `jax.lax.Precision`.
+        tf32: whether torch may compute float32 products in TF32.
+        rounding: what both may differ by before anything is timed, of the largest value.
+    """
+
+    name: str
+    dtype: str
+    precision: str
+    tf32: bool
+    rounding: float
+
+
+# float32 through 23 convolutions gives 1e-5
+FLOAT32 = Arithmetic("float32", "float32", "highest", tf32=False, rounding=1e-4)
+# 23 convolutions after one another, each of which rounds to 11 bits, and to 8 bits
+TF32 = Arithmetic("TF32", "float32", "default", tf32=True, rounding=23 * 2.0**-11)
+BFLOAT16 = Arithmetic("bfloat16", "bfloat16", "default", tf32=True, rounding=23 * 2.0**-8)
+
+
+@dataclass(frozen=True)
 class Problem:
-    """A net, one image with its labels, and where to compute; arrays in torch's layout."""
+    """A net, images with their labels, and where to compute; arrays in torch's layout."""
 
     config: UNetConfig
     size_px: int
     jax_device: jax.Device
     torch_device: torch.device | None
+    batch: int = 1
+    arithmetic: Arithmetic = FLOAT32
 
     @property
     def name(self) -> str:
-        return f"base {self.config.widths[0]}, {self.size_px}x{self.size_px}, batch 1"
+        size = f"{self.size_px}x{self.size_px}, batch {self.batch}"
+        return f"base {self.config.widths[0]}, {size}"
 
     def tensors(self) -> dict[str, np.ndarray]:
         return random_tensors(self.config, seed=0)
 
-    def image(self) -> np.ndarray:
-        shape = (1, self.config.in_channels, self.size_px, self.size_px)
+    def images(self) -> np.ndarray:
+        shape = (self.batch, self.config.in_channels, self.size_px, self.size_px)
         return np.random.default_rng(0).standard_normal(shape, np.float32)
 
     def labels(self) -> np.ndarray:
-        shape = (1, self.size_px, self.size_px)
+        shape = (self.batch, self.size_px, self.size_px)
         return np.random.default_rng(1).integers(0, self.config.classes, shape)
 
 
@@ -77,7 +107,7 @@ def devices() -> tuple[jax.Device, torch.device | None]:
 def jax_forward(problem: Problem) -> Compiled:
     """A forward pass that gives the logits."""
     params, x = _jax_arrays(problem)
-    program, seconds = compiled(jax.jit(_apply(problem.config)), params, x)
+    program, seconds = compiled(jax.jit(_apply(problem)), params, x)
     return Compiled(lambda: program(params, x), seconds, planned_mb(program))
 
 
@@ -85,7 +115,7 @@ def jax_step(problem: Problem) -> Compiled:
     """A training step in donated buffers that gives the loss."""
     params, x = _jax_arrays(problem)
     labels = jax.device_put(problem.labels().astype(np.int32), problem.jax_device)
-    apply = _apply(problem.config)
+    apply = _apply(problem)
 
     def loss(params: Any, x: Array, labels: Array) -> Array:
         log = jax.nn.log_softmax(apply(params, x))
@@ -112,8 +142,8 @@ def torch_forward(problem: Problem, variant: str) -> Run:
     model.eval()
 
     def run() -> Any:
-        with torch.inference_mode():
-            return model(x)
+        with torch.inference_mode(), _autocast(problem):
+            return model(x).float()
 
     return synchronised(run, problem.torch_device)
 
@@ -125,7 +155,8 @@ def torch_step(problem: Problem, variant: str) -> Run:
 
     def run() -> Any:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), labels)
+        with _autocast(problem):
+            loss = F.cross_entropy(model(x).float(), labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -147,35 +178,52 @@ def synchronised(run: Run, device: torch.device | None) -> Run:
 
 
 @contextmanager
-def no_tf32() -> Iterator[None]:
-    """torch's convolutions and products in float32, as long as this lasts."""
+def torch_tf32(allowed: bool) -> Iterator[None]:
+    """Whether torch's convolutions and products of float32 may be TF32, as long as this lasts.
+
+    cuDNN's algorithms are chosen by their measured time meanwhile, as XLA chooses them too.
+    """
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=allowed):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _apply(config: UNetConfig) -> Callable[..., Array]:
-    return functional(config, numerics=Numerics(precision="highest")).apply
+def _apply(problem: Problem) -> Callable[..., Array]:
+    arithmetic = problem.arithmetic
+    numerics = Numerics(jnp.dtype(arithmetic.dtype), precision=arithmetic.precision)
+    apply = functional(problem.config, numerics=numerics).apply
+    return lambda params, x: apply(params, x).astype(jnp.float32)
+
+
+def _autocast(problem: Problem) -> Any:
+    """torch's context for an arithmetic other than float32; for float32 it does nothing."""
+    dtype = getattr(torch, problem.arithmetic.dtype)
+    assert problem.torch_device is not None
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(problem.torch_device.type, dtype=dtype)
 
 
 def _jax_arrays(problem: Problem) -> tuple[dict[str, Array], Array]:
-    """Parameters and image, in buffers of their own: the parameters' are donated."""
+    """Parameters and images, in buffers of their own: the parameters' are donated."""
     arrays = layout.to_jax(problem.config, problem.tensors())
-    x = jnp.array(problem.image().transpose(0, 2, 3, 1), copy=True)
+    x = jnp.array(problem.images().transpose(0, 2, 3, 1), copy=True)
     owned = {name: jnp.array(array, copy=True) for name, array in arrays.items()}
     return jax.device_put(owned, problem.jax_device), jax.device_put(x, problem.jax_device)
 
 
-def _torch_arrays(problem: Problem, variant: str) -> tuple[TorchUNet, torch.Tensor, torch.Tensor]:
-    """Model, image and labels."""
-    model, device, kind = TorchUNet(problem.config), problem.torch_device, VARIANTS[variant]
+def _torch_arrays(problem: Problem, variant: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Model, images and labels."""
+    kind = torch.channels_last if variant == COMPILED else VARIANTS[variant]
+    model, device = TorchUNet(problem.config), problem.torch_device
     state = {name: torch.tensor(tensor) for name, tensor in problem.tensors().items()}
     model.load_state_dict(state, strict=True)
-    x = torch.tensor(problem.image(), device=device).contiguous(memory_format=kind)
+    x = torch.tensor(problem.images(), device=device).contiguous(memory_format=kind)
     labels = torch.tensor(problem.labels(), device=device)
     # mypy's stubs know no `to` of a module with memory_format alone
-    return model.to(device).to(memory_format=kind), x, labels  # type: ignore[call-overload]
+    model = model.to(device).to(memory_format=kind)  # type: ignore[call-overload]
+    return torch.compile(model) if variant == COMPILED else model, x, labels

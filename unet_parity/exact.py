@@ -160,8 +160,9 @@ def proofs(
     ports: dict[str, JaxRun] = {}
     comparer = Comparer(config, train=False)
     for rung in rungs:
-        port = ports.setdefault(rung.dtype, JaxRun(config, dtype=rung.dtype, precision=precision))
-        yield prove(config, rung, size=size, port=port, comparer=comparer)
+        if rung.dtype not in ports:
+            ports[rung.dtype] = JaxRun(config, dtype=rung.dtype, precision=precision)
+        yield prove(config, rung, size=size, port=ports[rung.dtype], comparer=comparer)
 
 
 def prove(
@@ -250,9 +251,14 @@ def compare(
     *,
     port: JaxRun | None = None,
     comparer: Comparer | None = None,
+    locate: bool = True,
 ) -> Row:
     """Both twins on the rung against each other and float64, value by value, with `==`; nothing
-    is compared where the certificate refuses."""
+    is compared where the certificate refuses.
+
+    Args:
+        locate: look for the module at fault where values are not equal, which takes longer.
+    """
     truth = certificate.truth
     inputs, outputs, wrong = 0, 0, dict.fromkeys(truth.gradients, 0)
     if not certificate.refusals:
@@ -268,7 +274,7 @@ def compare(
     unequal = outputs + inputs + sum(wrong.values())
     numbers = Numbers(case.tensors, case.x, case.cotangent)
     comparer = comparer or Comparer(config, train=False)
-    at_fault = comparer.faults(numbers) if unequal else ()
+    at_fault = comparer.faults(numbers) if unequal and locate else ()
     return Row(
         rung=rung.name,
         padding=config.padding,

@@ -190,7 +190,7 @@ def compiled(run: Callable[..., Any], dtype: str, *, quick: bool = True, **optio
             take five times as long as the rest of a compilation. Convolutions of large maps
             then run five times as long.
     """
-    if dtype == "float64" and quick:
+    if dtype == "float64" and quick and jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
     return jax.jit(run, **options)
 
