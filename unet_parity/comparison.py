@@ -20,11 +20,9 @@ from unet_parity.layers import (
 )
 from unet_parity.oracle import Agreement
 from unet_parity.trace import Local, Maps, Port, TorchLocal, Trace, torch_trace
-from unet_parity.twins import JaxRun, Masks
+from unet_parity.twins import JaxRun, Masks, is_small
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors
-
-QUICK_PIXELS = 64 * 64
 
 
 @dataclass(frozen=True)
@@ -236,8 +234,7 @@ def compare(
     batch = 2 if x is None else len(x)
     drawn, cotangent, keep = oracle.random_input(config, seed=seed, size=size, batch=batch)
     x = drawn if x is None else x
-    quick = x.size <= QUICK_PIXELS * config.in_channels
-    comparer = Comparer(config, train=train, quick=quick, **options)
+    comparer = Comparer(config, train=train, quick=is_small(x), **options)
     return comparer(Numbers(tensors, x, cotangent, keep), say=say)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from unet_parity.comparison import Comparer, Numbers
 from unet_parity.fault import Fault
-from unet_parity.twins import JaxRun, Pass, torch_pass
+from unet_parity.twins import QUICK_PIXELS, JaxRun, Pass, torch_pass
 from unet_spec import UNetConfig, geometry
 from unet_spec.parameters import Tensors, parameters
 from unet_torch.layers import Dropout
@@ -158,7 +158,8 @@ def proofs(
         precision: of JAX's products.
     """
     ports: dict[str, JaxRun] = {}
-    comparer = Comparer(config, train=False)
+    height, width = size or small_size(config)
+    comparer = Comparer(config, train=False, quick=height * width <= QUICK_PIXELS)
     for rung in rungs:
         if rung.dtype not in ports:
             ports[rung.dtype] = JaxRun(config, dtype=rung.dtype, precision=precision)

@@ -68,9 +68,9 @@ def _exact_table(report: Report) -> Table:
         table.add_column(column)
     for row in report.exact:
         shown = (
-            f"{row.mismatches} of {row.outputs:,}",
-            f"{row.gradients['mismatches']} in {row.gradients['tensors']}",
-            f"{row.input_gradient['mismatches']} of {row.input_gradient['values']:,}",
+            f"{row.mismatches:,} of {row.outputs:,}",
+            f"{row.gradients['mismatches']:,} in {row.gradients['tensors']}",
+            f"{row.input_gradient['mismatches']:,} of {row.input_gradient['values']:,}",
         )
         if row.refused:
             shown = (row.refused, "", "")

@@ -23,7 +23,7 @@ import unet_torch.recipe
 from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity import oracle
-from unet_parity.twins import Masks, compiled, nhwc, statistic, torch_model
+from unet_parity.twins import Masks, compiled, is_small, nhwc, statistic, torch_model
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.recipe import Recipe
@@ -104,7 +104,7 @@ def trajectory(
     recipe = recipe.for_steps(steps)
     data = [random_batch(config, seed=seed, step=step, size=size) for step in range(steps)]
     turned = [batch.reversed() for batch in data]
-    port = Port(config, recipe, dtype=dtype)
+    port = Port(config, recipe, dtype=dtype, quick=is_small(data[0].x))
     torch_runs = [torch_run(config, tensors, recipe, data, dtype=dtype)]
     jax_runs = [port.run(tensors, data)]
     if dtype == "float32":
@@ -205,12 +205,12 @@ def torch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 class Port:
     """The port with the recipe's optax transformation, compiled once for several runs."""
 
-    def __init__(self, config: UNetConfig, recipe: Recipe, *, dtype: str):
+    def __init__(self, config: UNetConfig, recipe: Recipe, *, dtype: str, quick: bool = True):
         self.config, self.dtype = config, dtype
         with self._exactly():
             self._optimizer = unet_jax.recipe.build(recipe)
             self._move = jax.jit(mover(self._optimizer))
-            self._differentiate = jax_gradients(config, dtype)
+            self._differentiate = jax_gradients(config, dtype, quick=quick)
 
     def run(self, tensors: Tensors, data: list[Batch]) -> Iterator[Step]:
         """The port, trained on these batches."""
@@ -257,7 +257,7 @@ def jax_batch(batch: Batch, *, dtype: str) -> tuple[Any, Any, Any]:
     return jnp.asarray(nhwc(batch.x), jnp.dtype(dtype)), jnp.asarray(batch.truth), masks
 
 
-def jax_gradients(config: UNetConfig, dtype: str) -> Callable[..., Any]:
+def jax_gradients(config: UNetConfig, dtype: str, *, quick: bool = True) -> Callable[..., Any]:
     """(params, stats, x, truth, keep) -> (loss, new stats, gradients), compiled."""
     kind = jnp.dtype(dtype)
     apply = functional(config, numerics=Numerics(kind, kind, "highest")).apply
@@ -273,7 +273,7 @@ def jax_gradients(config: UNetConfig, dtype: str) -> Callable[..., Any]:
         )
         return value, stats, gradients
 
-    return compiled(run, dtype)
+    return compiled(run, dtype, quick=quick)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from unet_spec.parameters import Tensors, parameters
 from unet_torch.model import UNet
 
 Masks = Sequence[np.ndarray | None]
+QUICK_PIXELS = 64 * 64
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,12 @@ def compiled(run: Callable[..., Any], dtype: str, *, quick: bool = True, **optio
     if dtype == "float64" and quick and jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
     return jax.jit(run, **options)
+
+
+def is_small(x: np.ndarray) -> bool:
+    """Whether images (b, c, h, w) hold so few pixels that a pass takes less than its optimised
+    compilation: then `compiled` had better be quick."""
+    return x.size <= QUICK_PIXELS * x.shape[1]
 
 
 def statistic(array: np.ndarray, kind: Any) -> jax.Array:
