@@ -59,9 +59,9 @@ def optimised(monkeypatch):
 
     plain = compiler.get_compile_options
 
-    def options(*arguments, env_options_overrides=None, **named):
-        overrides = {**AS_USERS, **(env_options_overrides or {})}
-        return plain(*arguments, env_options_overrides=overrides, **named)
+    def options(**named):
+        of_jit = named["env_options_overrides"] or {}
+        return plain(**{**named, "env_options_overrides": {**AS_USERS, **of_jit}})
 
     monkeypatch.setattr(compiler, "get_compile_options", options)
 
