@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from typing import Any
 
 DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -60,10 +59,9 @@ def optimised(monkeypatch):
 
     plain = compiler.get_compile_options
 
-    def options(*arguments: Any, **named: Any) -> Any:
-        given = named.get("env_options_overrides") or {}
-        named["env_options_overrides"] = {**AS_USERS, **given}
-        return plain(*arguments, **named)
+    def options(**named):
+        of_jit = named["env_options_overrides"] or {}
+        return plain(**{**named, "env_options_overrides": {**AS_USERS, **of_jit}})
 
     monkeypatch.setattr(compiler, "get_compile_options", options)
 
