@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -307,7 +308,7 @@ def compare_speed(sizes: Sizes) -> Iterator[Record]:
     if torch_device is None:
         return
     try:
-        with _limit(COMPILE_S):
+        with _time_limit(COMPILE_S):
             for record in timed(steps.BFLOAT16, (steps.COMPILED,)):
                 rows[-1]["compile_s"] = None  # it was compiled before
                 yield record
@@ -413,21 +414,19 @@ class _LimitError(Exception):
         return f"it took more than {self.seconds:.0f} s"
 
 
-class _limit:  # noqa: N801  used as a context
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
     """Raise `_LimitError` in the block when it takes too long."""
 
-    def __init__(self, seconds: float):
-        self.seconds = seconds
+    def stop(*_: object) -> None:
+        raise _LimitError(seconds)
 
-    def __enter__(self) -> None:
-        signal.signal(signal.SIGALRM, self._raise)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *_: object) -> None:
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _raise(self, *_: object) -> None:
-        raise _LimitError(self.seconds)
 
 
 RUNS: dict[str, tuple[Callable[[Sizes], Iterator[Record]], float]] = {
@@ -494,8 +493,14 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("accelerator.json"))
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("accelerator.json"), help="the result"
+    )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--minutes", type=float, default=7)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="sections")

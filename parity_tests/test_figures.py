@@ -116,6 +116,37 @@ def verdicts() -> Iterator[Figure]:
         yield "docs/parity.md", text
 
 
+def accelerator() -> Iterator[Figure]:
+    sections = _result("accelerator_h100.json")["sections"]
+    for row in sections["speed"]["rows"]:
+        what = f"{row['arithmetic']}, {row['case'].rpartition(', ')[2]}"
+        speed = f"{row['jax_images_per_s']:,.0f} | {row['torch_variant']} | {row['ratio']:.2f}"
+        yield "README.md", f"| {what} | {speed} |"
+    for preset in ("modern", "paper"):
+        run = sections["train"][preset]
+        yield (
+            "docs/training.md",
+            (
+                f"{run['images_per_s']:,.0f} images per second over {run['step']} steps on an NVIDIA "
+                f"H100, after {run['compile_s']:.0f} s of compiling"
+            ),
+        )
+    assert sections["resume"]["equal"]
+    for rung, precision, name in (
+        ("bf16", "default", "bfloat16"), ("tf32", "default", "TF32"), ("fp32", "highest", "float32")
+    ):  # fmt: skip
+        for padding in ("same", "valid"):
+            counts = [
+                f"{row['mismatches']:,} outputs, {row['gradients']['mismatches']:,} values of "
+                "gradients"
+                for section in ("exact", "exact_without_autotuning")
+                for row in sections[section]["exact"]
+                if (row["rung"], row["padding"]) == (rung, padding)
+                and row["jax_precision"] == precision
+            ]
+            yield "docs/parity.md", f"| {name} | {padding} | {' | '.join(counts)} |"
+
+
 def bounds() -> Iterator[Figure]:
     for bound in (fault.LOCAL_BOUND, oracle.GRADIENT_BOUND, fault.LOCAL_GRADIENT_BOUND):
         yield "docs/parity.md", f"{bound:.0e}"
@@ -140,7 +171,7 @@ def recorded_output() -> Iterator[Figure]:
 
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, sharding, optimizers, verdicts,
-    bounds, recorded_output,
+    bounds, recorded_output, accelerator,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`
