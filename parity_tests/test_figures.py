@@ -127,8 +127,8 @@ def accelerator() -> Iterator[Figure]:
         yield (
             "docs/training.md",
             (
-                f"{run['images_per_s']:,.0f} images per second over {run['step']} steps on an NVIDIA "
-                f"H100, after {run['compile_s']:.0f} s of compiling"
+                f"{run['images_per_s']:,.0f} images per second over {run['step']} steps on an "
+                f"NVIDIA H100, after {run['compile_s']:.0f} s of compiling"
             ),
         )
     assert sections["resume"]["equal"]
