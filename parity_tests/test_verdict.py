@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 import unet_cli
+import unet_torch
 from parity_tests import planted
 from parity_tests.browser import needs_browser, render
 from unet_parity import exact, layers, oracle, page, precision, report, training, verify
@@ -274,9 +275,13 @@ def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
 
     monkeypatch.setattr(training, "trajectory", trajectory)
     x = oracle.random_input(TINY, seed=5, size=(6, 10))[0]
-    scope = verify.verify(TINY, weights=WEIGHTS, x=x, steps=2, say=lambda text: None).scope
+    scope = verify.verify(
+        TINY, weights=WEIGHTS, x=x, steps=2, reference=unet_torch.UNet(TINY), jax_precision="high",
+        say=lambda text: None,
+    ).scope  # fmt: skip
     assert sizes == [None, None]
     assert (scope.own_input, scope.input_size, scope.step_size) == (True, (6, 10), (4, 6))
+    assert (scope.reference, scope.precision) == (True, "high")
 
 
 # the size
