@@ -5,7 +5,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from unet_parity import exact
+from unet_parity import exact, training
 from unet_parity.comparison import Comparison
 from unet_parity.differences import error_ratio
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
@@ -98,7 +98,7 @@ def _agreement_table(agreement: Agreement) -> Table:
     table.add_row(
         "float32 JAX to float64 (rms)",
         f"{a.jax_error / scale:.1e}",
-        f"{ratio:.3g} x torch's; up to {FACTOR:g} x",
+        f"{ratio:.3g} x torch's; {FACTOR:g} x either way",
     )
     return table
 
@@ -129,12 +129,15 @@ def _show_layers(comparison: Comparison, console: Console) -> None:
 def _steps(trajectory: Trajectory) -> str:
     count = len(trajectory.parameters)
     steps = f"{count} training step" + ("s" if count > 1 else "")
-    text = f"{trajectory.dtype}, {steps}: {trajectory.parameters[-1]:.1e} apart"
+    text = f"{trajectory.dtype}, {steps}: parameters {trajectory.parameters[-1]:.1e} apart"
     if trajectory.torch_yardstick:
         text += (
             f"; with sums in another order torch is {trajectory.torch_yardstick[-1]:.1e} from "
-            f"itself, JAX {trajectory.jax_yardstick[-1]:.1e}"
+            f"itself, JAX {trajectory.jax_yardstick[-1]:.1e}; up to {training.FACTOR:g} x the "
+            "larger is allowed"
         )
+    else:
+        text += f"; up to {training.BOUND:.0e} is allowed"
     return text
 
 

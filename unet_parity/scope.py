@@ -38,6 +38,8 @@ class Scope:
         if self.input_size is None:
             return "Compared: names and shapes of the tensors, and no pass of either net."
         weights = "the given weights" if self.own_weights else "random weights"
+        if self.reference:
+            weights = f"your --reference and the port, with {weights},"
         inputs = "the given input" if self.own_input else "random inputs"
         parts = [
             f"{weights} on {inputs} of {_size(self.input_size)} pixels (height x width), forward "
@@ -45,7 +47,8 @@ class Scope:
             self._steps,
         ]
         if self.exact_sizes:
-            parts.append(f"exact proof on {self._exact}")
+            whose = " of the project's own PyTorch net" if self.reference else ""
+            parts.append(f"exact proof{whose} on {self._exact}")
         return f"Compared: {'; '.join(parts)}."
 
     @property
@@ -57,7 +60,7 @@ class Scope:
         if self.precision != "highest" and self.steps:
             parts.append(f"training steps in precision {self.precision}")
         parts.append(
-            "the code of `predict` around the net (tiles, windows, mirroring, preprocessing)"
+            "the code of predict around the net (tiles, windows, mirroring, preprocessing)"
         )
         return f"Not compared: {', '.join(parts[:-1])}, and {parts[-1]}."
 
