@@ -31,8 +31,9 @@ class Functional(NamedTuple):
             `apply(params, x, stats, train=True) -> (logits, stats)` in training: batch
             statistics are used and returned updated. `x` is (b, h, w, in_channels), logits are
             (b, h', w', classes). A net with dropout needs `key=key` in training, or `keep`, its
-            two masks (`UNet.__call__`). It raises InputError for a batch in another layout or of
-            an illegal size, and where `stats` is missing; KeyError names a missing parameter.
+            two masks (`UNet.__call__`). `jax.jit(apply, static_argnames="train")` compiles it.
+            It raises InputError for a batch in another layout or of an illegal size, and where
+            `stats` is missing; KeyError names a missing parameter.
     """
 
     init: Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
