@@ -362,7 +362,7 @@ def _trained(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int
     import jax
     from rich.console import Console
 
-    from unet_train import loop, mesh
+    from unet_train import loop, mesh, run_folder
     from unet_train.config import to_plain
     from unet_train.overfit import overfit as learns
     from unet_train.progress import Progress
@@ -392,6 +392,7 @@ def _trained(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int
             f"{result.weights}: validation IoU {result.mean_image_iou:.3f} (mean of images), "
             f"{result.seconds:.0f} s"
         )
+        print(f"the page: {out / run_folder.PAGE}")
     _write_json(json, {**dataclasses.asdict(result), "config": to_plain(config)})
     return 0 if result.stopped_by is None else 128 + signal.Signals[result.stopped_by]
 

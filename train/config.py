@@ -215,7 +215,10 @@ class TrainConfig:
         data = self.data
         if (data.images is None) != (data.masks is None):
             given, lacking = ("images", "masks") if data.masks is None else ("masks", "images")
-            raise InputError(f"data.{given} needs data.{lacking} as well: the folder beside it")
+            raise InputError(
+                f"data.{given} needs data.{lacking} as well: the folder of {lacking} with the "
+                "same names"
+            )
         self.recipe.check_complete()
         self._check_schedule()
         if data.batch % self.accumulate:

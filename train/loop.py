@@ -243,6 +243,7 @@ class _Run:
         Raises:
             signals.StoppedError: before the next image.
         """
+        self.progress.say(f"predicting {len(self.validation)} held-out images")
         ignore_index = self.config.loss.ignore_index
         images = signals.until(asked, self.validation)
         return validate(from_weights(weights), images, ignore_index=ignore_index)
