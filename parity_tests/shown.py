@@ -49,18 +49,18 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Where it stands."""
+        """Return the document and the line where the block stands."""
         return f"{self.document.relative_to(ROOT)}:{self.line}"
 
     @property
     def commands(self) -> list[str]:
-        """Its lines without their comments, where it is a block of commands."""
+        """Return the lines of a block of commands, without their comments."""
         lines = (line.split("  #")[0].strip() for line in self.text.splitlines())
         return [line for line in lines if line and not line.startswith("#")]
 
 
 def blocks(document: Path) -> list[Block]:
-    """The fenced blocks of a document, in their order."""
+    """Return the fenced blocks of a document, in their order."""
     text = document.read_text()
     return [
         Block(document, text[: match.start()].count("\n") + 1, match[1], match[2])
@@ -69,7 +69,7 @@ def blocks(document: Path) -> list[Block]:
 
 
 def count_blocks() -> list[str]:
-    """How many blocks of the documents are run, and which are not, as lines to print."""
+    """Return lines that say how many blocks of the documents are run, and which are not."""
     every = [block for document in DOCUMENTS for block in blocks(document)]
     python = [block for block in every if block.language == "python"]
     listings = [block for block in every if block.language == "text"]
@@ -84,7 +84,7 @@ def count_blocks() -> list[str]:
 
 
 def inline_code(document: Path) -> list[str]:
-    """What stands between single backquotes in a document's running text and tables."""
+    """Return what stands between single backquotes in running text and tables."""
     text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"`([^`\n]+)`", text)
 
@@ -98,14 +98,14 @@ class Message:
 
 
 def messages() -> Iterator[Message]:
-    """The sentences in the product's code that name a command, a flag or a field of a run."""
+    """Yield the sentences in the product's code that name a command, a flag or a field of a run."""
     fields = "|".join(map(re.escape, run_fields()))
     advice = re.compile(rf"--[a-z]|\bunet [a-z]+ |pip install|git lfs|numpy\.savez|\b({fields})\b")
     return (sentence for sentence in sentences() if advice.search(sentence.text))
 
 
 def sentences() -> Iterator[Message]:
-    """Every string in the product's code that has more than one word, but for docstrings."""
+    """Yield every string in the product's code with more than one word, but for docstrings."""
     for path in SOURCES:
         tree = ast.parse(path.read_text())
         docstrings = _docstrings(tree)
@@ -133,7 +133,7 @@ def _docstrings(tree: ast.AST) -> set[int]:
 
 
 def _text_of(node: ast.AST) -> str | None:
-    """The text of a string, of an f-string, or of such added together."""
+    """Return the text of a string, of an f-string, or of such added together."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -145,7 +145,7 @@ def _text_of(node: ast.AST) -> str | None:
 
 
 def run_fields() -> list[str]:
-    """The fields of a training run by their dotted names: data.crop_px and so on."""
+    """Return the fields of a training run by their dotted names: data.crop_px and so on."""
     return [
         f"{part.name}.{field.name}"
         for part in dataclasses.fields(TrainConfig)
@@ -156,7 +156,7 @@ def run_fields() -> list[str]:
 
 @functools.cache
 def flags() -> frozenset[str]:
-    """Every flag that a verb of `unet` takes."""
+    """Return every flag that a verb of `unet` takes."""
     verbs = [["demo"], ["predict"], ["convert"], ["verify"], ["bench"]]
     verbs += [["train", preset] for preset in PRESETS]
     shown = io.StringIO()

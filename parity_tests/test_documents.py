@@ -81,6 +81,12 @@ def run_commands(block: Block, folder: Path) -> None:
         assert done.status == 0, f"{block.name}: {command}: {done.text}"
 
 
+@pytest.mark.parametrize("document", shown.DOCUMENTS, ids=lambda path: path.stem)
+def test_every_fence_of_a_document_belongs_to_a_block(document):
+    fences = re.findall(r"^\s*(?:```|~~~)", document.read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(shown.blocks(document))
+
+
 def test_commands_that_run_elsewhere_are_shown_and_run_there():
     commands = {c for d in shown.DOCUMENTS for b in shown.blocks(d) for c in b.commands}
     assert ELSEWHERE.keys() <= commands | {c for d in shown.DOCUMENTS for c in shown.inline_code(d)}
