@@ -343,16 +343,16 @@ def _train(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int:
             "--optimizer.lr counts nothing with the schedule one_cycle, whose peak is "
             "--schedule.max-lr; give that"
         )
-    from unet_train import signals, supervise
+    from unet_train.devices import signals, supervise
 
     if config.mesh.processes > 1 and not supervise.is_watched():
-        status, reason = supervise.watched(sys.argv[1:])
+        status, reason = supervise.run_watched(sys.argv[1:])
         if reason is not None:
             print(f"unet: {reason}", file=sys.stderr)
         return status
     if supervise.is_watched():
         supervise.die_with_the_parent()
-    with signals.obeyed_at_once() if config.mesh.processes == 1 else contextlib.nullcontext():
+    with signals.exit_on_signal() if config.mesh.processes == 1 else contextlib.nullcontext():
         return _trained(config, out=out, overfit=overfit, json=json)
 
 
@@ -362,15 +362,17 @@ def _trained(config: Any, *, out: Path, overfit: bool, json: Path | None) -> int
     import jax
     from rich.console import Console
 
-    from unet_train import loop, mesh, run_folder
+    from unet_train import loop
+    from unet_train.check.overfit import learn_one_batch as learns
     from unet_train.config import to_plain
-    from unet_train.overfit import overfit as learns
-    from unet_train.progress import Progress
+    from unet_train.devices.processes import join_processes
+    from unet_train.report.progress import Progress
+    from unet_train.run import folder as run_folder
 
     try:
         if config.mesh.processes > 1:
             print(f"waiting for all {config.mesh.processes} processes", flush=True)
-        mesh.connect(config.mesh)
+        join_processes(config.mesh)
         lead = jax.process_index() == 0
         json = json if lead else None
         progress = Progress(Console(quiet=not lead))
@@ -401,21 +403,21 @@ def _failed(error: BaseException) -> int:
     """The exit status of a run that an error ended; of several processes, this one ends here."""
     import jax
 
-    from unet_train import supervise
+    from unet_train.devices import supervise
 
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         error = InputError(TOO_LARGE)
     if isinstance(error, (InputError, OSError)):
         print(f"unet: {_sentence(error)}", file=sys.stderr)
-        supervise.leave(2)
+        supervise.exit_now(2)
         return 2
     if supervise.is_watched():
         if isinstance(error, jax.errors.JaxRuntimeError) and OF_EXCHANGES.search(str(error)):
             seen = " ".join(str(error).split())[:200]
             print(f"unet: {supervise.DIED} (seen here: {seen})", file=sys.stderr)
-            supervise.leave(supervise.LOST)
+            supervise.exit_now(supervise.LOST)
         traceback.print_exception(error)
-        supervise.leave(1)
+        supervise.exit_now(1)
     raise error
 
 

@@ -386,9 +386,9 @@ def _newest_checkpoint(run: Path) -> int:
 
 def _summarise(result: Record, run: Path) -> Record:
     """Of a run's JSON and metrics: its speed, and whether the loss fell."""
-    from unet_train.record import read
+    from unet_train.report.metrics_log import read_metrics
 
-    losses = [line["loss"] for line in read(run) if line["kind"] == "train"]
+    losses = [line["loss"] for line in read_metrics(run) if line["kind"] == "train"]
     names = ("step", "compile_s", "seconds", "images_per_s", "waiting_share", "mean_image_iou")
     return {
         **{name: result[name] for name in names},

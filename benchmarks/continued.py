@@ -26,12 +26,12 @@ from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench.environment import environment
 from unet_spec import UNetConfig
 from unet_spec.recipe import Optimizer, Schedule
-from unet_train import data
 from unet_train.config import AugmentConfig, DataConfig, TrainConfig
-from unet_train.data import Sample
+from unet_train.input.crops import cut_batch
+from unet_train.input.samples import Sample, load_samples
+from unet_train.input.split import split_samples
 from unet_train.metrics import confusion, foreground_iou
-from unet_train.record import read
-from unet_train.samples import load
+from unet_train.report.metrics_log import read_metrics
 
 RESULT = RESULTS / "continued.json"
 COMMAND = "python -m benchmarks.continued IMAGES MASKS"
@@ -55,7 +55,7 @@ def continued(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
         augment=AugmentConfig(flips=False, quarter_turns=False), optimizer=Optimizer(lr=LR),
         schedule=Schedule("cosine"), steps=STEPS,
     )  # fmt: skip
-    sides = data.split(load(config), holdout=config.data.holdout, seed=config.seed)
+    sides = split_samples(load_samples(config), holdout=config.data.holdout, seed=config.seed)
     torch.manual_seed(0)
     first = _Torch(config, sides, unet_torch.UNet(NET))
     before = first.train(HANDOVER)
@@ -106,7 +106,7 @@ class _Torch:
     def train(self, until: int) -> Curve:
         ious = {}
         while self.step < until:
-            made = data.batch(
+            made = cut_batch(
                 self.sides[0], self.step, data=self.config.data, net=NET, seed=self.config.seed
             )
             x, truth = torch.tensor(made.x).permute(0, 3, 1, 2), torch.tensor(made.truth).long()
@@ -151,7 +151,9 @@ def _unet(*arguments: str, cwd: Path) -> None:
 
 
 def _curve(run: Path, *, after: int, shift: int = 0) -> Curve:
-    lines = [line for line in read(run) if line["kind"] == "validation" and line["step"] > after]
+    lines = [
+        line for line in read_metrics(run) if line["kind"] == "validation" and line["step"] > after
+    ]
     return {line["step"] + shift: line["mean_image_iou"] for line in lines}
 
 

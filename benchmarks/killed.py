@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_spec.environment import environment
-from unet_train.record import read
+from unet_train.report.metrics_log import read_metrics
 
 RESULT = RESULTS / "killed.json"
 KILLS, STEPS, EVERY = 20, 1000, 10
@@ -76,7 +76,7 @@ def _started(flags: list[str], out: Path) -> subprocess.Popen[bytes]:
 
 def _done(run: Path) -> int:
     """The last step that a killed run has told of."""
-    return max((line["step"] for line in read(run)), default=0)
+    return max((line["step"] for line in read_metrics(run)), default=0)
 
 
 def _saved(run: Path) -> int:

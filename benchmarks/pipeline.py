@@ -25,13 +25,13 @@ from rich.console import Console
 from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench import timing
 from unet_bench.environment import environment
-from unet_train import mesh
-from unet_train.batches import batches
-from unet_train.checkpoint import Checkpoints
 from unet_train.config import PRESETS
-from unet_train.progress import Progress
-from unet_train.samples import load
-from unet_train.step import compiled, prepare, update
+from unet_train.devices.placement import make_placement
+from unet_train.input.prefetch import prefetch_batches
+from unet_train.input.samples import load_samples
+from unet_train.report.progress import Progress
+from unet_train.run.checkpoint import Checkpoints
+from unet_train.step import compile_steps, prepare_batch, update_state
 
 COMMAND = "python -m benchmarks.pipeline"
 RESULT = RESULTS / "pipeline.json"
@@ -44,12 +44,12 @@ TURNS = STEPS // TURN  # of a round
 def pipeline(folder: Path) -> dict[str, Any]:
     """Steps per second of both in every round; each goes first in every other turn."""
     config = replace(PRESETS["nuclei"], steps=(ROUNDS + 2) * STEPS)
-    placement = mesh.place(config)
-    steps, samples = compiled(config, placement), load(config)
-    made = batches(config, placement, samples, first=0)
+    placement = make_placement(config)
+    steps, samples = compile_steps(config, placement), load_samples(config)
+    made = prefetch_batches(config, placement, samples, first=0)
     state, crops = steps.init(), next(made).result()
-    seen = jax.jit(partial(prepare, config))(crops, state.step)
-    step, _ = timing.compiled(jax.jit(partial(update, config), donate_argnums=0), state, seen)
+    seen = jax.jit(partial(prepare_batch, config))(crops, state.step)
+    step, _ = timing.compiled(jax.jit(partial(update_state, config), donate_argnums=0), state, seen)
     done = 0
     with (
         closing(made),

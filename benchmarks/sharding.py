@@ -25,11 +25,13 @@ import numpy as np  # noqa: E402
 from benchmarks.script import RESULTS, parse_arguments, write_result  # noqa: E402
 from unet_spec import UNetConfig  # noqa: E402
 from unet_spec.environment import environment  # noqa: E402
-from unet_train import data, mesh  # noqa: E402
 from unet_train.config import AugmentConfig, DataConfig, MeshConfig, TrainConfig  # noqa: E402
-from unet_train.hlo import collectives, largest_bytes  # noqa: E402
-from unet_train.samples import load  # noqa: E402
-from unet_train.step import Steps, compiled, prepare, update  # noqa: E402
+from unet_train.devices.collectives import count_collectives, largest_bytes  # noqa: E402
+from unet_train.devices.placement import make_placement  # noqa: E402
+from unet_train.devices.processes import join_processes, wait_for_all  # noqa: E402
+from unet_train.input.crops import cut_batch  # noqa: E402
+from unet_train.input.samples import load_samples  # noqa: E402
+from unet_train.step import Steps, compile_steps, prepare_batch, update_state  # noqa: E402
 
 COMMAND = "python -m benchmarks.sharding"
 RESULT = RESULTS / "sharding.json"
@@ -94,16 +96,16 @@ def run(config: TrainConfig, *, order: np.ndarray | None = None) -> dict[str, An
     Args:
         order: of the images in every batch, which only changes the order of sums.
     """
-    placement = mesh.place(config if jax.process_count() > 1 else _on_one(config))
-    steps = compiled(config, placement)
-    prepared = jax.jit(partial(prepare, config))
-    updated = jax.jit(partial(update, config), donate_argnums=0)
-    mesh.wait_for_all("compiled")
-    samples = load(config)
+    placement = make_placement(config if jax.process_count() > 1 else _on_one(config))
+    steps = compile_steps(config, placement)
+    prepared = jax.jit(partial(prepare_batch, config))
+    updated = jax.jit(partial(update_state, config), donate_argnums=0)
+    wait_for_all("compiled")
+    samples = load_samples(config)
     rows = placement.local(config.data.batch)
     state, losses = steps.init(), []
     for step in range(STEPS):
-        batch = data.batch(
+        batch = cut_batch(
             samples, step, data=config.data, net=config.net, seed=config.seed, rows=rows
         )
         crops = placement.put(batch, batch=config.data.batch)
@@ -145,7 +147,7 @@ def _one_of_two(process: int, port: int) -> None:
     settings = MeshConfig(
         data=4, rows=2, processes=2, process=process, coordinator=f"127.0.0.1:{port}"
     )
-    mesh.connect(settings)
+    join_processes(settings)
     print(json.dumps(run(replace(CONFIG, mesh=settings))))
 
 
@@ -155,7 +157,7 @@ def _on_one(config: TrainConfig) -> TrainConfig:
 
 def _compiled(steps: Steps) -> dict[str, Any]:
     step: Any = steps.step
-    counted: Counter[str] = collectives(step.as_text())
+    counted: Counter[str] = count_collectives(step.as_text())
     return {
         "memory_mb": round(step.memory_analysis().temp_size_in_bytes / 1e6, 1),
         "collectives": dict(counted),

@@ -23,7 +23,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
              *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
 PACKAGES = ("unet_spec", "unet_torch", "unet_jax", "unet_parity", "unet_page", "unet_bench",
             "unet_demo", "train")  # fmt: skip
-SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 SOURCES += sorted(ROOT.glob("unet_*.py"))
 
 ELSEWHERE = {
@@ -199,7 +199,7 @@ def run_unet(command: str, folder: Path, *, compiles: bool = True) -> Done:
         patch.setenv("COLUMNS", "400")
         patch.setattr(sys, "argv", words)
         if not compiles:
-            patch.setattr(loop, "compiled", _stop_before_compiling)
+            patch.setattr(loop, "compile_steps", _stop_before_compiling)
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             try:
                 unet_cli.main()

@@ -14,9 +14,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
 import unet_image
-from unet_train.augment import _Turn, affine, augment, augment_batch, bicubic, resampled
 from unet_train.config import AugmentConfig
-from unet_train.preview import GAP_PX, preview
+from unet_train.input.augment import _Turn, affine, augment, augment_batch, bicubic, resampled
+from unet_train.report.preview import GAP_PX, draw_preview
 
 OFF = AugmentConfig(flips=False, quarter_turns=False)
 MOVES = AugmentConfig()
@@ -478,7 +478,7 @@ def test_a_preview_equals_the_first_steps_side_by_side():
     """Each row in its own scale: a crop is stretched with what its steps make of it."""
     x, truth, _ = batch(2, height=20, width=27)
     truth[:, 5:12, 5:12] = 0
-    sheet = preview(x, truth, config=ALL, seed=3, count=4)
+    sheet = draw_preview(x, truth, config=ALL, seed=3, count=4)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (2 * 20 + GAP_PX, 5 * 27 + 4 * GAP_PX, 3)
     steps = [jitted(x, truth, seed=3, step=n, config=ALL)[:2] for n in range(4)]
@@ -496,6 +496,6 @@ def test_a_preview_equals_the_first_steps_side_by_side():
 
 def test_a_preview_without_augmentation_shows_the_crop_again():
     x, truth, _ = batch(1)
-    sheet = preview(x, truth, config=OFF, seed=0, count=1)
+    sheet = draw_preview(x, truth, config=OFF, seed=0, count=1)
     np.testing.assert_array_equal(sheet[:, :24], sheet[:, 24 + GAP_PX :])
     assert len(np.unique(sheet[:, :24])) > 50

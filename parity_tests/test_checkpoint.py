@@ -23,9 +23,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unet_jax import recipe
 from unet_spec import InputError
-from unet_train import checkpoint, manifest
-from unet_train.checkpoint import SPARE, Checkpoints
-from unet_train.manifest import NotWholeError
+from unet_train.run import checkpoint, manifest
+from unet_train.run.checkpoint import SPARE, Checkpoints
+from unet_train.run.manifest import NotWholeError
 
 
 class State(NamedTuple):

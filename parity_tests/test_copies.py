@@ -6,7 +6,10 @@ import pytest
 from PIL import Image
 
 from unet_spec import Preprocessing, UNetConfig
-from unet_train import copies, data, synthetic
+from unet_train.check import near_duplicates
+from unet_train.check.near_duplicates import MIN_CORRELATION, find_near_duplicates
+from unet_train.input import synthetic
+from unet_train.input.samples import make_sample
 
 NET = UNetConfig(widths=(4, 6))
 # measured over the images of these tests: unrelated ones reach 0.44, copies keep 0.9955
@@ -15,19 +18,19 @@ UNRELATED, COPIED = 0.5, 0.99
 
 def _sample(image):
     mask = np.zeros(image.shape[:2], np.uint8)
-    return data.make_sample("a", image, mask, NET, Preprocessing())
+    return make_sample("a", image, mask, NET, Preprocessing())
 
 
 def _cells(seed, **shape):
-    return synthetic.cells(seed, **shape)[0]
+    return synthetic.draw_cells(seed, **shape)[0]
 
 
 def _likeness(images, others):
     """Of each of the others, the correlation with the image that it looks like most."""
     samples = [[_sample(one) for one in part] for part in (images, others)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copies, "ALIKE", 0.0)
-        return [pair.correlation for pair in copies.alike(*samples) if pair.held_out]
+        patch.setattr(near_duplicates, "MIN_CORRELATION", 0.0)
+        return [pair.correlation for pair in find_near_duplicates(*samples) if pair.held_out]
 
 
 def _jpeg(image):
@@ -59,13 +62,13 @@ def test_a_copy_correlates_with_its_original_however_changed(copied):
     images = [_cells(i) for i in range(6)]
     found = _likeness(images, [np.ascontiguousarray(copied(image)) for image in images])
     assert len(found) == 6
-    assert min(found) > COPIED > copies.ALIKE, min(found)
+    assert min(found) > COPIED > MIN_CORRELATION, min(found)
 
 
 def test_unrelated_images_do_not_look_alike():
     found = _likeness([_cells(i) for i in range(40)], [_cells(100 + i) for i in range(40)])
     assert len(found) > 20
-    assert max(found) < UNRELATED < copies.ALIKE, max(found)
+    assert max(found) < UNRELATED < MIN_CORRELATION, max(found)
 
 
 def test_a_lamp_that_all_images_share_does_not_make_them_alike():
@@ -90,7 +93,7 @@ def test_a_copy_is_found_among_more_images_than_are_compared_at_once():
     noise = rng.integers(0, 255, (300, 20, 24), np.uint8)
     samples = [dataclasses.replace(_sample(image), name=f"{i}") for i, image in enumerate(noise)]
     copy = [dataclasses.replace(samples[i], name=f"copy of {i}") for i in (2, 290)]
-    found = copies.alike([*samples, copy[0]], [copy[1]])
+    found = find_near_duplicates([*samples, copy[0]], [copy[1]])
     assert sorted((pair.name, pair.like, pair.held_out) for pair in found) == [
         ("copy of 2", "2", False),
         ("copy of 290", "290", True),

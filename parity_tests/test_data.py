@@ -6,8 +6,11 @@ import tifffile
 from PIL import Image
 
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
-from unet_train import data, synthetic
 from unet_train.config import DataConfig
+from unet_train.input import synthetic
+from unet_train.input.crops import choose_samples, cut_batch
+from unet_train.input.samples import Sample, make_sample, read_samples
+from unet_train.input.split import split_samples
 
 NET = UNetConfig(widths=(4, 6))
 
@@ -26,7 +29,7 @@ def _folders(tmp_path, *, values=(0, 255), count=3, shape=(20, 24)):
 
 
 def _read(images, masks, *, classes=2, ignore_index=None, **settings):
-    return data.read_samples(
+    return read_samples(
         DataConfig(images=images, masks=masks, **settings),
         net=dataclasses.replace(NET, classes=classes),
         preprocessing=Preprocessing(),
@@ -129,7 +132,7 @@ def test_stacks_pair_page_by_page(tmp_path):
 def test_the_batch_is_a_function_of_seed_and_step():
     samples = [_synthetic(i) for i in range(5)]
     first, again, other_step, other_seed = (
-        data.batch(samples, step, data=FOUR, net=NET, seed=seed)
+        cut_batch(samples, step, data=FOUR, net=NET, seed=seed)
         for step, seed in ((7, 3), (7, 3), (8, 3), (7, 4))
     )
     np.testing.assert_array_equal(first.x, again.x)
@@ -140,16 +143,16 @@ def test_the_batch_is_a_function_of_seed_and_step():
 
 
 def test_steps_cut_the_same_image_elsewhere():
-    crops = [data.batch([_synthetic(0)], i, data=FOUR, net=NET, seed=3).x for i in range(2)]
+    crops = [cut_batch([_synthetic(0)], i, data=FOUR, net=NET, seed=3).x for i in range(2)]
     assert len(np.unique(np.concatenate(crops), axis=0)) == 8
 
 
 def test_rows_of_a_batch_equal_those_of_the_whole():
     samples = [_weighted(_synthetic(i)) for i in range(5)]
     for step in range(4):
-        whole = data.batch(samples, step, data=FOUR, net=NET, seed=3)
+        whole = cut_batch(samples, step, data=FOUR, net=NET, seed=3)
         parts = [
-            data.batch(samples, step, data=FOUR, net=NET, seed=3, rows=rows)
+            cut_batch(samples, step, data=FOUR, net=NET, seed=3, rows=rows)
             for rows in (slice(0, 1), slice(1, 4))
         ]
         for all_at_once, one, three in zip(whole, *parts, strict=True):
@@ -160,7 +163,9 @@ def test_rows_of_a_batch_equal_those_of_the_whole():
 def test_an_epoch_shows_every_image_once():
     samples = [_synthetic(i) for i in range(7)]
     settings = dataclasses.replace(FOUR, batch=3)
-    shown = [s.name for step in range(7) for s in data.chosen(samples, step, data=settings, seed=0)]
+    shown = [
+        s.name for step in range(7) for s in choose_samples(samples, step, data=settings, seed=0)
+    ]
     epochs = [shown[7 * i : 7 * i + 7] for i in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == [s.name for s in samples]
@@ -169,7 +174,7 @@ def test_an_epoch_shows_every_image_once():
 
 def test_a_batch_larger_than_the_data_shows_every_image_equally_often():
     samples = [_synthetic(i) for i in range(2)]
-    shown = data.chosen(samples, 0, data=dataclasses.replace(FOUR, batch=10), seed=0)
+    shown = choose_samples(samples, 0, data=dataclasses.replace(FOUR, batch=10), seed=0)
     assert [shown.count(sample) for sample in samples] == [5, 5]
 
 
@@ -181,9 +186,9 @@ def test_input_truth_and_weight_of_a_crop_lie_on_one_another(padding, shape):
     crop_px = geometry.next_legal(net, 48)
     mask = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8)
     x = mask[..., None].astype(np.float32)
-    sample = data.Sample("a", mask, mask, x, weight=mask.astype(np.float32))
+    sample = Sample("a", mask, mask, x, weight=mask.astype(np.float32))
     settings = DataConfig(batch=6, crop_px=crop_px)
-    made = data.batch([sample], 0, data=settings, net=net, seed=0)
+    made = cut_batch([sample], 0, data=settings, net=net, seed=0)
     assert made.x.shape == (6, crop_px, crop_px, 1)
     assert (made.x.dtype, made.truth.dtype, made.weight.dtype) == (
         np.float32, np.uint8, np.float32
@@ -200,10 +205,10 @@ def test_a_crop_is_a_window_of_the_mirrored_image_whose_output_lies_inside(paddi
     height, width = crop_px + 5, crop_px + 9
     margin = geometry.margin(net)
     image = np.arange(height * width, dtype=np.float32).reshape(height, width)
-    sample = data.Sample("a", image, np.zeros((height, width), np.uint8), image[..., None])
+    sample = Sample("a", image, np.zeros((height, width), np.uint8), image[..., None])
     mirrored = np.pad(image, margin, mode="symmetric")
     settings = DataConfig(batch=400, crop_px=crop_px)
-    made = data.batch([sample], 0, data=settings, net=net, seed=0)
+    made = cut_batch([sample], 0, data=settings, net=net, seed=0)
     starts = set()
     for crop in made.x[..., 0]:
         row, column = divmod(int(crop[margin, margin]), width)
@@ -218,7 +223,7 @@ def test_a_crop_is_a_window_of_the_mirrored_image_whose_output_lies_inside(paddi
 
 def test_split_holds_out_a_part_and_loses_nothing():
     samples = [_synthetic(i) for i in range(8)]
-    training, validation = data.split(samples, holdout=0.25, seed=0)
+    training, validation = split_samples(samples, holdout=0.25, seed=0)
     assert (len(training), len(validation)) == (6, 2)
     assert sorted(s.name for s in training + validation) == sorted(s.name for s in samples)
 
@@ -226,14 +231,15 @@ def test_split_holds_out_a_part_and_loses_nothing():
 def test_another_seed_is_another_split():
     samples = [_synthetic(i) for i in range(8)]
     held_out = {
-        tuple(s.name for s in data.split(samples, holdout=0.25, seed=seed)[1]) for seed in range(6)
+        tuple(s.name for s in split_samples(samples, holdout=0.25, seed=seed)[1])
+        for seed in range(6)
     }
     assert len(held_out) > 2
 
 
 def test_synthetic_cells_are_reproducible_and_of_both_classes():
-    image, mask = synthetic.cells(5)
-    np.testing.assert_array_equal(image, synthetic.cells(5)[0])
+    image, mask = synthetic.draw_cells(5)
+    np.testing.assert_array_equal(image, synthetic.draw_cells(5)[0])
     assert 0.05 < mask.mean() < 0.8
     assert image[mask == 1].mean() > image[mask == 0].mean()
 
@@ -242,8 +248,8 @@ FOUR = DataConfig(batch=4, crop_px=32)
 
 
 def _synthetic(seed):
-    image, mask = synthetic.cells(seed, height=40, width=56)
-    return data.make_sample(f"{seed}", image, mask, NET, Preprocessing())
+    image, mask = synthetic.draw_cells(seed, height=40, width=56)
+    return make_sample(f"{seed}", image, mask, NET, Preprocessing())
 
 
 def _weighted(sample):

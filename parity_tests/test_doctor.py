@@ -10,8 +10,10 @@ from PIL import Image
 from rich.console import Console
 
 from unet_spec import Preprocessing, UNetConfig
-from unet_train import data, doctor, synthetic
+from unet_train.check import data_doctor
 from unet_train.config import DataConfig
+from unet_train.input import synthetic
+from unet_train.input.samples import read_samples
 
 NET = UNetConfig(widths=(4, 6))
 HELD_OUT = 2  # of the eight images
@@ -22,7 +24,7 @@ def _folders(tmp_path, *, count=8, shape=(64, 80)):
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
     for i in range(count):
-        image, mask = synthetic.cells(i, height=shape[0], width=shape[1])
+        image, mask = synthetic.draw_cells(i, height=shape[0], width=shape[1])
         Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
         Image.fromarray(255 * mask).save(tmp_path / "masks" / f"{i}.png")
     return tmp_path
@@ -30,10 +32,10 @@ def _folders(tmp_path, *, count=8, shape=(64, 80)):
 
 def _examined(folder, *, net=NET, normalize="image", ignore_index=None, names=()):
     settings = DataConfig(images=folder / "images", masks=folder / "masks", crop_px=32, batch=4)
-    samples = data.read_samples(
+    samples = read_samples(
         settings, net=net, preprocessing=Preprocessing(normalize), ignore_index=ignore_index
     )
-    return doctor.examine(
+    return data_doctor.examine(
         samples[:-HELD_OUT], samples[-HELD_OUT:], net=net, data=settings,
         ignore_index=ignore_index, class_names=names,
     )  # fmt: skip
@@ -60,14 +62,14 @@ def test_clean_images_have_no_findings(tmp_path):
 
 
 def test_a_clean_stack_has_no_findings(tmp_path):
-    pairs = [synthetic.cells(i, height=64, width=80) for i in range(8)]
+    pairs = [synthetic.draw_cells(i, height=64, width=80) for i in range(8)]
     for name, part, factor in (("images", 0, 257), ("masks", 1, 255)):
         pages = np.stack([pair[part].astype(np.uint16) * factor for pair in pairs])
         tifffile.imwrite(tmp_path / name, pages, photometric="minisblack")
         (tmp_path / name).rename(tmp_path / f"{name}.tif")
     settings = DataConfig(images=tmp_path / "images.tif", masks=tmp_path / "masks.tif", crop_px=32)
-    samples = data.read_samples(settings, net=NET, preprocessing=Preprocessing())
-    found = doctor.examine(samples[:6], samples[6:], net=NET, data=settings)
+    samples = read_samples(settings, net=NET, preprocessing=Preprocessing())
+    found = data_doctor.examine(samples[:6], samples[6:], net=NET, data=settings)
     assert (found.findings, found.kinds) == ([], {"1 channel of uint16": 8})
 
 
@@ -85,8 +87,8 @@ def test_objects_that_are_mostly_specks_are_told(tmp_path):
         settings = DataConfig(
             tmp_path / name / "images", tmp_path / name / "masks", "instances", crop_px=32
         )
-        samples = data.read_samples(settings, net=NET, preprocessing=Preprocessing())
-        found = doctor.examine(samples[:1], samples[1:], net=NET, data=settings)
+        samples = read_samples(settings, net=NET, preprocessing=Preprocessing())
+        found = data_doctor.examine(samples[:1], samples[1:], net=NET, data=settings)
         assert found.specks == ([] if name == "whole" else ["0.png", "1.png"])
         assert any("less than 9 pixels" in f.text for f in found.findings) == (name == "smeared")
 
@@ -100,7 +102,7 @@ def test_what_is_told_equals_what_numpy_counts(tmp_path):
     masks = [_mask(folder, f"{i}.png") for i in range(8)]
     every = np.concatenate([image.ravel() for image in images])
     assert (found.training, found.validation, found.steps_per_epoch) == (6, 2, 1.5)
-    assert found.sizes == [doctor.Size(64, 80, 7), doctor.Size(64, 89, 1)]
+    assert found.sizes == [data_doctor.Size(64, 80, 7), data_doctor.Size(64, 89, 1)]
     assert found.kinds == {"1 channel of uint8": 8}
     assert found.stored == {"0/255": [f"{i}.png" for i in range(8)]}
     assert found.memory_bytes == every.size * (1 + 1 + 4)
@@ -284,7 +286,7 @@ def test_five_names_stand_for_more(tmp_path):
 
 def _shown(diagnosis, **settings):
     stream = io.StringIO()
-    doctor.show(diagnosis, Console(file=stream, width=80, **settings))
+    data_doctor.print_diagnosis(diagnosis, Console(file=stream, width=80, **settings))
     return stream.getvalue()
 
 

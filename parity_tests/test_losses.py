@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from unet_spec import InputError
 from unet_train.config import LossConfig
+from unet_train.input.border_weights import border_weights, label_objects
 from unet_train.losses import counts, loss
-from unet_train.weight_map import border_weights, objects_of
 
 ROUNDING = 1e-14  # in float64; seen 1.3e-15 of the largest value
 SHAPE, CLASSES = (4, 5, 7), 3
@@ -299,13 +299,13 @@ def test_border_weight_between_two_pixels_is_known():
 
 def test_objects_hang_together_by_edges_within_a_class():
     mask = np.array([[1, 1, 0, 2], [0, 0, 1, 2], [255, 0, 2, 0]], np.uint8)
-    numbers = objects_of(mask, ignore_index=255)
+    numbers = label_objects(mask, ignore_index=255)
     np.testing.assert_array_equal(numbers, [[1, 1, 0, 3], [0, 0, 2, 3], [0, 0, 4, 0]])
     assert numbers.dtype == np.int32
 
 
 def test_objects_of_a_foreground_are_those_of_its_mask():
     mask = np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1]], np.uint8)
-    np.testing.assert_array_equal(objects_of(mask == 1), objects_of(mask))
-    assert objects_of(mask).max() == 3
-    assert not objects_of(np.zeros((3, 4), np.uint8)).any()
+    np.testing.assert_array_equal(label_objects(mask == 1), label_objects(mask))
+    assert label_objects(mask).max() == 3
+    assert not label_objects(np.zeros((3, 4), np.uint8)).any()

@@ -13,9 +13,9 @@ from unet_train.metrics import (
     foreground_dice,
     foreground_iou,
     iou,
+    label_segments,
     pixel_error,
     rand_score,
-    segments_of,
 )
 
 ROUNDING = 1e-14
@@ -93,7 +93,7 @@ def _rand_score(segments, truth):
 def test_rand_score_equals_counting_of_pairs(data):
     predicted = data.draw(foregrounds)
     truth = data.draw(arrays(np.int32, predicted.shape, elements=st.sampled_from([0, 1, 2, 3_000])))
-    literal = _rand_score(segments_of(predicted), truth)
+    literal = _rand_score(label_segments(predicted), truth)
     assert rand_score(predicted, truth) == pytest.approx(literal, rel=ROUNDING)
 
 
@@ -146,7 +146,7 @@ def test_rand_score_does_not_see_the_background_of_the_truth():
 @settings(max_examples=80)
 @given(foregrounds)
 def test_segments_grow_by_nearness_until_a_border_is_left(foreground):
-    segments, parts = segments_of(foreground), ndimage.label(foreground)[0]
+    segments, parts = label_segments(foreground), ndimage.label(foreground)[0]
     np.testing.assert_array_equal(segments[foreground], parts[foreground])
     places = np.argwhere(foreground)
     for at in np.argwhere(segments > 0):
@@ -162,4 +162,4 @@ def test_a_border_of_any_width_is_thinned_to_one_pixel(gap_px):
     foreground = np.ones((4, 6 + gap_px), bool)
     foreground[:, 3 : 3 + gap_px] = False
     for turned in (foreground, foreground.T):
-        assert (segments_of(turned) == 0).sum() == 4
+        assert (label_segments(turned) == 0).sum() == 4

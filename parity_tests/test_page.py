@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from parity_tests.browser import needs_browser, render
-from unet_train import page, plot
+from unet_train.check.data_doctor import Finding
 from unet_train.config import CELLS, NUCLEI, DataConfig, to_plain
-from unet_train.doctor import Finding
-from unet_train.page import Report
-from unet_train.validation import ImageScore, Scores
+from unet_train.report import page, plot
+from unet_train.report.page import Report
+from unet_train.report.validation import ImageScore, Scores
 
 IMAGES = (
     ImageScore("alpha.png", 31, 47, 0.613, 0.707),
@@ -130,12 +130,12 @@ class Seen(html.parser.HTMLParser):
 )
 def test_the_result_is_one_sentence(changes, expected):
     report = _report(**changes)
-    assert page.sentence(report) == expected
-    assert expected in Seen(page.html(report)).text
+    assert page.summarize(report) == expected
+    assert expected in Seen(page.render_page(report)).text
 
 
 def test_one_image_is_one_image():
-    assert page.sentence(_one_image()).startswith("Mean IoU 0.613 over 1 held-out image after")
+    assert page.summarize(_one_image()).startswith("Mean IoU 0.613 over 1 held-out image after")
 
 
 def _expected_numbers(report):
@@ -168,26 +168,26 @@ def test_every_number_shown_is_in_the_report():
     report = _report()
     elsewhere = {"tick", "settings", "code", "findings"}
     found = set()
-    for within, text in Seen(page.html(report, command="unet train nuclei")).texts:
+    for within, text in Seen(page.render_page(report, command="unet train nuclei")).texts:
         if within == "title" or not within & elsewhere:
             found |= set(re.findall(r"\d[\d.,]*\d|\d", text.replace(ENVIRONMENT["jax"], "")))
     assert found == _expected_numbers(report)
 
 
 def test_what_was_found_measured_and_asked_is_told():
-    text = Seen(page.html(_report(), command="unet train nuclei --out 'a b'")).text
+    text = Seen(page.render_page(_report(), command="unet train nuclei --out 'a b'")).text
     told = ["1 warning about the data", "unet train nuclei --out 'a b'", "a processor"]
     for expected in (*told, *(finding.text for finding in FINDINGS)):
         assert expected in text
 
 
 def test_the_worst_images_come_first():
-    shown = [a["alt"] for tag, a in Seen(page.html(_report())).tags if tag == "img"]
+    shown = [a["alt"] for tag, a in Seen(page.render_page(_report())).tags if tag == "img"]
     assert shown == [f"{n}.png with outlines" for n in ("beta", "alpha", "gamma")]
 
 
 def test_the_page_stands_alone():
-    text = page.html(_report())
+    text = page.render_page(_report())
     found = Seen(text)
     assert not re.search(r"(src|href|srcset|data)=[\"'](?!data:image/png;base64,|#)", text)
     assert not re.search(r"url\(|@import|https?:", text)
@@ -205,8 +205,8 @@ def test_names_cannot_become_markup():
         environment={HOSTILE: HOSTILE},
         config={**to_plain(NUCLEI), "start": HOSTILE},
     )
-    found = Seen(page.html(report, command=HOSTILE))
-    plain = Seen(page.html(_one_image()))
+    found = Seen(page.render_page(report, command=HOSTILE))
+    plain = Seen(page.render_page(_one_image()))
     count = [sum(tag == "img" for tag, _ in one.tags) for one in (found, plain)]
     assert count == [1, 1]
     assert "script" not in {tag for tag, _ in found.tags}
@@ -239,7 +239,7 @@ def test_names_cannot_become_markup():
     ],
 )  # fmt: skip
 def test_a_run_of_any_kind_has_a_page(changes):
-    text = page.html(_report(**changes))
+    text = page.render_page(_report(**changes))
     Seen(text)
     places = re.findall(r"(?:left|bottom):([^%;]*)%", text)
     drawn = re.findall(r'points="([^"]*)"', text)
@@ -248,7 +248,7 @@ def test_a_run_of_any_kind_has_a_page(changes):
 
 
 def test_classes_without_names_are_numbers():
-    found = Seen(page.html(_report(class_names=()))).texts
+    found = Seen(page.render_page(_report(class_names=()))).texts
     heads = [
         text for within, text in found if isinstance(within, set) and {"th", "tbody"} <= within
     ]
@@ -260,7 +260,7 @@ def test_what_differs_from_the_nearest_preset_is_marked(preset):
     config = {"nuclei": NUCLEI, "cells": CELLS}[preset]
     changed = dataclasses.replace(config, data=DataConfig(batch=6), seed=7)
     report = _report(config=to_plain(changed))
-    found = Seen(page.html(report)).texts
+    found = Seen(page.render_page(report)).texts
     marked = [text for within, text in found if isinstance(within, set) and "other" in within]
     assert marked == ["seed", "7", "batch", "6"]
     assert f"from the preset {preset}." in " ".join(text for _, text in found)
@@ -270,25 +270,25 @@ def test_large_pictures_are_shown_smaller_in_their_shape():
     report = _one_image()
     (name,) = report.pictures
     large = dataclasses.replace(report, pictures={name: np.zeros((1000, 2000, 3), np.uint8)})
-    assert len(page.html(large)) < len(page.html(report)) + 10_000
+    assert len(page.render_page(large)) < len(page.render_page(report)) + 10_000
 
 
 @pytest.mark.parametrize(
     ("axis", "ticks"),
     [
-        (plot.linear(0, 1), [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (plot.linear(0.43, 0.81), [0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
-        (plot.linear(0, 0), [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (plot.linear(0, 2e-3), [0, 0.0005, 0.001, 0.0015, 0.002]),
-        (plot.linear(-3, -3), [-3, -2, -1, 0]),
-        (plot.logarithmic(0.09, 0.7), [0.05, 0.1, 0.2, 0.5, 1]),
-        (plot.logarithmic(0.5, 0.5), [0.2, 0.5, 1]),
-        (plot.logarithmic(1e-5, 1), [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1]),
-        (plot.logarithmic(1e-9, 1), [1e-9, 1e-7, 1e-5, 1e-3, 0.1]),
-        (plot.counted(600), [0, 200, 400, 600]),
-        (plot.counted(1), [0, 1]),
-        (plot.counted(0), [0, 1]),
-        (plot.counted(1234), [0, 200, 400, 600, 800, 1000, 1200]),
+        (plot.linear_axis(0, 1), [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (plot.linear_axis(0.43, 0.81), [0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        (plot.linear_axis(0, 0), [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (plot.linear_axis(0, 2e-3), [0, 0.0005, 0.001, 0.0015, 0.002]),
+        (plot.linear_axis(-3, -3), [-3, -2, -1, 0]),
+        (plot.log_axis(0.09, 0.7), [0.05, 0.1, 0.2, 0.5, 1]),
+        (plot.log_axis(0.5, 0.5), [0.2, 0.5, 1]),
+        (plot.log_axis(1e-5, 1), [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1]),
+        (plot.log_axis(1e-9, 1), [1e-9, 1e-7, 1e-5, 1e-3, 0.1]),
+        (plot.count_axis(600), [0, 200, 400, 600]),
+        (plot.count_axis(1), [0, 1]),
+        (plot.count_axis(0), [0, 1]),
+        (plot.count_axis(1234), [0, 200, 400, 600, 800, 1000, 1200]),
     ],
     ids=lambda value: "" if isinstance(value, list) else f"{value.low:g} to {value.high:g}",
 )
@@ -296,7 +296,7 @@ def test_ticks_are_round(axis, ticks):
     np.testing.assert_allclose(axis.ticks, ticks, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("make", [plot.linear, plot.logarithmic])
+@pytest.mark.parametrize("make", [plot.linear_axis, plot.log_axis])
 def test_an_axis_holds_its_values_and_few_ticks(make):
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -309,25 +309,25 @@ def test_an_axis_holds_its_values_and_few_ticks(make):
 
 
 def test_places_on_an_axis_equal_their_share_of_it():
-    assert plot.linear(0, 4).at(1) == 25
-    assert math.isclose(plot.logarithmic(0.01, 100).at(1), 50)
+    assert plot.linear_axis(0, 4).at(1) == 25
+    assert math.isclose(plot.log_axis(0.01, 100).at(1), 50)
 
 
 def test_thinned_and_smoothed_lines_keep_the_mean():
     values = np.random.default_rng(0).normal(size=2_000)
     points = list(enumerate(values.tolist()))
-    thin = plot.thinned(points)
+    thin = plot.thin_points(points)
     assert len(thin) == plot.POINTS
     np.testing.assert_allclose(np.mean(thin, axis=0), np.mean(points, axis=0), atol=1e-12)
-    smooth = plot.smoothed(points)
+    smooth = plot.smooth_points(points)
     reach = len(points) // 20
     np.testing.assert_allclose(
         smooth[1000], (1000, values[1000 - reach : 1001 + reach].mean()), atol=1e-12
     )
-    assert plot.smoothed(points[:5]) == points[:5] == plot.thinned(points[:5])
+    assert plot.smooth_points(points[:5]) == points[:5] == plot.thin_points(points[:5])
 
 
 @needs_browser
 def test_nothing_sticks_out_of_a_narrow_window(tmp_path):
     report = dataclasses.replace(_one_image(name=60 * "long"), environment={"cpu": 200 * "x"})
-    assert render(page.html(report, command=300 * "y"), tmp_path, width_px=400).width == 400
+    assert render(page.render_page(report, command=300 * "y"), tmp_path, width_px=400).width == 400

@@ -15,8 +15,8 @@ import pytest
 import unet_cli
 from parity_tests.compiling import CHEAP_FLAGS
 from unet_spec import weight_file
-from unet_train import supervise
-from unet_train.record import read
+from unet_train.devices import supervise
+from unet_train.report.metrics_log import read_metrics
 
 FLAGS = [
     "cells", "--net.widths", "4", "6", "--net.norm", "batch", "--data.crop-px", "32",
@@ -49,7 +49,7 @@ def pair(out, *flags, each=((), ()), count=2):
 
 
 def losses(run):
-    return [line["loss"] for line in read(run) if line["kind"] == "train"]
+    return [line["loss"] for line in read_metrics(run) if line["kind"] == "train"]
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_process_that_dies_ends_the_other_with_a_sentence(tmp_path, ended, ind
 def test_only_a_lost_exchange_is_another_process_that_died(monkeypatch, capsys, text, lost):
     left: list[int] = []
     monkeypatch.setattr(supervise, "is_watched", lambda: True)
-    monkeypatch.setattr(supervise, "leave", left.append)
+    monkeypatch.setattr(supervise, "exit_now", left.append)
     with pytest.raises(jax.errors.JaxRuntimeError):
         unet_cli._failed(jax.errors.JaxRuntimeError(text))
     said = capsys.readouterr().err

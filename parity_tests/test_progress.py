@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from unet_train import progress
 from unet_train.metrics import foreground_iou
-from unet_train.progress import IN_FLIGHT, LINE_EVERY_S, WINDOW, Progress
+from unet_train.report import progress
+from unet_train.report.progress import (
+    IN_FLIGHT,
+    LINE_EVERY_S,
+    WINDOW,
+    Progress,
+    format_status,
+    peak_memory_bytes,
+)
 from unet_train.step import Metrics
 
 
@@ -22,7 +29,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr("unet_train.progress.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("unet_train.report.progress.time.monotonic", lambda: self.now)
 
     def passes(self, seconds):
         self.now += seconds
@@ -178,7 +185,7 @@ def test_a_terminal_gets_a_bar_with_the_numbers_in_80_columns(monkeypatch):
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", file.getvalue())
     last = shown.strip().splitlines()[-2:]
     assert "100000/100000" in last[0]
-    assert last[1].strip() == progress.told(bar.means)
+    assert last[1].strip() == format_status(bar.means)
     assert last[1].strip().endswith("10000.0 images/s  input wait 100 %  12.3 GB")
     assert len(last[1].rstrip()) < 80
 
@@ -207,7 +214,7 @@ def test_what_is_said_keeps_its_brackets():
 def test_memory_lies_between_what_is_in_use_and_what_the_machine_has():
     page = os.sysconf("SC_PAGE_SIZE")
     now = page * int(Path("/proc/self/statm").read_text().split()[1])
-    assert 0.9 * now < progress.peak_memory_bytes() < page * os.sysconf("SC_PHYS_PAGES")
+    assert 0.9 * now < peak_memory_bytes() < page * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize("stats", [[{"peak_bytes_in_use": 7}, {"peak_bytes_in_use": 9}, None, {}]])
@@ -217,6 +224,6 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch, stats):
             self.memory_stats = lambda: told
 
     monkeypatch.setattr(
-        "unet_train.progress.jax.local_devices", lambda: [Device(told) for told in stats]
+        "unet_train.report.progress.jax.local_devices", lambda: [Device(told) for told in stats]
     )
-    assert progress.peak_memory_bytes() == 9
+    assert peak_memory_bytes() == 9

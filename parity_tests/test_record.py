@@ -13,13 +13,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from unet_spec import InputError
-from unet_train.record import Record, read
+from unet_train.report.metrics_log import MetricsLog, read_metrics
 
 STEPS = (1, 20, 40, 60)
 
 
 def _run(folder, *, steps=STEPS, resume_at=0):
-    with Record(folder, resume_at=resume_at) as record:
+    with MetricsLog(folder, resume_at=resume_at) as record:
         for step in steps:
             record.scalars(step, {"train/loss": 1 / step, "train/iou": 0.5})
             if step % 40 == 0:
@@ -61,32 +61,32 @@ def test_lines_equal_what_was_measured(tmp_path):
     lines = _strict((tmp_path / "metrics.jsonl").read_text())
     training = [{"step": s, "kind": "train", "loss": 1 / s, "iou": 0.5} for s in STEPS]
     held_out = {"step": 40, "kind": "validation", "mean_image_iou": 0.4}
-    assert lines == read(tmp_path) == [*training[:3], held_out, training[3]]
+    assert lines == read_metrics(tmp_path) == [*training[:3], held_out, training[3]]
 
 
 def test_a_call_with_both_kinds_makes_a_line_of_each(tmp_path):
-    with Record(tmp_path) as record:
+    with MetricsLog(tmp_path) as record:
         record.scalars(7, {"train/loss": 2, "validation/pooled_iou": np.float32(0.5)})
-    assert read(tmp_path) == [
+    assert read_metrics(tmp_path) == [
         {"step": 7, "kind": "train", "loss": 2.0},
         {"step": 7, "kind": "validation", "pooled_iou": 0.5},
     ]
 
 
 def test_no_line_is_there_before_the_first(tmp_path):
-    assert read(tmp_path) == []
+    assert read_metrics(tmp_path) == []
 
 
 def test_every_line_is_in_its_files_when_the_call_returns(tmp_path):
-    with Record(tmp_path) as record:
+    with MetricsLog(tmp_path) as record:
         record.scalars(1, {"train/loss": 0.5})
-        assert read(tmp_path) == [{"step": 1, "kind": "train", "loss": 0.5}]
+        assert read_metrics(tmp_path) == [{"step": 1, "kind": "train", "loss": 0.5}]
         assert _values(tmp_path) == [(1, "train/loss", 0.5)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")], ids=str)
 def test_what_is_not_finite_is_null_in_json_and_itself_in_tensorboard(tmp_path, value):
-    with Record(tmp_path) as record:
+    with MetricsLog(tmp_path) as record:
         record.scalars(3, {"train/loss": value})
     assert _strict((tmp_path / "metrics.jsonl").read_text())[0]["loss"] is None
     np.testing.assert_equal(_values(tmp_path), [(3, "train/loss", float(value))])
@@ -107,9 +107,9 @@ def test_a_resumed_run_leaves_the_lines_of_one_that_never_stopped(tmp_path, resu
 
 def test_a_validation_that_is_not_in_the_checkpoint_is_forgotten_as_well(tmp_path):
     _run(tmp_path)
-    with Record(tmp_path, resume_at=40, scored_at=20):
+    with MetricsLog(tmp_path, resume_at=40, scored_at=20):
         pass
-    assert [(line["kind"], line["step"]) for line in read(tmp_path)] == [
+    assert [(line["kind"], line["step"]) for line in read_metrics(tmp_path)] == [
         ("train", 1), ("train", 20), ("train", 40)
     ]  # fmt: skip
 
@@ -117,7 +117,7 @@ def test_a_validation_that_is_not_in_the_checkpoint_is_forgotten_as_well(tmp_pat
 @pytest.mark.parametrize("of_lines", [True, False])
 def test_a_full_disk_is_told_with_the_file(tmp_path, of_lines):
     """/dev/full takes nothing."""
-    record = Record(tmp_path)
+    record = MetricsLog(tmp_path)
     path = record._path if of_lines else record._events._path
     stream = record._lines if of_lines else record._events._stream
     with open("/dev/full", "wb") as full:
@@ -134,7 +134,7 @@ def test_a_line_cut_anywhere_is_dropped_and_those_before_it_stay(tmp_path):
     for cut in range(0, len(content), 7):
         path.write_bytes(content[:cut])
         whole = content[:cut].count(b"\n")
-        Record(tmp_path, resume_at=60).__exit__()
+        MetricsLog(tmp_path, resume_at=60).__exit__()
         assert path.read_bytes().splitlines() == content.splitlines()[:whole], cut
 
 
@@ -147,7 +147,7 @@ def test_lines_are_whole_where_dropping_some_was_interrupted(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        Record(tmp_path, resume_at=20)
+        MetricsLog(tmp_path, resume_at=20)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -158,7 +158,7 @@ def test_a_line_in_the_middle_that_is_none_is_refused_by_its_number(tmp_path, li
     path = tmp_path / "metrics.jsonl"
     whole = '{"step": 1, "kind": "train"}\n'
     path.write_bytes((whole + line + "\n" + whole).encode("latin-1"))
-    for look in (read, Record):
+    for look in (read_metrics, MetricsLog):
         with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is not JSON"):
             look(tmp_path)
     assert path.read_bytes().count(b"\n") == 3
@@ -170,7 +170,7 @@ def test_a_line_in_the_middle_that_is_none_is_refused_by_its_number(tmp_path, li
 @pytest.mark.parametrize("step", [0, 1, 127, 128, 2_000_000])
 @pytest.mark.parametrize("value", [0.0, -1.5, 0.1, 1e39], ids=str)
 def test_values_in_tensorboard_equal_those_given(tmp_path, tag, step, value):
-    with Record(tmp_path) as record:
+    with MetricsLog(tmp_path) as record:
         record.scalars(step, {tag: value, "train/other": 1.0})
     with np.errstate(over="ignore"):
         expected = float(np.float32(value))
@@ -179,7 +179,7 @@ def test_values_in_tensorboard_equal_those_given(tmp_path, tag, step, value):
 
 def test_pictures_in_tensorboard_equal_those_given(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 300, 3)).astype(np.uint8)
-    with Record(tmp_path) as record:
+    with MetricsLog(tmp_path) as record:
         record.images(9, {"validation/0": pixels})
     (value,) = _events(tmp_path)[-1].summary.value
     assert (value.tag, value.image.height, value.image.width, value.image.colorspace) == (

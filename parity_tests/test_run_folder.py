@@ -9,9 +9,10 @@ import pytest
 
 from parity_tests.tiny import SHOWN, TINY, begin, quiet
 from unet_spec import InputError
-from unet_train import loop, run_folder
+from unet_train import loop
 from unet_train.config import MeshConfig
-from unet_train.samples import load
+from unet_train.input.samples import load_samples
+from unet_train.run import folder as run_folder
 
 
 def test_a_kill_while_a_run_begins_leaves_nothing_of_it(tmp_path, monkeypatch):
@@ -34,7 +35,7 @@ with written_folder(Path("new")) as new, written(new / "a"), written(Path("last/
 """
     assert subprocess.run([sys.executable, "-c", killed], cwd=out).returncode == 9
     assert len(list(out.rglob(".*"))) == 4
-    run_folder.clear(out)
+    run_folder.remove_leftovers(out)
     assert not list(out.rglob(".*"))
 
 
@@ -50,12 +51,12 @@ with written_folder(Path("new")) as new, written(new / "a"), written(Path("last/
 )
 def test_another_config_is_refused_by_name(run, change, names):
     with pytest.raises(InputError, match=names):
-        run_folder.check(run[0], replace(TINY, **change), SHOWN)
+        run_folder.compare_with_beginning(run[0], replace(TINY, **change), SHOWN)
 
 
 def test_what_the_weights_do_not_depend_on_may_change(run):
     changed = replace(TINY, mesh=MeshConfig(data=2), validate_every=2)
-    assert run_folder.check(run[0], changed, SHOWN) == [
+    assert run_folder.compare_with_beginning(run[0], changed, SHOWN) == [
         "mesh.data was 1, now 2",
         "validate_every was 3, now 2",
     ]
@@ -66,37 +67,37 @@ def test_what_an_older_version_did_not_know_it_did_as_by_default(run, tmp_path):
     plain = run_folder.read_config(run[0])
     del plain["augment"]["illumination"], plain["accumulate"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(plain))
-    assert run_folder.check(tmp_path / "run", TINY, SHOWN) == []
+    assert run_folder.compare_with_beginning(tmp_path / "run", TINY, SHOWN) == []
     lit = replace(TINY, augment=replace(TINY.augment, illumination=0.5))
     with pytest.raises(InputError, match=r"augment\.illumination was 0\.0, now 0\.5"):
-        run_folder.check(tmp_path / "run", lit, SHOWN)
+        run_folder.compare_with_beginning(tmp_path / "run", lit, SHOWN)
 
 
 def test_images_that_are_gone_new_or_changed_are_refused_by_name(run):
-    samples = load(TINY)
+    samples = load_samples(TINY)
     mask = samples[1].mask.copy()
     mask[3, 4] = 1 - mask[3, 4]
     now = [replace(samples[0], name="other"), replace(samples[1], mask=mask), *samples[2:]]
     told = "gone: synthetic 0; new: other; changed: synthetic 1"
     with pytest.raises(InputError, match=rf"are not those .* \({told}\); bring them back"):
-        run_folder.check(run[0], TINY, run_folder.fingerprints(now))
+        run_folder.compare_with_beginning(run[0], TINY, run_folder.fingerprint_samples(now))
 
 
 def test_other_object_numbers_are_other_images():
-    (sample, *_) = load(TINY)
+    (sample, *_) = load_samples(TINY)
     one = replace(sample, objects=sample.mask.astype(np.int32))
     two = replace(sample, objects=2 * sample.mask.astype(np.int32))
-    assert run_folder.fingerprints([one]) != run_folder.fingerprints([two])
+    assert run_folder.fingerprint_samples([one]) != run_folder.fingerprint_samples([two])
 
 
 def test_a_run_that_is_under_way_is_left_alone(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "run")
     with (
-        run_folder.alone(tmp_path / "run"),
+        run_folder.lock_run(tmp_path / "run"),
         pytest.raises(InputError, match="another command is training there"),
     ):
         loop.run(TINY, tmp_path / "run", progress=quiet())
-    with run_folder.alone(tmp_path / "run"):
+    with run_folder.lock_run(tmp_path / "run"):
         pass
 
 

@@ -9,27 +9,32 @@ from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_st
 from unet_spec.parameters import parameters
 from unet_spec.recipe import Schedule
 from unet_spec.weight_file import WeightFile
-from unet_train import loop, run_folder, start
+from unet_train import loop
 from unet_train.config import CELLS, MODERN
-from unet_train.step import init
+from unet_train.run import beginning
+from unet_train.run import folder as run_folder
+from unet_train.step import init_state
 
 
 def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "start")
     given = replace(FLAGS, steps=9, start=tmp_path / "start")
-    told = start.known(given)
-    config = start.adopted(given, told)
+    told = beginning.read_start_settings(given)
+    config = beginning.apply_start(given, told)
     begin(tmp_path / "run", config, told)
     shutil.rmtree(tmp_path / "start")
-    assert start.adopted(given, start.known(given, run=tmp_path / "run")) == config
+    assert (
+        beginning.apply_start(given, beginning.read_start_settings(given, run=tmp_path / "run"))
+        == config
+    )
 
 
 def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
-    source = start.read(run[0])
+    source = beginning.read_start(run[0])
     given = replace(FLAGS, steps=9, start=run[0])
-    config = start.adopted(given, start.known(given))
+    config = beginning.apply_start(given, beginning.read_start_settings(given))
     assert (config.net, config.recipe) == (TINY.net, TINY.recipe)
-    state = start.state_from(config, source, init(config))
+    state = beginning.make_first_state(config, source, init_state(config))
     assert int(state.step) == int(state.optimizer.step) == 6
     held = training_state.read(run[0] / "last")
     np.testing.assert_array_equal(state.params["out.bias"], held.weights.tensors["out.bias"])
@@ -39,10 +44,10 @@ def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
 
 
 def test_a_start_from_weights_begins_at_step_0(run):
-    source = start.read(run[0] / "best.safetensors")
+    source = beginning.read_start(run[0] / "best.safetensors")
     given = replace(FLAGS, start=run[0] / "best.safetensors")
-    config = start.adopted(given, start.known(given))
-    state = start.state_from(config, source, init(config))
+    config = beginning.apply_start(given, beginning.read_start_settings(given))
+    state = beginning.make_first_state(config, source, init_state(config))
     assert int(state.step) == 0
     tensors = weight_file.read(run[0] / "best.safetensors").tensors
     expected = layout.to_jax(config.net, tensors)
@@ -67,26 +72,28 @@ def test_a_start_from_weights_begins_at_step_0(run):
 def test_a_start_that_a_flag_contradicts_is_refused(run, flags, told):
     config = replace(FLAGS, steps=9, start=run[0], **flags)
     with pytest.raises(InputError, match=told):
-        start.adopted(config, start.known(config))
+        beginning.apply_start(config, beginning.read_start_settings(config))
 
 
 def test_a_start_from_weights_leaves_the_recipe_to_the_flags(run, tmp_path):
     given = replace(FLAGS, start=run[0] / "best.safetensors")
-    told = start.known(given)
-    begin(tmp_path / "run", start.adopted(given, told), told)
+    told = beginning.read_start_settings(given)
+    begin(tmp_path / "run", beginning.apply_start(given, told), told)
     changed = replace(given, optimizer=MODERN.optimizer)
-    again = start.adopted(changed, start.known(changed, run=tmp_path / "run"))
+    again = beginning.apply_start(
+        changed, beginning.read_start_settings(changed, run=tmp_path / "run")
+    )
     with pytest.raises(InputError, match=r"optimizer\.lr was 0\.002, now 0\.001"):
-        run_folder.check(tmp_path / "run", again, SHOWN)
+        run_folder.compare_with_beginning(tmp_path / "run", again, SHOWN)
 
 
 def test_a_run_without_a_checkpoint_refuses_another_start(run, tmp_path):
     weights = tmp_path / "start.safetensors"
     shutil.copy(run[0] / "best.safetensors", weights)
     given = replace(FLAGS, start=weights)
-    told = start.known(given)
-    begin(tmp_path / "run", start.adopted(given, told), told)
-    start.refuse_changed(weights, run=tmp_path / "run")
+    told = beginning.read_start_settings(given)
+    begin(tmp_path / "run", beginning.apply_start(given, told), told)
+    beginning.refuse_changed(weights, run=tmp_path / "run")
     file = weight_file.read(weights)
     other = {name: np.asarray(2 * tensor) for name, tensor in file.tensors.items()}
     weights.unlink()
@@ -103,10 +110,12 @@ def test_crops_fit_the_net_of_the_start_and_not_that_of_the_preset(run, tmp_path
         crops = replace(CELLS.data, crop_px=crop_px)
         given = replace(CELLS, data=crops, start=tmp_path / "w.safetensors")
         if legal:
-            assert start.adopted(given, start.known(given)).net == unpadded
+            assert (
+                beginning.apply_start(given, beginning.read_start_settings(given)).net == unpadded
+            )
         else:
             with pytest.raises(InputError, match="crop_px=33 is not legal for the net; use 32"):
-                start.adopted(given, start.known(given))
+                beginning.apply_start(given, beginning.read_start_settings(given))
 
 
 def test_a_start_whose_schedule_has_ended_is_refused(tmp_path):
@@ -114,9 +123,9 @@ def test_a_start_whose_schedule_has_ended_is_refused(tmp_path):
     loop.run(replace(TINY, schedule=rising), tmp_path / "run", progress=quiet())
     given = replace(FLAGS, steps=9, start=tmp_path / "run")
     with pytest.raises(InputError, match=r"total_steps=6 ends before steps=9.*use steps=6"):
-        start.adopted(given, start.known(given))
+        beginning.apply_start(given, beginning.read_start_settings(given))
 
 
 def test_a_start_at_the_last_step_is_refused(run):
     with pytest.raises(InputError, match="it is at step 6 already"):
-        start.known(replace(TINY, start=run[0]))
+        beginning.read_start_settings(replace(TINY, start=run[0]))

@@ -15,15 +15,24 @@ import unet_torch
 from unet_jax.layers import max_pool
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.recipe import Optimizer, Schedule
-from unet_train import mesh
-from unet_train import step as steps_of
 from unet_train.config import AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
-from unet_train.data import Batch
-from unet_train.hlo import collectives, largest_bytes
-from unet_train.mesh import place
+from unet_train.devices import placement as placements
+from unet_train.devices.collectives import count_collectives, largest_bytes
+from unet_train.devices.placement import make_placement
+from unet_train.input.crops import Batch
 from unet_train.metrics import foreground_iou
-from unet_train.outputs import to_weight_file
-from unet_train.step import State, compiled, make_steps
+from unet_train.report.outputs import to_weight_file
+from unet_train.step import (
+    State,
+    accumulate_gradients,
+    compile_steps,
+    dropout_keys,
+    init_state,
+    jit_steps,
+    prepare_batch,
+    shapes_of_crops,
+    update_state,
+)
 
 ONE = TrainConfig(
     net=UNetConfig(widths=(4, 6)),
@@ -78,7 +87,7 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
         optimizer=Optimizer(weight_decay=0.1),
         schedule=Schedule("one_cycle", max_lr=1e-2),
     )
-    steps = make_steps(config)
+    steps = jit_steps(config)
     state, seen = steps.init(), batch(config)
     twin = unet_torch.weights.from_weights(to_weight_file(config, state)).train()
     rate = 1e-2 / 25  # the first step of the schedule
@@ -100,14 +109,14 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
         assert worst < 0.02 * rate, (name, worst)
 
 
-accumulated = jax.jit(steps_of.accumulated, static_argnums=0)
-stepped = jax.jit(steps_of.update, static_argnums=0)
+accumulated = jax.jit(accumulate_gradients, static_argnums=0)
+stepped = jax.jit(update_state, static_argnums=0)
 
 
 @pytest.mark.parametrize("loss", [LossConfig(), LossConfig(dice=1.0, focal=0.5, ignore_index=1)],
                          ids=["cross_entropy", "sum_with_ignored"])  # fmt: skip
 def test_accumulated_gradients_equal_those_of_the_large_batch(float64, loss):
-    config, state = widened(ONE, steps_of.init(ONE))
+    config, state = widened(ONE, init_state(ONE))
     config = replace(config, loss=loss)
     seen = batch(config)
     whole = accumulated(config, state, seen)
@@ -119,7 +128,7 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(float64, loss):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_step_with_remat_equals_one_without(float64, norm):
     config = replace(ONE, net=replace(ONE.net, norm=norm))
-    config, state = widened(config, steps_of.init(config))
+    config, state = widened(config, init_state(config))
     seen = batch(config)
     plain = stepped(config, state, seen)
     again = stepped(replace(config, remat=True), state, seen)
@@ -129,7 +138,7 @@ def test_a_step_with_remat_equals_one_without(float64, norm):
 def test_remat_computes_the_convolutions_of_every_level_again():
     def convolutions(remat):
         config = replace(ONE, remat=remat)
-        steps: Any = make_steps(config)
+        steps: Any = jit_steps(config)
         text = steps.step.lower(steps.init(), batch(config)).as_text()
         return text.count("stablehlo.convolution"), text.count("optimization_barrier")
 
@@ -141,7 +150,7 @@ def test_remat_computes_the_convolutions_of_every_level_again():
 
 def test_the_average_of_weights_equals_a_loop(float64):
     config = replace(ONE, net=replace(ONE.net, norm="batch"), ema=0.3)
-    config, state = widened(config, steps_of.init(config))
+    config, state = widened(config, init_state(config))
     averaged = {**state.params, **{n: a for n, a in state.stats.items() if "batches" not in n}}
     assert len(averaged) > len(state.params)
     expected = {name: np.array(a) for name, a in averaged.items()}
@@ -159,7 +168,7 @@ def test_the_average_of_weights_equals_a_loop(float64):
 
 def test_the_step_is_compiled_once_and_counts():
     config = replace(ONE, net=replace(ONE.net, norm="batch", dropout=0.2))
-    steps = make_steps(config)
+    steps = jit_steps(config)
     state = steps.init()
     for _ in range(3):
         state, _ = steps.step(state, batch(config))
@@ -176,7 +185,7 @@ def test_overfits_one_image_to_perfection():
         schedule=Schedule("one_cycle", max_lr=1e-2, pct_start=0.2, cycle_momentum=False),
         steps=120,
     )
-    steps = make_steps(config)
+    steps = jit_steps(config)
     state = steps.init()
     x = batch(config).x
     truth = (x[..., 0] > 0).astype(jnp.uint8)
@@ -186,7 +195,7 @@ def test_overfits_one_image_to_perfection():
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_none_after_it_does():
-    steps = make_steps(ONE)
+    steps = jit_steps(ONE)
     state = steps.init()
     seen = batch(ONE)
     state, _ = steps.step(state, seen)
@@ -203,7 +212,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_none_after_it_does():
 def test_bfloat16_computes_the_convolutions_and_keeps_parameters_and_loss_in_float32():
     losses = {}
     for config in (ONE, replace(ONE, compute="bfloat16")):
-        steps: Any = make_steps(config)
+        steps: Any = jit_steps(config)
         state, seen = steps.init(), batch(config)
         text = steps.step.lower(state, seen).as_text()
         convolutions = re.findall("stablehlo.convolution.*", text)
@@ -219,7 +228,7 @@ def test_bfloat16_computes_the_convolutions_and_keeps_parameters_and_loss_in_flo
 
 
 def test_float32_is_asked_for_in_full():
-    steps: Any = make_steps(ONE)
+    steps: Any = jit_steps(ONE)
     text = steps.step.lower(steps.init(), batch(ONE)).as_text()
     products = re.findall("stablehlo.(?:convolution|dot_general).*", text)
     assert len(products) > 10
@@ -235,7 +244,7 @@ def test_truth_and_weight_are_of_what_the_net_answers_for(padding):
     config = replace(ONE, net=net, data=replace(ONE.data, crop_px=crop_px))
     truth = jnp.asarray(np.random.default_rng(0).integers(0, 2, (4, crop_px, crop_px)), jnp.uint8)
     crops = Batch(truth[..., None].astype(jnp.float32), truth, truth.astype(jnp.float32))
-    seen = steps_of.prepare(config, crops, jnp.asarray(5))
+    seen = prepare_batch(config, crops, jnp.asarray(5))
     margin = geometry.margin(net)
     inside = slice(margin, crop_px - margin)
     assert seen.truth.shape[1] == geometry.output_size(net, crop_px)
@@ -246,7 +255,7 @@ def test_truth_and_weight_are_of_what_the_net_answers_for(padding):
 def test_seed_and_step_are_those_of_the_augmentation():
     config, crops = replace(ONE, augment=AugmentConfig()), batch(ONE)
     made = [
-        np.asarray(steps_of.prepare(replace(config, seed=seed), crops, jnp.asarray(step)).x)
+        np.asarray(prepare_batch(replace(config, seed=seed), crops, jnp.asarray(step)).x)
         for seed, step in ((0, 0), (0, 1), (1, 0))
     ]
     assert all((one != other).any() for one, other in combinations(made, 2))
@@ -256,12 +265,12 @@ def test_a_step_augments_by_its_own_number():
     config, crops = replace(ONE, augment=AugmentConfig()), batch(ONE)
 
     def at(number):
-        state = steps_of.init(config)
+        state = init_state(config)
         return state._replace(step=jnp.asarray(number, jnp.int32))
 
-    _, found = make_steps(config).step(at(5), crops)
+    _, found = jit_steps(config).step(at(5), crops)
     by_hand = [
-        float(stepped(config, at(5), steps_of.prepare(config, crops, jnp.asarray(n)))[1].loss)
+        float(stepped(config, at(5), prepare_batch(config, crops, jnp.asarray(n)))[1].loss)
         for n in (0, 4, 5, 6)
     ]
     apart = [abs(float(found.loss) / loss - 1) for loss in by_hand]
@@ -270,11 +279,11 @@ def test_a_step_augments_by_its_own_number():
 
 
 def test_the_seed_is_that_of_the_weights_and_of_the_dropout():
-    first, second = (steps_of.init(replace(ONE, seed=seed)) for seed in (0, 1))
+    first, second = (init_state(replace(ONE, seed=seed)) for seed in (0, 1))
     name = "down_1.conv.conv.0.weight"
     assert (first.params[name] != second.params[name]).any()
     keys = [
-        jax.random.key_data(steps_of.dropout_keys(replace(ONE, seed=seed, accumulate=2), first))
+        jax.random.key_data(dropout_keys(replace(ONE, seed=seed, accumulate=2), first))
         for seed in (0, 1)
     ]
     assert len({tuple(np.asarray(key)) for key in np.concatenate(keys)}) == 4
@@ -283,7 +292,7 @@ def test_the_seed_is_that_of_the_weights_and_of_the_dropout():
 def test_pixels_that_count_nothing_are_not_in_the_confusion_of_a_step():
     config = replace(ONE, loss=LossConfig(ignore_index=1))
     seen = batch(config)
-    _, metrics = stepped(config, steps_of.init(config), seen)
+    _, metrics = stepped(config, init_state(config), seen)
     assert metrics.confusion.sum() == (seen.truth != 1).sum()
     assert metrics.confusion[1].sum() == 0
 
@@ -291,7 +300,7 @@ def test_pixels_that_count_nothing_are_not_in_the_confusion_of_a_step():
 def test_plateau_watches_the_loss():
     watching = Schedule("plateau", factor=0.1, patience=0, threshold=0.0)
     config = replace(ONE, optimizer=Optimizer("sgd", lr=0.05), schedule=watching)
-    state, seen, found = steps_of.init(config), batch(config), []
+    state, seen, found = init_state(config), batch(config), []
     for _ in range(5):
         state, metrics = stepped(config, state, seen)
         found.append((float(metrics.loss), float(metrics.lr)))
@@ -302,7 +311,7 @@ def test_plateau_watches_the_loss():
 def test_dropout_is_a_function_of_the_step():
     still = Optimizer("sgd", lr=0.0)
     config = replace(ONE, net=replace(ONE.net, dropout=0.5), optimizer=still, schedule=Schedule())
-    steps = make_steps(config)
+    steps = jit_steps(config)
     state, found = steps.init(), []
     for step in (0, 1, 0):
         state = state._replace(step=jnp.asarray(step, jnp.int32))
@@ -322,8 +331,8 @@ MESHES = {"data": (4, 1), "rows": (1, 4), "both": (2, 4)}
 
 def trained(config):
     """(state, losses, text of the step) after three steps."""
-    placement = place(config)
-    steps = compiled(config, placement)
+    placement = make_placement(config)
+    steps = compile_steps(config, placement)
     state, losses = steps.init(), []
     for number in range(3):
         made = jax.tree.map(np.asarray, batch(config, seed=number))
@@ -352,7 +361,7 @@ def test_a_mesh_of_devices_equals_one_device(alone, meshed):
     _, losses, step = trained(replace(PADDED, mesh=MeshConfig(data=count, rows=rows)))
     # float32 sums in another order; 2e-6 was the largest seen
     np.testing.assert_allclose(losses, alone[1], rtol=2e-5)
-    counted = collectives(step.as_text())
+    counted = count_collectives(step.as_text())
     assert counted["all-reduce"]
     # rows: their borders go to the neighbour, and no map is ever put together
     assert (counted["collective-permute"] > 0) == (rows > 1)
@@ -367,7 +376,7 @@ def test_a_mesh_of_devices_equals_one_device(alone, meshed):
 def test_the_smallest_map_that_a_step_puts_together_is_seen(monkeypatch, meshed):
     count, rows = MESHES[meshed]
     config = replace(PADDED, mesh=MeshConfig(data=count, rows=rows))
-    placement = place(config)
+    placement = make_placement(config)
     lowest_px = config.data.crop_px >> config.net.depth
 
     def together(x):
@@ -376,12 +385,12 @@ def test_the_smallest_map_that_a_step_puts_together_is_seen(monkeypatch, meshed)
         return jax.lax.with_sharding_constraint(x, there)
 
     monkeypatch.setattr(unet_jax.model, "max_pool", together)
-    steps: Any = make_steps(config, placement)
+    steps: Any = jit_steps(config, placement)
     shapes = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-        (state := jax.eval_shape(lambda: steps_of.init(config))), placement.state(state),
+        (state := jax.eval_shape(lambda: init_state(config))), placement.state(state),
     )  # fmt: skip
-    crops = steps_of.shapes_of_crops(config, placement)
+    crops = shapes_of_crops(config, placement)
     text = steps.step.lower(shapes, crops).compile().as_text()
     assert moved(text, parts=count) == ["gathered", "large"]
 
@@ -395,10 +404,10 @@ def test_the_smallest_map_that_a_step_puts_together_is_seen(monkeypatch, meshed)
     ],
 )
 def test_the_mesh_tells_all_that_bits_depend_on(monkeypatch, name, value):
-    placement = place(PADDED)
+    placement = make_placement(PADDED)
     before = placement.told()
     assert replace(placement, shard_parameters=True).told() != before
-    monkeypatch.setattr(mesh, name, value)
+    monkeypatch.setattr(placements, name, value)
     assert placement.told() != before
 
 
@@ -407,7 +416,7 @@ def test_the_mesh_tells_all_that_bits_depend_on(monkeypatch, name, value):
 )
 def test_by_default_the_most_devices_that_divide_the_batch_are_taken(images, parts, taken):
     config = replace(PADDED, data=replace(PADDED.data, batch=images), accumulate=parts)
-    placement = place(config)
+    placement = make_placement(config)
     assert placement.mesh.devices.shape == (taken, 1)
     assert placement.told().startswith("8 devices" if taken == 8 else f"{taken} of 8 devices")
 
@@ -425,17 +434,17 @@ def test_a_mesh_that_does_not_fit_is_refused(crop_px, mesh, told):
     net = replace(PADDED.net, fit="zeros")
     config = replace(PADDED, net=net, data=replace(PADDED.data, crop_px=crop_px), mesh=mesh)
     with pytest.raises(InputError, match=told):
-        place(config)
+        make_placement(config)
 
 
 def test_devices_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(InputError, match=r"3 devices do not divide the 8 images"):
-        place(replace(PADDED, mesh=MeshConfig(data=3)))
+        make_placement(replace(PADDED, mesh=MeshConfig(data=3)))
 
 
 def test_parameters_in_parts_equal_copies_of_them(alone):
     config = replace(PADDED, mesh=MeshConfig(data=4, shard_parameters=True))
-    held = place(config).state(jax.eval_shape(lambda: steps_of.init(config)))
+    held = make_placement(config).state(jax.eval_shape(lambda: init_state(config)))
     assert not held.params["neck.conv.0.weight"].is_fully_replicated
     _, losses, _ = trained(config)
     np.testing.assert_allclose(losses, alone[1], rtol=2e-5)
@@ -447,7 +456,7 @@ def test_state_is_all_that_a_step_changes():
 
 def test_clipping_by_norm_reaches_the_step():
     config = replace(ONE, optimizer=Optimizer("sgd", lr=1.0, clip_norm=1e-3), schedule=Schedule())
-    steps = make_steps(config)
+    steps = jit_steps(config)
     state = steps.init()
     before = jax.tree.map(np.array, state.params)
     state, metrics = steps.step(state, batch(config))

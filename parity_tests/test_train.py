@@ -15,15 +15,19 @@ import unet_torch
 from parity_tests.tiny import TINY, quiet
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
 from unet_spec.recipe import Recipe, Schedule
-from unet_train import data, loop, mesh, signals
+from unet_train import loop
+from unet_train.check.nonfinite import explain_nonfinite
 from unet_train.config import LossConfig, MeshConfig
-from unet_train.outputs import to_weight_file
-from unet_train.progress import Progress, StepBar
-from unet_train.record import read
-from unet_train.samples import load
-from unet_train.step import compiled, prepare
-from unet_train.tripwire import diagnose
-from unet_train.validation import validate
+from unet_train.devices import signals
+from unet_train.devices.placement import make_placement
+from unet_train.input.crops import choose_samples, cut_batch
+from unet_train.input.samples import load_samples
+from unet_train.input.split import split_samples
+from unet_train.report.metrics_log import read_metrics
+from unet_train.report.outputs import to_weight_file
+from unet_train.report.progress import Progress, StepBar
+from unet_train.report.validation import validate
+from unet_train.step import compile_steps, prepare_batch
 
 
 def test_a_run_leaves_whole_files_that_both_frameworks_open(run):
@@ -32,7 +36,7 @@ def test_a_run_leaves_whole_files_that_both_frameworks_open(run):
     assert model.class_names == twin.class_names == ("background", "cell")
     image = np.random.default_rng(0).integers(0, 255, (37, 51), np.uint8)
     assert unet_jax.predict(model, image).shape == (37, 51)
-    kinds = {(line["kind"], line["step"]) for line in read(folder)}
+    kinds = {(line["kind"], line["step"]) for line in read_metrics(folder)}
     assert {("validation", 3), ("validation", 6), ("train", 6)} <= kinds
     assert json.loads((folder / "config.json").read_text())["steps"] == 6
     assert (result.step, result.stopped_by) == (6, None)
@@ -42,12 +46,12 @@ def test_a_run_leaves_whole_files_that_both_frameworks_open(run):
 
 
 def test_a_run_equals_its_steps_by_hand(run):
-    placement = mesh.place(TINY)
-    steps = compiled(TINY, placement)
-    training, _ = data.split(load(TINY), holdout=TINY.data.holdout, seed=TINY.seed)
+    placement = make_placement(TINY)
+    steps = compile_steps(TINY, placement)
+    training, _ = split_samples(load_samples(TINY), holdout=TINY.data.holdout, seed=TINY.seed)
     state = steps.init()
     for step in range(TINY.steps):
-        crops = data.batch(training, step, data=TINY.data, net=TINY.net, seed=TINY.seed)
+        crops = cut_batch(training, step, data=TINY.data, net=TINY.net, seed=TINY.seed)
         state, _ = steps.step(state, placement.put(crops, batch=TINY.data.batch))
     found = weight_file.read(run[0] / "weights.safetensors").tensors
     for name, expected in to_weight_file(TINY, state).tensors.items():
@@ -109,7 +113,7 @@ def test_a_run_with_fewer_steps_than_were_done_ends_with_its_files(tmp_path, mon
 def test_who_asks_twice_at_once_is_one_and_who_asks_again_is_not_kept_waiting(monkeypatch):
     killed = []
     kill = os.kill
-    with signals.heard() as asked:
+    with signals.collect_signals() as asked:
         kill(os.getpid(), signal.SIGTERM)
         kill(os.getpid(), signal.SIGTERM)
         assert asked == ["SIGTERM"]
@@ -188,7 +192,7 @@ def test_a_run_that_is_stopped_before_its_first_step_begins_again(run, tmp_path,
 
 def _validations(run):
     """At which steps."""
-    return [line["step"] for line in read(run) if line["kind"] == "validation"]
+    return [line["step"] for line in read_metrics(run) if line["kind"] == "validation"]
 
 
 def test_a_run_that_patience_has_ended_does_not_go_on(tmp_path, monkeypatch):
@@ -228,29 +232,29 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 
 def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
     config = replace(TINY, data=replace(TINY.data, synthetic=7))
-    samples = load(config)
-    training, _ = data.split(samples, holdout=TINY.data.holdout, seed=TINY.seed)
+    samples = load_samples(config)
+    training, _ = split_samples(samples, holdout=TINY.data.holdout, seed=TINY.seed)
     first, second, third = (
-        [sample.name for sample in data.chosen(training, step, data=TINY.data, seed=TINY.seed)]
+        [sample.name for sample in choose_samples(training, step, data=TINY.data, seed=TINY.seed)]
         for step in range(3)
     )
     bad = second[0]
     assert bad not in (*first, third[0])
     monkeypatch.setattr(
-        loop, "load",
+        loop, "load_samples",
         lambda _: [replace(s, x=s.x * (np.nan if s.name == bad else 1)) for s in samples],
     )  # fmt: skip
     asked = []
 
     def noted(config, state, batch, names):
         asked.append(batch)
-        return diagnose(config, state, batch, names)
+        return explain_nonfinite(config, state, batch, names)
 
-    monkeypatch.setattr(loop, "diagnose", noted)
+    monkeypatch.setattr(loop, "explain_nonfinite", noted)
     with pytest.raises(InputError, match=rf"step 2 is not finite: .* made from {bad} holds"):
         loop.run(config, tmp_path / "run", progress=quiet())
-    crops = data.batch(training, 1, data=TINY.data, net=TINY.net, seed=TINY.seed)
-    seen = jax.jit(prepare, static_argnums=0)(config, crops, np.int32(1))
+    crops = cut_batch(training, 1, data=TINY.data, net=TINY.net, seed=TINY.seed)
+    seen = jax.jit(prepare_batch, static_argnums=0)(config, crops, np.int32(1))
     assert not np.isfinite(asked[0].x[0]).any()
     np.testing.assert_allclose(asked[0].x[1], seen.x[1], atol=1e-6)
 

@@ -10,10 +10,10 @@ import pytest
 from parity_tests.tiny import TINY
 from unet_spec import UNetConfig
 from unet_spec.recipe import Optimizer
-from unet_train import step as steps_of
+from unet_train.check.nonfinite import explain_nonfinite
 from unet_train.config import DataConfig, MeshConfig, TrainConfig
-from unet_train.data import Batch
-from unet_train.tripwire import diagnose
+from unet_train.input.crops import Batch
+from unet_train.step import init_state, update_state
 
 CONFIG = TrainConfig(
     net=UNetConfig(widths=(4, 6), dropout=0.5),
@@ -32,7 +32,7 @@ def batch():
 def on_the_edge():
     """A state whose neck gives ones, of which `up_1.up` makes too much where dropout leaves all
     six of a pixel: 6 * 2 * 3e37 is more than float32's 3.4e38, 5 * 2 * 3e37 is not."""
-    state = steps_of.init(CONFIG)
+    state = init_state(CONFIG)
     params = dict(state.params)
     params["neck.conv.2.weight"] = jnp.zeros((3, 3, 6, 6))
     params["neck.conv.2.bias"] = jnp.ones(6)
@@ -43,23 +43,23 @@ def on_the_edge():
 
 def test_the_tripwire_drops_what_each_part_of_the_step_drops():
     config, state = replace(CONFIG, accumulate=2), on_the_edge()
-    step = jax.jit(steps_of.update, static_argnums=0)
+    step = jax.jit(update_state, static_argnums=0)
     told, finite = [], []
     for number in range(6):
         state = state._replace(step=jnp.asarray(number, jnp.int32))
         finite.append(bool(np.isfinite(step(config, state, batch())[1].loss)))
-        told.append("up_1.up is the first" not in diagnose(config, state, batch(), NAMES))
+        told.append("up_1.up is the first" not in explain_nonfinite(config, state, batch(), NAMES))
     assert told == finite
     assert 0 < sum(finite) < len(finite)
 
 
 @pytest.mark.parametrize("image", range(4))
 def test_the_tripwire_names_the_image_of_a_part(image):
-    config, state, seen = replace(CONFIG, accumulate=2), steps_of.init(CONFIG), batch()
+    config, state, seen = replace(CONFIG, accumulate=2), init_state(CONFIG), batch()
     weight = jnp.full((3, 3, 1, 4), 1e30)
     state = state._replace(params={**state.params, "down_1.conv.conv.0.weight": weight})
     seen = seen._replace(x=seen.x.at[image].set(1e30))
-    told = diagnose(config, state, seen, NAMES)
+    told = explain_nonfinite(config, state, seen, NAMES)
     assert told == (
         "down_1.conv.conv.0 is the first module whose output is not finite, in " + NAMES[image]
     )
@@ -70,7 +70,7 @@ PLAIN = replace(TINY, net=UNetConfig(widths=(4, 6)))
 
 def infected(where):
     """(state, batch) of PLAIN in which something will not be finite."""
-    state = steps_of.init(PLAIN)
+    state = init_state(PLAIN)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 32, 32, 1)), jnp.float32)
     truth = jnp.asarray(rng.integers(0, 2, (2, 32, 32)), jnp.uint8)
@@ -113,7 +113,7 @@ def configured(where):
 )
 def test_a_step_that_makes_something_infinite_changes_nothing(where):
     config, (state, seen) = configured(where), infected(where)
-    following, metrics = jax.jit(steps_of.update, static_argnums=0)(config, state, seen)
+    following, metrics = jax.jit(update_state, static_argnums=0)(config, state, seen)
     assert bool(following.stopped) == (where != "nothing")
     assert np.isfinite(metrics.loss) == (where not in ("module", "loss"))
     if where != "nothing":
@@ -137,4 +137,4 @@ def test_a_step_that_makes_something_infinite_changes_nothing(where):
 )
 def test_the_tripwire_names_module_and_image(where, told):
     state, batch = infected(where)
-    assert told in diagnose(configured(where), state, batch, ["a.png", "b.png"])
+    assert told in explain_nonfinite(configured(where), state, batch, ["a.png", "b.png"])

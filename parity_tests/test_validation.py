@@ -6,11 +6,11 @@ import pytest
 import unet_image
 from unet_jax import UNet
 from unet_spec import UNetConfig
-from unet_train import outputs, validation
-from unet_train.data import Sample
+from unet_train.input.border_weights import label_objects
+from unet_train.input.samples import Sample
 from unet_train.metrics import rand_score
-from unet_train.validation import validate
-from unet_train.weight_map import objects_of
+from unet_train.report import outputs, validation
+from unet_train.report.validation import validate
 
 
 def sample(number, mask, objects=None):
@@ -57,7 +57,7 @@ def test_scores_equal_pixels_counted_by_hand(scores):
 
 
 def test_the_rand_score_is_of_the_objects_where_they_are_known(scores):
-    of_parts = [rand_score(p == 1, objects_of(s.mask == 1))
+    of_parts = [rand_score(p == 1, label_objects(s.mask == 1))
                 for p, s in zip(PREDICTED, SAMPLES, strict=True)]  # fmt: skip
     of_objects = rand_score(PREDICTED[1] == 1, HALVES)
     assert len({of_objects, of_parts[1], rand_score(PREDICTED[1] == 0, HALVES)}) == 3
@@ -65,7 +65,7 @@ def test_the_rand_score_is_of_the_objects_where_they_are_known(scores):
 
 
 def test_pictures_show_prediction_and_truth_of_their_image(scores):
-    shown = outputs.overlays(SAMPLES, scores, [1])
+    shown = outputs.draw_overlays(SAMPLES, scores, [1])
     assert list(shown) == ["1.png"]
     expected = unet_image.overlay(SAMPLES[1].image, FOUND, BLOCK)
     np.testing.assert_array_equal(shown["1.png"], expected)
@@ -81,6 +81,6 @@ def test_images_without_names_of_their_own_have_pictures_of_their_own(scores, tm
     scores = replace(scores, images=images)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "of_before.png").touch()
-    outputs.write_pictures(tmp_path, outputs.overlays(named, scores, range(3)))
+    outputs.write_pictures(tmp_path, outputs.draw_overlays(named, scores, range(3)))
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["0_x_y.png", "1_x_y.png", "2_a_1_.png"]

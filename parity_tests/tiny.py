@@ -6,10 +6,11 @@ from rich.console import Console
 
 from unet_spec import UNetConfig
 from unet_spec.recipe import Schedule
-from unet_train import run_folder, start
 from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
-from unet_train.progress import Progress
-from unet_train.samples import load
+from unet_train.input.samples import load_samples
+from unet_train.report.progress import Progress
+from unet_train.run import beginning
+from unet_train.run import folder as run_folder
 
 TINY = TrainConfig(
     net=UNetConfig(widths=(4, 6), norm="batch", dropout=0.2),
@@ -29,7 +30,7 @@ TINY = TrainConfig(
 FLAGS = replace(CELLS, data=TINY.data, mesh=TINY.mesh, ema=TINY.ema)
 
 
-SHOWN = run_folder.fingerprints(load(TINY))
+SHOWN = run_folder.fingerprint_samples(load_samples(TINY))
 
 
 def quiet():
@@ -38,5 +39,5 @@ def quiet():
 
 def begin(out, config, told=()):
     """A run of the samples of TINY that was killed before its first checkpoint."""
-    started = {"told": sorted(told), "sha256": start.fingerprint(config.start)}
-    run_folder.begin(out, config, shown=SHOWN, started=started)
+    started = {"told": sorted(told), "sha256": beginning.fingerprint(config.start)}
+    run_folder.write_beginning(out, config, shown=SHOWN, started=started)

@@ -15,17 +15,30 @@ from unet_spec import InputError
 from unet_spec.files import refuse_existing
 from unet_spec.weight_file import WeightFile
 
-from . import data, doctor, mesh, outputs, run_folder, signals, start
-from .batches import batches
-from .checkpoint import Checkpoints
+from .check import data_doctor
+from .check.nonfinite import explain_nonfinite
 from .config import TrainConfig
-from .data import Sample
-from .progress import Progress, StepBar
-from .record import Record
-from .samples import load
-from .step import Steps, compiled, prepare
-from .tripwire import diagnose
-from .validation import Scores, validate
+from .devices import signals
+from .devices.placement import Placement, make_placement
+from .devices.processes import (
+    broadcast_from_first,
+    gather_to_host,
+    refuse_unlike_processes,
+    wait_for_all,
+    was_preempted,
+)
+from .input.crops import choose_samples
+from .input.prefetch import prefetch_batches
+from .input.samples import Sample, load_samples
+from .input.split import split_samples
+from .report import outputs
+from .report.metrics_log import MetricsLog
+from .report.progress import Progress, StepBar
+from .report.validation import Scores, validate
+from .run import beginning
+from .run import folder as run_folder
+from .run.checkpoint import Checkpoints
+from .step import Steps, compile_steps, prepare_batch
 
 
 @dataclass(frozen=True)
@@ -85,44 +98,46 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
             a loss that is not finite.
     """
     began = time.monotonic()
-    resuming = mesh.told_by_the_first("begun", run_folder.is_run(out))
+    resuming = broadcast_from_first("begun", run_folder.is_run(out))
     given = config
-    told = start.known(config, run=out if resuming else None)
-    config = start.adopted(config, told)
-    for name, value in run_folder.changes(given, config):
+    told = beginning.read_start_settings(config, run=out if resuming else None)
+    config = beginning.apply_start(config, told)
+    for name, value in run_folder.list_changes(given, config):
         progress.say(f"taken from {config.start}: {name}={value}")
-    placement = mesh.place(config)
+    placement = make_placement(config)
     lead = jax.process_index() == 0
     if lead and not resuming:
         refuse_existing(out, why="exists, and holds no run")
-    samples = load(config)
-    training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
-    shown = run_folder.fingerprints(samples)
-    mesh.refuse_unlike(run_folder.identity(config, shown))
+    samples = load_samples(config)
+    training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
+    shown = run_folder.fingerprint_samples(samples)
+    refuse_unlike_processes(run_folder.describe_identity(config, shown))
     if resuming:
-        for change in run_folder.check(out, config, shown):
+        for change in run_folder.compare_with_beginning(out, config, shown):
             progress.say(f"other than before: {change}")
     if config.data.images is None:
         progress.say(f"no --data.images: {len(samples)} images of synthetic cells")
-    diagnosis = doctor.consult(training, validation, config=config, console=progress.console)
+    diagnosis = data_doctor.report_data(
+        training, validation, config=config, console=progress.console
+    )
     if lead and not resuming:
-        run_folder.begin(
+        run_folder.write_beginning(
             out, config, shown=shown,
-            started={"told": sorted(told), "sha256": start.fingerprint(config.start)},
+            started={"told": sorted(told), "sha256": beginning.fingerprint(config.start)},
         )  # fmt: skip
-    with run_folder.alone(out) if lead else nullcontext():
+    with run_folder.lock_run(out) if lead else nullcontext():
         if lead:
-            run_folder.clear(out)
+            run_folder.remove_leftovers(out)
         if lead and not (out / run_folder.AUGMENTED).exists():
             outputs.write_preview(out, config, training)
         progress.say(f"compiling for {placement.told()}")
         compiling = time.monotonic()
-        steps = compiled(config, placement)
+        steps = compile_steps(config, placement)
         compile_s = time.monotonic() - compiling
         progress.say(f"compiled in {compile_s:.1f} s")
-        mesh.wait_for_all("compiled")
+        wait_for_all("compiled")
         if not lead:
-            run_folder.check(out, config, shown)  # it is seen from here as well
+            run_folder.compare_with_beginning(out, config, shown)  # it is seen from here as well
         with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
             going = _Run(config, out, placement, steps, (training, validation), saved, progress)
             going.begin(resuming)
@@ -141,7 +156,7 @@ class _Run:
         self,
         config: TrainConfig,
         out: Path,
-        placement: mesh.Placement,
+        placement: Placement,
         steps: Steps,
         samples: tuple[list[Sample], list[Sample]],
         checkpoints: Checkpoints,
@@ -164,10 +179,10 @@ class _Run:
         found = self.checkpoints.restore(self.state) if resuming else None
         if found is None:
             if self.config.start is not None:
-                source = start.read(self.config.start)
+                source = beginning.read_start(self.config.start)
                 if resuming:
-                    start.refuse_changed(self.config.start, run=self.out)
-                self.state = start.state_from(self.config, source, self.state)
+                    beginning.refuse_changed(self.config.start, run=self.out)
+                self.state = beginning.make_first_state(self.config, source, self.state)
             if resuming:
                 self.progress.say("no checkpoint yet: the run begins again")
             return
@@ -186,7 +201,7 @@ class _Run:
         """Step, validate and save until the end, or until somebody asks to stop."""
         config, first = self.config, int(self.state.step)
         with (
-            closing(batches(config, self.placement, self.training, first=first)) as made,
+            closing(prefetch_batches(config, self.placement, self.training, first=first)) as made,
             self._recorded(first) as record,
             self._asked() as asked,
             self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
@@ -214,11 +229,11 @@ class _Run:
 
     def _asked(self) -> AbstractContextManager[list[str]]:
         # of several processes JAX itself hears SIGTERM, to tell the others
-        return signals.heard() if jax.process_count() == 1 else nullcontext([])
+        return signals.collect_signals() if jax.process_count() == 1 else nullcontext([])
 
     def _stops(self, asked: list[str], step: int) -> bool:
         """Whether to stop after this step; all processes of a run agree on it."""
-        if jax.process_count() > 1 and mesh.preempted(step):
+        if jax.process_count() > 1 and was_preempted(step):
             asked.append("SIGTERM")
         return bool(asked)
 
@@ -245,14 +260,14 @@ class _Run:
         """
         self.progress.say(f"predicting {len(self.validation)} held-out images")
         ignore_index = self.config.loss.ignore_index
-        images = signals.until(asked, self.validation)
+        images = signals.iterate_until_stopped(asked, self.validation)
         return validate(from_weights(weights), images, ignore_index=ignore_index)
 
-    def draw(self, diagnosis: doctor.Diagnosis, command: str) -> Scores:
+    def draw(self, diagnosis: data_doctor.Diagnosis, command: str) -> Scores:
         """The scores of the last weights, and of them the pictures and the page."""
         scores = self.scores
         if scores is None or self.scored != int(self.state.step):
-            state = mesh.gathered(self.state)
+            state = gather_to_host(self.state)
             weights = outputs.to_weight_file(self.config, state)
             scores = self.validated(weights)
             if self.lead:  # whatever became of the files since
@@ -280,22 +295,22 @@ class _Run:
             compile_s=compile_s,
             seconds=seconds,
             stopped_by=self.stopped_by,
-            environment=outputs.environment_of_run(),
+            environment=outputs.describe_environment(),
         )
 
     def _validate(
-        self, bar: StepBar, record: Record | None, step: int, asked: Sequence[str]
+        self, bar: StepBar, record: MetricsLog | None, step: int, asked: Sequence[str]
     ) -> None:
         """Score the weights, whose state is saved, and write their files; or stop half-way, for
         it may take minutes."""
-        state = mesh.gathered(self.state)
+        state = gather_to_host(self.state)
         weights = outputs.to_weight_file(self.config, state)
         try:
             self.scores, self.scored = self.validated(weights, asked), step
-        except signals.StoppedError:
+        except signals.StopAskedError:
             return
         # processes whose scores differ in the last bit would not end at the same step
-        score = mesh.told_by_the_first(f"score {step}", self.scores.mean_image_iou)
+        score = broadcast_from_first(f"score {step}", self.scores.mean_image_iou)
         self.best = self.best.after(step, score)
         if self.lead:
             first = self.best.since == 0
@@ -304,7 +319,7 @@ class _Run:
             told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
             record.scalars(step, told)
             shown = range(len(self.validation))[: outputs.PICTURES]
-            record.images(step, outputs.overlays(self.validation, self.scores, shown))
+            record.images(step, outputs.draw_overlays(self.validation, self.scores, shown))
         self.progress.say(
             f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
             f"{self.scores.headline['pooled_iou']:.3f} (pooled)"
@@ -321,7 +336,7 @@ class _Run:
         score = self.scores.mean_image_iou if self.scored == step and self.scores else None
         self.checkpoints.save(step, self.state, card=card, score=score)
 
-    def _on(self, record: Record | None) -> Callable[[int, dict[str, float]], None]:
+    def _on(self, record: MetricsLog | None) -> Callable[[int, dict[str, float]], None]:
         """What happens with the means of a window of steps."""
 
         def on_window(step: int, means: dict[str, float]) -> None:
@@ -336,12 +351,14 @@ class _Run:
     def _refuse_infinite(self) -> None:
         step, config = int(self.state.step), self.config
         names = [
-            s.name for s in data.chosen(self.training, step, data=config.data, seed=config.seed)
+            s.name for s in choose_samples(self.training, step, data=config.data, seed=config.seed)
         ]
-        with closing(batches(config, self.placement, self.training, first=step)) as made:
-            seen = jax.jit(partial(prepare, config))(next(made).result(), np.int32(step))
+        with closing(prefetch_batches(config, self.placement, self.training, first=step)) as made:
+            seen = jax.jit(partial(prepare_batch, config))(next(made).result(), np.int32(step))
         try:
-            reason = diagnose(config, mesh.gathered(self.state), mesh.gathered(seen), names)
+            reason = explain_nonfinite(
+                config, gather_to_host(self.state), gather_to_host(seen), names
+            )
         except jax.errors.JaxRuntimeError as error:
             told = " ".join(str(error).split())[:200]
             reason = f"where is not known, for that step by itself, in parts, fails ({told})"
@@ -353,7 +370,7 @@ class _Run:
             f"with another --out{kept}"
         )
 
-    def _recorded(self, first: int) -> AbstractContextManager[Record | None]:
+    def _recorded(self, first: int) -> AbstractContextManager[MetricsLog | None]:
         if not self.lead:
             return nullcontext()
-        return Record(self.out, resume_at=first, scored_at=self.scored)
+        return MetricsLog(self.out, resume_at=first, scored_at=self.scored)

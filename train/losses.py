@@ -37,9 +37,9 @@ def counts(
 ) -> Counts:
     """What `loss` divides by; of a whole batch, so that the losses of its parts add up."""
     return Counts(
-        _weights(truth, weight, config).sum(),
+        _pixel_weights(truth, weight, config).sum(),
         _class_weights(truth, config).sum(),
-        _counted(truth, config).any((1, 2)).sum().astype(float),
+        _counted_pixels(truth, config).any((1, 2)).sum().astype(float),
     )
 
 
@@ -77,10 +77,10 @@ def loss(
     log_p_true = jnp.where(is_class, log_p, 0).sum(-1)
     total = jnp.zeros((), log_p.dtype)
     if config.cross_entropy:
-        pixels = -_weights(truth, weight, config) * log_p_true
+        pixels = -_pixel_weights(truth, weight, config) * log_p_true
         total += config.cross_entropy * _ratio(pixels.sum(), divisors.weights)
     if config.dice:
-        images = _dice(jnp.exp(log_p), is_class, _counted(truth, config))
+        images = _dice(jnp.exp(log_p), is_class, _counted_pixels(truth, config))
         total += config.dice * _ratio(images.sum(), divisors.images)
     if config.focal:
         pixels = _class_weights(truth, config) * _focal(log_p_true, config.focal_gamma)
@@ -110,22 +110,26 @@ def _focal(log_p: Float[Array, "b h w"], gamma: float) -> Float[Array, "b h w"]:
     return -(wrong**gamma) * log_p
 
 
-def _weights(
+def _pixel_weights(
     truth: Integer[Array, "b h w"], weight: Float[Array, "b h w"] | None, config: LossConfig
 ) -> Float[Array, "b h w"]:
     by_class = _class_weights(truth, config)
-    return by_class if weight is None else by_class + jnp.where(_counted(truth, config), weight, 0)
+    return (
+        by_class
+        if weight is None
+        else by_class + jnp.where(_counted_pixels(truth, config), weight, 0)
+    )
 
 
 def _class_weights(truth: Integer[Array, "b h w"], config: LossConfig) -> Float[Array, "b h w"]:
-    counted = _counted(truth, config).astype(float)
+    counted = _counted_pixels(truth, config).astype(float)
     if not config.class_weights:
         return counted
     is_class = truth[..., None] == jnp.arange(len(config.class_weights))
     return counted * jnp.where(is_class, jnp.asarray(config.class_weights, float), 0).sum(-1)
 
 
-def _counted(truth: Integer[Array, "b h w"], config: LossConfig) -> Bool[Array, "b h w"]:
+def _counted_pixels(truth: Integer[Array, "b h w"], config: LossConfig) -> Bool[Array, "b h w"]:
     """Which pixels count."""
     if config.ignore_index is None:
         return jnp.ones(truth.shape, bool)

@@ -11,7 +11,7 @@ def confusion(
 ) -> Array:
     """(classes, classes) numbers of pixels: rows are the truth, columns the prediction. Pixels
     whose truth is `ignore_index`, or no class, do not count."""
-    counted = jnp.arange(classes) if ignore_index is None else _but(ignore_index, classes)
+    counted = jnp.arange(classes) if ignore_index is None else _without_class(ignore_index, classes)
     truth_hot = (jnp.asarray(truth)[..., None] == counted).astype(jnp.float32)
     predicted_hot = (jnp.asarray(predicted)[..., None] == jnp.arange(classes)).astype(jnp.float32)
     # not flattened first: a mask whose rows are spread over devices would be put together; and
@@ -30,7 +30,7 @@ def iou(matrix: np.ndarray) -> np.ndarray:
 def foreground_iou(matrix: np.ndarray) -> float:
     """Mean IoU of the classes other than 0, the background, that are there or found; 1 if none
     is."""
-    return _of_foreground(iou(np.asarray(matrix)), matrix)
+    return _mean_of_foreground(iou(np.asarray(matrix)), matrix)
 
 
 def dice(matrix: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def dice(matrix: np.ndarray) -> np.ndarray:
 
 def foreground_dice(matrix: np.ndarray) -> float:
     """Mean Dice score, likewise."""
-    return _of_foreground(dice(np.asarray(matrix)), matrix)
+    return _mean_of_foreground(dice(np.asarray(matrix)), matrix)
 
 
 def pixel_error(matrix: np.ndarray) -> float:
@@ -68,14 +68,14 @@ def rand_score(predicted: np.ndarray, truth: np.ndarray) -> float:
     inside = truth > 0
     if not inside.any():
         return 1.0
-    objects, segments = truth[inside].astype(np.int64), segments_of(predicted)[inside]
+    objects, segments = truth[inside].astype(np.int64), label_segments(predicted)[inside]
     alone = segments == 0
     segments[alone] = segments.max() + 1 + np.arange(alone.sum())
     both = objects * (segments.max() + 1) + segments
-    return _pairs(both) / (0.5 * _pairs(objects) + 0.5 * _pairs(segments))
+    return _count_pairs(both) / (0.5 * _count_pairs(objects) + 0.5 * _count_pairs(segments))
 
 
-def segments_of(foreground: np.ndarray) -> np.ndarray:
+def label_segments(foreground: np.ndarray) -> np.ndarray:
     """(h, w) numbers of the parts of a foreground, grown until one pixel of border lies between.
 
     Parts hang together by the edges of pixels. Background joins the nearest part, so that the
@@ -90,13 +90,13 @@ def segments_of(foreground: np.ndarray) -> np.ndarray:
     return np.where((parts == 0) & _borders(grown, parts), 0, grown)
 
 
-def _but(ignored: int, classes: int) -> Array:
+def _without_class(ignored: int, classes: int) -> Array:
     """The classes in their order, and in the place of an ignored one what no mask holds."""
     every = jnp.arange(classes)
     return jnp.where(every == ignored, -1, every)
 
 
-def _of_foreground(scores: np.ndarray, matrix: np.ndarray) -> float:
+def _mean_of_foreground(scores: np.ndarray, matrix: np.ndarray) -> float:
     """Mean over the classes but 0 of which the matrix has pixels."""
     matrix = np.asarray(matrix)
     met = (matrix.sum(0) + matrix.sum(1))[1:] > 0
@@ -115,6 +115,6 @@ def _borders(grown: np.ndarray, parts: np.ndarray) -> np.ndarray:
     return border
 
 
-def _pairs(numbers: np.ndarray) -> float:
+def _count_pairs(numbers: np.ndarray) -> float:
     """How many ordered pairs of places, each with itself as well, hold the same number."""
     return float((np.unique(numbers, return_counts=True)[1].astype(np.float64) ** 2).sum())

@@ -17,10 +17,10 @@ from unet_jax import recipe as optimizers
 from unet_spec import geometry
 
 from . import losses
-from .augment import augment_batch
 from .config import TrainConfig
-from .data import Batch
-from .mesh import Placement, place
+from .devices.placement import Placement, make_placement
+from .input.augment import augment_batch
+from .input.crops import Batch
 from .metrics import confusion
 
 Arrays = dict[str, Array]
@@ -74,20 +74,20 @@ class Steps(NamedTuple):
     step: Callable[[State, Batch], tuple[State, Metrics]]
 
 
-def make_steps(config: TrainConfig, placement: Placement | None = None) -> Steps:
+def jit_steps(config: TrainConfig, placement: Placement | None = None) -> Steps:
     """The functions of a run, for the devices of a placement (by default, of the config)."""
-    placement = placement or place(config)
-    return _jitted(config, placement, partial(init, config))
+    placement = placement or make_placement(config)
+    return _jit(config, placement, partial(init_state, config))
 
 
-def _jitted(config: TrainConfig, placement: Placement, first: Callable[[], State]) -> Steps:
+def _jit(config: TrainConfig, placement: Placement, first: Callable[[], State]) -> Steps:
     """The functions of a run with such a first state; JAX traces one function once."""
     shardings = placement.state(jax.eval_shape(first))
     once = _ONCE if jax.default_backend() == "cpu" else None
     return Steps(
         jax.jit(first, out_shardings=shardings, compiler_options=once),
         jax.jit(
-            partial(step, config, placement),
+            partial(train_step, config, placement),
             out_shardings=(shardings, placement.everywhere),
             donate_argnums=0,
         ),
@@ -95,7 +95,7 @@ def _jitted(config: TrainConfig, placement: Placement, first: Callable[[], State
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _pause_garbage_collection() -> Iterator[None]:
     """Tracing makes a million objects that stay: looking for garbage costs a fifth of its time."""
     was = gc.isenabled()
     gc.disable()
@@ -106,13 +106,13 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-@_no_collection()
-def compiled(config: TrainConfig, placement: Placement) -> Steps:
+@_pause_garbage_collection()
+def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
     """The functions of a run, compiled now and for ever: another shape is an error, not a
     compilation."""
-    begin = partial(init, config)
+    begin = partial(init_state, config)
     shapes = jax.eval_shape(begin)
-    steps: Any = _jitted(config, placement, begin)
+    steps: Any = _jit(config, placement, begin)
     state = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         shapes,
@@ -136,32 +136,32 @@ def shapes_of_crops(config: TrainConfig, placement: Placement) -> Batch:
     )
 
 
-def init(config: TrainConfig) -> State:
+def init_state(config: TrainConfig) -> State:
     """The state at step 0."""
     params, stats = functional(config.net).init(jax.random.key(config.seed))
     optimizer = optimizers.build(config.recipe).init(params)
-    ema = to_average(params, stats) if config.ema else {}
+    ema = copy_for_average(params, stats) if config.ema else {}
     return State(params, stats, optimizer, ema, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
 
-def to_average(params: Arrays, stats: Arrays) -> Arrays:
+def copy_for_average(params: Arrays, stats: Arrays) -> Arrays:
     """Copies of what a running average is of: all but counts."""
     both = {**params, **stats}
     return {n: jnp.copy(a) for n, a in both.items() if jnp.issubdtype(a.dtype, jnp.floating)}
 
 
-def step(
+def train_step(
     config: TrainConfig, placement: Placement, state: State, crops: Batch
 ) -> tuple[State, Metrics]:
     """What augmentation, net and optimizer make of a batch as it was cut."""
-    seen = prepare(config, crops, state.step)
+    seen = prepare_batch(config, crops, state.step)
     # whole images are augmented where they are, and their rows taken then: nothing is exchanged
     for sharding in (placement.images, placement.rows):
         seen = jax.lax.with_sharding_constraint(seen, sharding)
-    return update(config, state, seen)
+    return update_state(config, state, seen)
 
 
-def prepare(config: TrainConfig, crops: Batch, now: Array) -> Batch:
+def prepare_batch(config: TrainConfig, crops: Batch, now: Array) -> Batch:
     """What the net sees at step `now`, and the truth of what it answers for."""
     x, truth, weight = augment_batch(*crops, seed=config.seed, step=now, config=config.augment)
     out_px = geometry.output_size(config.net, config.data.crop_px)
@@ -170,15 +170,15 @@ def prepare(config: TrainConfig, crops: Batch, now: Array) -> Batch:
     return Batch(x, truth[:, inside, inside], None if weight is None else weight[:, inside, inside])
 
 
-def update(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
+def update_state(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
     """The next state; the same one, stopped, where loss, gradient or update is not finite."""
-    gradients, stats, loss, matrix = accumulated(config, state, batch)
+    gradients, stats, loss, matrix = accumulate_gradients(config, state, batch)
     norm = optax.tree.norm(gradients)
     updates, optimizer = optimizers.build(config.recipe).update(
         gradients, state.optimizer, state.params, value=loss
     )
     params = optax.apply_updates(state.params, updates)
-    ema = _averaged(config.ema, state, {**params, **stats}) if config.ema else {}
+    ema = _update_average(config.ema, state, {**params, **stats}) if config.ema else {}
     metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
     following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
     finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
@@ -195,14 +195,14 @@ def dropout_keys(config: TrainConfig, state: State) -> Array:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.accumulate))
 
 
-def numerics(config: TrainConfig) -> Numerics:
+def numerics_of(config: TrainConfig) -> Numerics:
     """The net's arithmetic: float32 without TF32 or passes of bfloat16; whoever wants speed asks
     for bfloat16."""
     precision = "highest" if config.compute == "float32" else None
     return Numerics(dtype=jnp.dtype(config.compute), precision=precision, remat=config.remat)
 
 
-def accumulated(
+def accumulate_gradients(
     config: TrainConfig, state: State, batch: Batch
 ) -> tuple[Arrays, Arrays, Array, Array]:
     """(gradients, statistics, loss, confusion) of a batch, in `config.accumulate` parts.
@@ -213,11 +213,13 @@ def accumulated(
     over = losses.counts(batch.truth, batch.weight, config=config.loss)
     keys = dropout_keys(config, state)
     if config.accumulate == 1:
-        return _part(config, state.params, state.stats, batch, keys[0], over)
+        return _differentiate_part(config, state.params, state.stats, batch, keys[0], over)
 
     def add(sums: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
         (gradients, stats, loss, matrix), (key, images) = sums, part
-        new, stats, value, counted = _part(config, state.params, stats, images, key, over)
+        new, stats, value, counted = _differentiate_part(
+            config, state.params, stats, images, key, over
+        )
         return (optax.tree.add(gradients, new), stats, loss + value, matrix + counted), None
 
     classes = config.net.classes
@@ -227,13 +229,13 @@ def accumulated(
         jnp.zeros((), state.optimizer.lr.dtype),
         jnp.zeros((classes, classes), jnp.int32),
     )
-    return jax.lax.scan(add, nothing, (keys, in_parts(batch, config.accumulate)))[0]
+    return jax.lax.scan(add, nothing, (keys, split_into_parts(batch, config.accumulate)))[0]
 
 
-def _part(
+def _differentiate_part(
     config: TrainConfig, params: Arrays, stats: Arrays, batch: Batch, key: Array, over: Any
 ) -> tuple[Arrays, Arrays, Array, Array]:
-    apply = functional(config.net, numerics=numerics(config)).apply
+    apply = functional(config.net, numerics=numerics_of(config)).apply
 
     def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
         logits, updated = apply(params, batch.x, stats, train=True, key=key)
@@ -248,7 +250,7 @@ def _part(
     return gradients, updated, loss, matrix
 
 
-def in_parts(batch: Batch, count: int) -> Batch:
+def split_into_parts(batch: Batch, count: int) -> Batch:
     """(parts, b / parts, ...): every part has images of every device. Of image i the part is
     i % parts."""
     return jax.tree.map(
@@ -256,7 +258,7 @@ def in_parts(batch: Batch, count: int) -> Batch:
     )
 
 
-def _averaged(decay: float, state: State, arrays: Arrays) -> Arrays:
+def _update_average(decay: float, state: State, arrays: Arrays) -> Arrays:
     """The running average after this step; `decay` is reached slowly, so that the first weights
     are soon forgotten."""
     done = state.step.astype(float)

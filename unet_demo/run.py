@@ -15,9 +15,11 @@ import unet_torch
 from unet_parity import page, report, verify
 from unet_spec import weight_file
 from unet_spec.files import refuse_existing, written
-from unet_train import loop, run_folder, synthetic
+from unet_train import loop
 from unet_train.config import CELLS, TrainConfig
-from unet_train.progress import Progress
+from unet_train.input import synthetic
+from unet_train.report.progress import Progress
+from unet_train.run import folder as run_folder
 
 INDEX, PARITY, RUN = "index.html", "parity.html", "run"
 UNSEEN_SEEDS = (7_000_001, 7_000_002, 7_000_003)  # far from those of the training images
@@ -79,7 +81,7 @@ def run(out: Path, *, config: TrainConfig = CELLS, command: str = "") -> dict[st
 
 def _predict_with_both(port: unet_jax.UNet, twin: unet_torch.UNet, seed: int) -> dict[str, Any]:
     """Return pictures of an image that no training saw: its truth, and what each twin predicts."""
-    image, truth = synthetic.cells(seed, height=203, width=259)
+    image, truth = synthetic.draw_cells(seed, height=203, width=259)
     by_torch, by_jax = unet_torch.predict(twin, image), unet_jax.predict(port, image)
     pictures = {
         "image": unet_image.visible(image),

@@ -37,7 +37,7 @@ def border_weights(objects: np.ndarray, *, w0: float, sigma_px: float) -> np.nda
     return np.where(objects == 0, weights, 0).astype(np.float32)
 
 
-def objects_of(mask: np.ndarray, *, ignore_index: int | None = None) -> np.ndarray:
+def label_objects(mask: np.ndarray, *, ignore_index: int | None = None) -> np.ndarray:
     """(h, w) int32 numbers of the objects in a mask of classes, 0 the background.
 
     An object is what hangs together by the edges of pixels, of one class from 1 up.

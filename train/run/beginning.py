@@ -18,12 +18,12 @@ from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 
-from . import run_folder
-from .config import PRESETS, TrainConfig
-from .step import State, to_average
+from ..config import PRESETS, TrainConfig
+from ..run import folder as run_folder
+from ..step import State, copy_for_average
 
 
-def read(path: Path) -> TrainingState | WeightFile:
+def read_start(path: Path) -> TrainingState | WeightFile:
     """What `config.start` names: a folder with a training state, or a weight file."""
     if path.is_dir():
         inside = path / training_state.LAST
@@ -31,7 +31,7 @@ def read(path: Path) -> TrainingState | WeightFile:
     return weight_file.read(path)
 
 
-def known(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
+def read_start_settings(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
     """What `config.start` says of a run that goes on from it: its net and preprocessing, and the
     recipe of a run in the middle. Empty where the config has no start.
 
@@ -56,7 +56,7 @@ def known(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
         }
         told["class_names"] = tuple(plain.get("class_names", ()))
         return {name: told[name] for name in run_folder.read_started(run).get("told", ())}
-    source = read(config.start)
+    source = read_start(config.start)
     weights = source.weights if isinstance(source, TrainingState) else source
     told = {"net": weights.config, "preprocessing": weights.preprocessing}
     if weights.class_names:
@@ -72,7 +72,7 @@ def known(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
     return told
 
 
-def adopted(config: TrainConfig, told: dict[str, Any]) -> TrainConfig:
+def apply_start(config: TrainConfig, told: dict[str, Any]) -> TrainConfig:
     """The config with what its start says.
 
     Raises:
@@ -111,7 +111,9 @@ def refuse_changed(path: Path, *, run: Path) -> None:
         )
 
 
-def state_from(config: TrainConfig, source: TrainingState | WeightFile, fresh: State) -> State:
+def make_first_state(
+    config: TrainConfig, source: TrainingState | WeightFile, fresh: State
+) -> State:
     """The state that a run begins with; `fresh` is that of step 0."""
     if isinstance(source, TrainingState):
         known = replace(source, recipe=config.recipe)
@@ -123,7 +125,7 @@ def state_from(config: TrainConfig, source: TrainingState | WeightFile, fresh: S
         params = {name: a for name, a in arrays.items() if name in trained}
         stats = {name: a for name, a in arrays.items() if name not in trained}
         optimizer, step = fresh.optimizer, fresh.step
-    ema = to_average(params, stats) if config.ema else {}
+    ema = copy_for_average(params, stats) if config.ema else {}
     # in the types of the run: a file may hold float64
     return jax.tree.map(
         lambda ours, theirs: jax.device_put(theirs.astype(ours.dtype), ours.sharding),

@@ -10,11 +10,11 @@ import numpy as np
 
 import unet_page
 
-from . import plot
-from .config import PRESETS, to_plain
-from .doctor import Finding
-from .plot import Dot, Line, Plot
-from .validation import Scores
+from ..check.data_doctor import Finding
+from ..config import PRESETS, to_plain
+from ..report import plot
+from ..report.plot import Dot, Line, Plot
+from ..report.validation import Scores
 
 PICTURE_PX = 800  # of the longer side
 NAMES = {
@@ -49,31 +49,31 @@ class Report:
     findings: Sequence[Finding] = ()
 
 
-def html(report: Report, *, command: str = "") -> str:
+def render_page(report: Report, *, command: str = "") -> str:
     """The page.
 
     Args:
         command: that repeats the run.
     """
-    preset, groups = _settings(report.config)
+    preset, groups = _compare_with_presets(report.config)
     return unet_page.render(
         Path(__file__).with_name("page.html"),
         report=report,
         command=command,
-        sentence=sentence(report),
-        figures=[*_figures(report)],
-        curves=[*_curves(report)],
-        strip=_strip(report.scores),
-        pictures=_pictures(report),
-        classes=[*_classes(report)],
+        sentence=summarize(report),
+        figures=[*_list_figures(report)],
+        curves=[*_make_curves(report)],
+        strip=_plot_image_scores(report.scores),
+        pictures=_choose_pictures(report),
+        classes=[*_class_rows(report)],
         preset=preset,
         groups=groups,
     )
 
 
-def sentence(report: Report) -> str:
+def summarize(report: Report) -> str:
     """The result in one sentence."""
-    count, last = len(report.scores.images), _last(report)
+    count, last = len(report.scores.images), _last_step(report)
     planned = report.config["steps"]
     steps = f"{last:,}" if last == planned else f"{last:,} of {planned:,}"
     images = f"{count} held-out image{'s' if count > 1 else ''}"
@@ -84,7 +84,7 @@ def sentence(report: Report) -> str:
     return f"{text}; best {best[1]:.3f} at step {best[0]:,}."
 
 
-def _last(report: Report) -> int:
+def _last_step(report: Report) -> int:
     """The last step that was recorded."""
     return max((line["step"] for line in report.metrics), default=0)
 
@@ -103,7 +103,7 @@ def _points(report: Report, kind: str, name: str) -> list[tuple[float, float]]:
     ]
 
 
-def _figures(report: Report) -> Iterator[tuple[str, str]]:
+def _list_figures(report: Report) -> Iterator[tuple[str, str]]:
     for name, value in report.scores.headline.items():
         yield NAMES.get(name, name.replace("_", " ")), f"{value:.3f}"
     speeds, waits, peaks = (
@@ -118,12 +118,12 @@ def _figures(report: Report) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{max(peaks) / 1e9:.2f} GB"
 
 
-def _curves(report: Report) -> Iterator[Plot]:
-    x = plot.counted(_last(report))
+def _make_curves(report: Report) -> Iterator[Plot]:
+    x = plot.count_axis(_last_step(report))
     if losses := [(step, loss) for step, loss in _points(report, "train", "loss") if loss > 0]:
         yield _loss_curve(x, losses)
     if scores := _points(report, "validation", "mean_image_iou"):
-        yield _iou_curve(x, scores, plot.thinned(_points(report, "train", "iou")))
+        yield _iou_curve(x, scores, plot.thin_points(_points(report, "train", "iou")))
     if rates := _points(report, "train", "lr"):
         yield _curve_from_0("Learning rate", f"last {rates[-1][1]:.3g}", x, rates)
     if speeds := _points(report, "train", "images_per_s"):
@@ -132,15 +132,15 @@ def _curves(report: Report) -> Iterator[Plot]:
 
 
 def _loss_curve(x: plot.Axis, losses: plot.Points) -> Plot:
-    raw = plot.thinned(losses)
+    raw = plot.thin_points(losses)
     values = [loss for _, loss in raw]
     return Plot(
         "Loss, logarithmic",
         [("training", f"smoothed; last {losses[-1][1]:.3g}")],
         x,
-        plot.logarithmic(min(values), max(values)),
-        [Line("training raw", raw), Line("training", plot.smoothed(raw))],
-        _alone(raw),
+        plot.log_axis(min(values), max(values)),
+        [Line("training raw", raw), Line("training", plot.smooth_points(raw))],
+        _lone_point(raw),
     )
 
 
@@ -165,22 +165,22 @@ def _iou_curve(x: plot.Axis, scores: plot.Points, training: plot.Points) -> Plot
 
 
 def _curve_from_0(title: str, told: str, x: plot.Axis, points: plot.Points) -> Plot:
-    few = plot.thinned(points)
-    y = plot.linear(0, max(value for _, value in few))
-    return Plot(title, [("training", told)], x, y, [Line("training", few)], _alone(few))
+    few = plot.thin_points(points)
+    y = plot.linear_axis(0, max(value for _, value in few))
+    return Plot(title, [("training", told)], x, y, [Line("training", few)], _lone_point(few))
 
 
-def _alone(points: plot.Points) -> list[Dot]:
+def _lone_point(points: plot.Points) -> list[Dot]:
     """A line of one point is not seen."""
     return [Dot("training", x, y, f"step {x:,.0f}: {y:.3g}") for x, y in points[: len(points) == 1]]
 
 
 def _iou_axis(values: Sequence[float]) -> plot.Axis:
     low, high = min(values), max(values)
-    return plot.linear(low, high) if high > low else plot.linear(0, 1)
+    return plot.linear_axis(low, high) if high > low else plot.linear_axis(0, 1)
 
 
-def _strip(scores: Scores) -> Plot:
+def _plot_image_scores(scores: Scores) -> Plot:
     """The IoU of every image, the worst first."""
     rows = sorted(scores.images, key=lambda image: image.iou)
     mean = scores.mean_image_iou
@@ -196,7 +196,7 @@ def _strip(scores: Scores) -> Plot:
     )
 
 
-def _pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
+def _choose_pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
     """The pictured images, the worst half and the best half."""
     shown = [
         {
@@ -212,7 +212,7 @@ def _pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
     return [("The worst", shown[:half]), ("The best", shown[half:])]
 
 
-def _classes(report: Report) -> Iterator[dict[str, Any]]:
+def _class_rows(report: Report) -> Iterator[dict[str, Any]]:
     """The rows of the confusion matrix, as parts of the true pixels."""
     scores = report.scores
     for index, row in enumerate(scores.confusion):
@@ -226,36 +226,40 @@ def _classes(report: Report) -> Iterator[dict[str, Any]]:
         }
 
 
-def _settings(config: Mapping[str, Any]) -> tuple[str, dict[str, list[tuple[str, str, bool]]]]:
+def _compare_with_presets(
+    config: Mapping[str, Any],
+) -> tuple[str, dict[str, list[tuple[str, str, bool]]]]:
     """The preset that is nearest to a config; and its fields, by part, as (name, value, whether
     it is another one than the preset's)."""
-    ours = _flat(config)
+    ours = _flatten(config)
     others = {
         name: {path for path, value in ours.items() if value != theirs.get(path)}
-        for name, theirs in ((name, _flat(to_plain(preset))) for name, preset in PRESETS.items())
+        for name, theirs in ((name, _flatten(to_plain(preset))) for name, preset in PRESETS.items())
     }
     nearest = min(others, key=lambda name: len(others[name]))
     groups: dict[str, list[tuple[str, str, bool]]] = {"run": []}
     for path, value in ours.items():
         part, _, name = path.rpartition(".")
-        groups.setdefault(part or "run", []).append((name, _told(value), path in others[nearest]))
+        groups.setdefault(part or "run", []).append(
+            (name, _format_value(value), path in others[nearest])
+        )
     return nearest, groups
 
 
-def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Values by dotted names; JSON has no tuples."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{name}.")
+            flat |= _flatten(value, f"{before}{name}.")
         else:
             flat[before + name] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(_told, value)) or "none"
+        return ", ".join(map(_format_value, value)) or "none"
     return "none" if value is None else f"{value}"

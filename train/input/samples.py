@@ -1,21 +1,20 @@
-"""Images and masks as samples, and batches that are a pure function of (seed, step).
+"""Images and masks as samples: those of folders, or synthetic cells.
 
 All images are read, and held in memory, before the first step: none can go missing later.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 import unet_image
-from unet_spec import InputError, Preprocessing, UNetConfig, geometry
+from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.preprocessing import prepare
 
-from .config import DataConfig
+from ..config import DataConfig, TrainConfig
+from . import synthetic
+from .border_weights import border_weights, label_objects
 from .masks import Stored, check_settings, to_truth
 
 
@@ -26,7 +25,7 @@ class Sample:
     Attributes:
         name: of the file, with the page of a stack.
         image: (h, w) or (h, w, c), as read.
-        mask, objects, stored: as in `train.masks.Truth`.
+        mask, objects, stored: as in `masks.Truth`.
         x: (h, w, in_channels) float32, the net's input.
         weight: (h, w) float32, of each pixel in the loss.
     """
@@ -40,18 +39,9 @@ class Sample:
     stored: Stored = "indices"
 
 
-class Batch(NamedTuple):
-    """Crops: NumPy's arrays on the host, JAX's on a device.
-
-    Attributes:
-        x: (b, h, w, c) float32.
-        truth: (b, h, w) uint8.
-        weight: (b, h, w) float32, where samples have one.
-    """
-
-    x: Any
-    truth: Any
-    weight: Any = None
+def load_samples(config: TrainConfig) -> list[Sample]:
+    """Every sample, with the map of border weights where the loss asks for it."""
+    return [_add_border_weights(config, sample) for sample in _read_or_draw(config)]
 
 
 def read_samples(
@@ -72,7 +62,7 @@ def read_samples(
         raise InputError("data.images and data.masks say what is read; give both")
     check_settings(data, net)
     samples = []
-    for image_path, mask_path in _pairs(data.images, data.masks):
+    for image_path, mask_path in _pair_files(data.images, data.masks):
         images = unet_image.read_pages(image_path)
         masks = unet_image.read_pages(mask_path, indices=data.mask_values != "colours")
         if len(images) != len(masks):
@@ -111,61 +101,37 @@ def make_sample(
     )
 
 
-def split(
-    samples: Sequence[Sample], *, holdout: float, seed: int
-) -> tuple[list[Sample], list[Sample]]:
-    """(training, validation): a random part is held out, at least one image on either side."""
-    if len(samples) < 2:
-        raise InputError(f"{len(samples)} image is too few: one to train and one to validate")
-    order = np.random.default_rng(seed).permutation(len(samples))
-    held = min(max(1, round(holdout * len(samples))), len(samples) - 1)
-    return [samples[i] for i in sorted(order[held:])], [samples[i] for i in sorted(order[:held])]
-
-
-def batch(
-    samples: Sequence[Sample],
-    step: int,
-    *,
-    data: DataConfig,
-    net: UNetConfig,
-    seed: int,
-    rows: slice = slice(None),
-) -> Batch:
-    """The crops of a step, `data.crop_px` high and wide, truth and weight as large as the input.
-
-    Every image of it depends on (seed, step, its place) alone: a run can go on at any step, and
-    each process can make its own `rows` of the whole batch. What the net will answer for lies
-    uniformly in the image; what it sees beyond the border is mirrored.
-    """
-    shown = chosen(samples, step, data=data, seed=seed, rows=rows)
-    cuts = [
-        _cut(sample, np.random.default_rng((seed, step, place)), data.crop_px, net)
-        for place, sample in zip(range(data.batch)[rows], shown, strict=True)
+def _read_or_draw(config: TrainConfig) -> list[Sample]:
+    if config.data.images is not None:
+        return read_samples(
+            config.data,
+            net=config.net,
+            preprocessing=config.preprocessing,
+            ignore_index=config.loss.ignore_index,
+        )
+    pairs = [synthetic.draw_cells(config.seed * 100_000 + i) for i in range(config.data.synthetic)]
+    return [
+        make_sample(f"synthetic {i}", image, mask, config.net, config.preprocessing)
+        for i, (image, mask) in enumerate(pairs)
     ]
-    return Batch(*(None if part[0] is None else np.stack(part) for part in zip(*cuts, strict=True)))
 
 
-def chosen(
-    samples: Sequence[Sample],
-    step: int,
-    *,
-    data: DataConfig,
-    seed: int,
-    rows: slice = slice(None),
-) -> list[Sample]:
-    """The samples that a step shows, in the order of the batch; every epoch is a permutation of
-    all."""
-    count = len(samples)
-    positions = [step * data.batch + place for place in range(data.batch)[rows]]
-    return [samples[_order(p // count, count, seed)[p % count]] for p in positions]
+def _add_border_weights(config: TrainConfig, sample: Sample) -> Sample:
+    if not config.loss.border_w0:
+        return sample
+    objects = sample.objects
+    if objects is None:
+        objects = label_objects(sample.mask, ignore_index=config.loss.ignore_index)
+    weight = border_weights(objects, w0=config.loss.border_w0, sigma_px=config.loss.border_sigma_px)
+    return replace(sample, weight=weight)
 
 
-def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+def _pair_files(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     image_paths, mask_paths = unet_image.list_images(images), unet_image.list_images(masks)
     if images.is_file() and masks.is_file():
         return [(images, masks)]
-    by_stem = _by_stem(mask_paths)
-    pictures = _by_stem(image_paths)
+    by_stem = _index_by_stem(mask_paths)
+    pictures = _index_by_stem(image_paths)
     if lonely := [p for stem, p in pictures.items() if stem not in by_stem]:
         raise InputError(
             f"{lonely[0]}: no mask named {lonely[0].stem}.* in {masks}"
@@ -179,7 +145,7 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     return [(path, by_stem[stem]) for stem, path in pictures.items()]
 
 
-def _by_stem(paths: list[Path]) -> dict[str, Path]:
+def _index_by_stem(paths: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         if path.stem in found:
@@ -190,29 +156,3 @@ def _by_stem(paths: list[Path]) -> dict[str, Path]:
 
 def _and_more(paths: list[Path]) -> str:
     return f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else ""
-
-
-@lru_cache(maxsize=64)
-def _order(epoch: int, count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch, count)).permutation(count)
-
-
-def _cut(sample: Sample, rng: np.random.Generator, crop_px: int, net: UNetConfig) -> Batch:
-    out_px = geometry.output_size(net, crop_px)
-    before = (crop_px - out_px) // 2
-    starts = [int(rng.integers(0, max(1, size - out_px + 1))) for size in sample.mask.shape]
-    inside = _window([start - before for start in starts], crop_px, sample.mask.shape)
-    weight = None if sample.weight is None else sample.weight[inside]
-    return Batch(sample.x[inside], sample.mask[inside], weight)
-
-
-def _window(starts: list[int], crop_px: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Index of the crop that starts there; beyond the border it is mirrored, the border pixel
-    repeated."""
-    if all(0 <= start <= size - crop_px for start, size in zip(starts, shape, strict=True)):
-        return tuple(slice(start, start + crop_px) for start in starts)  # no copy of single pixels
-    inside = []
-    for start, size in zip(starts, shape, strict=True):
-        folded = (start + np.arange(crop_px)) % (2 * size)
-        inside.append(np.where(folded < size, folded, 2 * size - 1 - folded))
-    return np.ix_(*inside)

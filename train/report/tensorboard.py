@@ -27,17 +27,21 @@ class EventFile:
         # TensorBoard reads the files of a folder in the order of their names
         self._path = folder / f"events.out.tfevents.{time.time_ns()}"
         self._stream = self._path.open("xb")
-        self._write(0, _bytes(3, b"brain.Event:2"))
-        starts = _integer(1, 1)
-        self._write(first_step, _bytes(7, starts))
+        self._write(0, _encode_bytes(3, b"brain.Event:2"))
+        starts = _encode_integer(1, 1)
+        self._write(first_step, _encode_bytes(7, starts))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a value to each curve; `a/b` is the curve b of the group a."""
-        self._summary(step, {tag: b"\x15" + _float32(value) for tag, value in values.items()})
+        self._summary(
+            step, {tag: b"\x15" + _encode_float32(value) for tag, value in values.items()}
+        )
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Add pictures of (h, w, 3) bytes."""
-        self._summary(step, {tag: _bytes(4, _image(p)) for tag, p in pictures.items()})
+        self._summary(
+            step, {tag: _encode_bytes(4, _encode_image(p)) for tag, p in pictures.items()}
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -46,40 +50,41 @@ class EventFile:
 
     def _summary(self, step: int, values: Mapping[str, bytes]) -> None:
         summary = b"".join(
-            _bytes(1, _bytes(1, tag.encode()) + value) for tag, value in values.items()
+            _encode_bytes(1, _encode_bytes(1, tag.encode()) + value)
+            for tag, value in values.items()
         )
-        self._write(step, _bytes(5, summary))
+        self._write(step, _encode_bytes(5, summary))
 
     def _write(self, step: int, what: bytes) -> None:
-        event = b"\x09" + struct.pack("<d", time.time()) + _integer(2, step) + what
+        event = b"\x09" + struct.pack("<d", time.time()) + _encode_integer(2, step) + what
         length = struct.pack("<Q", len(event))
         with named(self._path):
-            self._stream.write(length + _checksum(length) + event + _checksum(event))
+            self._stream.write(length + _masked_crc(length) + event + _masked_crc(event))
             self._stream.flush()
 
 
-def _image(pixels: np.ndarray) -> bytes:
+def _encode_image(pixels: np.ndarray) -> bytes:
     height, width, channels = pixels.shape
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
-    sizes = _integer(1, height) + _integer(2, width) + _integer(3, channels)
-    return sizes + _bytes(4, content.getvalue())
+    sizes = _encode_integer(1, height) + _encode_integer(2, width) + _encode_integer(3, channels)
+    return sizes + _encode_bytes(4, content.getvalue())
 
 
-def _integer(field: int, value: int) -> bytes:
-    return bytes([field << 3]) + _varint(value)
+def _encode_integer(field: int, value: int) -> bytes:
+    return bytes([field << 3]) + _encode_varint(value)
 
 
-def _bytes(field: int, value: bytes) -> bytes:
-    return bytes([field << 3 | 2]) + _varint(len(value)) + value
+def _encode_bytes(field: int, value: bytes) -> bytes:
+    return bytes([field << 3 | 2]) + _encode_varint(len(value)) + value
 
 
-def _float32(value: float) -> bytes:
+def _encode_float32(value: float) -> bytes:
     with np.errstate(over="ignore"):  # beyond float32 is infinite
         return np.float64(value).astype("<f4").tobytes()
 
 
-def _varint(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     """Seven bits to a byte, the lowest first; the eighth says that more follow."""
     parts = [value & 127]
     while value := value >> 7:
@@ -87,7 +92,7 @@ def _varint(value: int) -> bytes:
     return bytes([*(part | 128 for part in parts[:-1]), parts[-1]])
 
 
-def _checksum(content: bytes) -> bytes:
+def _masked_crc(content: bytes) -> bytes:
     """CRC-32C (Castagnoli), masked as TFRecord does it."""
     crc = 0xFFFFFFFF
     for byte in content:
@@ -96,10 +101,10 @@ def _checksum(content: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _entry(crc: int) -> int:
+def _crc_table_entry(crc: int) -> int:
     for _ in range(8):
         crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     return crc
 
 
-_TABLE = [_entry(byte) for byte in range(256)]
+_TABLE = [_crc_table_entry(byte) for byte in range(256)]

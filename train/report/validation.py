@@ -7,17 +7,9 @@ import numpy as np
 
 from unet_jax import UNet, predict
 
-from .data import Sample
-from .metrics import (
-    confusion,
-    dice,
-    foreground_dice,
-    foreground_iou,
-    iou,
-    pixel_error,
-    rand_score,
-)
-from .weight_map import objects_of
+from ..input.border_weights import label_objects
+from ..input.samples import Sample
+from ..metrics import confusion, dice, foreground_dice, foreground_iou, iou, pixel_error, rand_score
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def validate(model: UNet, samples: Iterable[Sample], *, ignore_index: int | None
             ImageScore(sample.name, height, width, foreground_iou(matrix), foreground_dice(matrix))
         )
         if classes == 2:
-            objects = objects_of(sample.mask == 1) if sample.objects is None else sample.objects
+            objects = label_objects(sample.mask == 1) if sample.objects is None else sample.objects
             rand.append(rand_score(predicted == 1, objects))
     pooled = np.sum(matrices, axis=0)
     return Scores(

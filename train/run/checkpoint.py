@@ -31,8 +31,8 @@ from jax.experimental import multihost_utils
 
 from unet_spec import InputError
 
-from . import manifest
-from .manifest import Manifest, NotWholeError
+from ..run import manifest
+from ..run.manifest import Manifest, NotWholeError
 
 SPARE = 2**20  # bytes besides those of the arrays; orbax took 130,000 for 184 arrays
 _NOTHING, _NONE_WHOLE = -1, -2  # in place of a step

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .data import Sample
+from ..input.samples import Sample
 
 BLOCKS = 16  # along each side of what images are compared by
 # over 85 images of nuclei and 96 of synthetic cells, unrelated pairs reach 0.57; copies that are
 # brighter, noisier, half as large or smeared as JPEG keep 0.957 or more
-ALIKE = 0.9
+MIN_CORRELATION = 0.9
 # onto polynomials of degree 4: P @ image @ P is the lamp's part of an image of BLOCKS x BLOCKS
 _DEGREE_4 = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, BLOCKS), 4))[0]
 _LAMP = _DEGREE_4 @ _DEGREE_4.T
 
 
 @dataclass(frozen=True)
-class Alike:
+class NearDuplicate:
     """An image that looks like one to train on, which may be turned or mirrored."""
 
     name: str
@@ -26,16 +26,18 @@ class Alike:
     held_out: bool
 
 
-def alike(training: Sequence[Sample], validation: Sequence[Sample]) -> list[Alike]:
+def find_near_duplicates(
+    training: Sequence[Sample], validation: Sequence[Sample]
+) -> list[NearDuplicate]:
     """Images that look like an earlier one to train on, in any of eight orientations."""
     samples = [*training, *validation]
-    prints = np.stack([_print(sample.x) for sample in samples])
+    prints = np.stack([_fingerprint(sample.x) for sample in samples])
     turned = [
         np.rot90(side, turns, axes=(1, 2)).reshape(len(samples), -1)
         for side in (prints, prints[..., ::-1])
         for turns in range(4)
     ]
-    best, like = np.full(len(samples), ALIKE), np.zeros(len(samples), int)
+    best, like = np.full(len(samples), MIN_CORRELATION), np.zeros(len(samples), int)
     for start in range(0, len(training), 256):  # in parts: all pairs at once may not fit
         rows = turned[0][start : min(start + 256, len(training))]
         every = np.max([rows @ other.T for other in turned], axis=0)
@@ -44,13 +46,15 @@ def alike(training: Sequence[Sample], validation: Sequence[Sample]) -> list[Alik
         best[better] = earlier.max(axis=0)[better]
         like[better] = start + earlier.argmax(axis=0)[better]
     found = [
-        Alike(samples[i].name, samples[like[i]].name, float(best[i]), bool(i >= len(training)))
-        for i in np.flatnonzero(best > ALIKE)
+        NearDuplicate(
+            samples[i].name, samples[like[i]].name, float(best[i]), bool(i >= len(training))
+        )
+        for i in np.flatnonzero(best > MIN_CORRELATION)
     ]
     return sorted(found, key=lambda one: -one.correlation)
 
 
-def _print(x: np.ndarray) -> np.ndarray:
+def _fingerprint(x: np.ndarray) -> np.ndarray:
     """(BLOCKS, BLOCKS) means of the image over blocks, of length 1 as a vector.
 
     Less a polynomial of degree 4 along each axis: without it the lamp, brighter in the middle,

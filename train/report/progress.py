@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
-from .data import Batch
-from .metrics import foreground_iou
-from .step import Metrics
+from ..input.crops import Batch
+from ..metrics import foreground_iou
+from ..step import Metrics
 
 LINE_EVERY_S = 15.0
 WINDOW = 20
@@ -123,7 +123,7 @@ class StepBar:
         return {**means, **speed}
 
     def _show(self) -> None:
-        self._view.numbers = text = told(self.means)
+        self._view.numbers = text = format_status(self.means)
         self._view.update(self._task, completed=self._done)
         now = time.monotonic()
         due = now - self._said > LINE_EVERY_S or self._done in (self._first, self._count)
@@ -155,7 +155,7 @@ class _View(RichBar):
             yield Text(self.numbers)
 
 
-def told(means: dict[str, float]) -> str:
+def format_status(means: dict[str, float]) -> str:
     """The numbers of a window in a line of less than 80 characters."""
     parts = [f"loss {means['loss']:.4f}", f"IoU {means['iou']:.3f}", f"lr {means['lr']:.1e}"]
     if "images_per_s" in means:

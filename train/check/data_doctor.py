@@ -13,12 +13,11 @@ from rich.text import Text
 
 from unet_spec import UNetConfig
 
-from . import copies
-from .config import DataConfig, TrainConfig
-from .copies import Alike
-from .data import Sample
+from ..check.near_duplicates import NearDuplicate, find_near_duplicates
+from ..config import DataConfig, TrainConfig
+from ..input.samples import Sample
 
-SHOWN = 5  # names in a sentence
+MAX_NAMES = 5  # names in a sentence
 SATURATED = 0.05  # part of an image; a few highlights do no harm
 RARE = 0.01  # part of the pixels
 SPECK_PX = 9  # JPEG or resizing leaves numbers of objects that have fewer pixels
@@ -108,7 +107,7 @@ class Diagnosis:
     specks: list[str]
     without_foreground: list[str]
     smaller_than_crop: list[str]
-    alike: list[Alike]
+    alike: list[NearDuplicate]
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -124,7 +123,7 @@ def examine(
     """The diagnosis of both sides of a split."""
     samples = [*training, *validation]
     pixels = [_without_alpha(sample.image, net.in_channels) for sample in samples]
-    at_top = np.array([_at_top(image) for image in pixels])
+    at_top = np.array([_saturated_share(image) for image in pixels])
     counts = np.stack([np.bincount(s.mask.ravel(), minlength=256) for s in samples])
     ignored = np.zeros_like(counts)
     if ignore_index is not None:
@@ -135,37 +134,41 @@ def examine(
         training=len(training),
         validation=len(validation),
         steps_per_epoch=len(training) / data.batch,
-        memory_bytes=sum(_bytes(sample) for sample in samples),
-        sizes=_sizes(samples),
-        kinds=dict(Counter(_kind(s.image, net.in_channels) for s in samples).most_common()),
+        memory_bytes=sum(_count_bytes(sample) for sample in samples),
+        sizes=_count_sizes(samples),
+        kinds=dict(
+            Counter(_describe_kind(s.image, net.in_channels) for s in samples).most_common()
+        ),
         stored={
-            kind: _names(samples, [sample.stored == kind for sample in samples])
+            kind: _names_where(samples, [sample.stored == kind for sample in samples])
             for kind in sorted({sample.stored for sample in samples})
         },
-        as_read=_values(pixels),
-        as_input=_values([sample.x for sample in samples]),
+        as_read=_measure_values(pixels),
+        as_input=_measure_values([sample.x for sample in samples]),
         saturated_pixels=float(np.average(at_top, weights=[s.mask.size for s in samples])),
-        saturated=_names(samples, at_top > SATURATED),
-        classes=_shares(counts[:, : net.classes], len(training), class_names),
+        saturated=_names_where(samples, at_top > SATURATED),
+        classes=_measure_shares(counts[:, : net.classes], len(training), class_names),
         ignored_pixels=float(
             ignored[: len(training)].sum() / sum(sample.mask.size for sample in training)
         ),
-        in_colour=_names(samples, [grey and _has_colour(image) for image in pixels]),
-        blank=_names(samples, [image.min() == image.max() for image in pixels]),
-        specks=_names(samples, [_of_specks(sample.objects) for sample in samples]),
-        without_foreground=_names(samples, (counts[:, 1:] == 0).all(axis=1)),
-        smaller_than_crop=_names(samples, [min(s.mask.shape) < data.crop_px for s in samples]),
-        alike=copies.alike(training, validation),
+        in_colour=_names_where(samples, [grey and _has_colour(image) for image in pixels]),
+        blank=_names_where(samples, [image.min() == image.max() for image in pixels]),
+        specks=_names_where(samples, [_is_mostly_specks(sample.objects) for sample in samples]),
+        without_foreground=_names_where(samples, (counts[:, 1:] == 0).all(axis=1)),
+        smaller_than_crop=_names_where(
+            samples, [min(s.mask.shape) < data.crop_px for s in samples]
+        ),
+        alike=find_near_duplicates(training, validation),
     )
     findings = [
-        *_of_lists(diagnosis, data),
-        *_of_all(diagnosis),
-        *_of_classes(diagnosis, ignore_index),
+        *_find_bad_images(diagnosis, data),
+        *_find_bad_values(diagnosis),
+        *_find_bad_classes(diagnosis, ignore_index),
     ]
     return replace(diagnosis, findings=sorted(findings, key=lambda f: f.level, reverse=True))
 
 
-def consult(
+def report_data(
     training: Sequence[Sample],
     validation: Sequence[Sample],
     *,
@@ -177,11 +180,11 @@ def consult(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
     )  # fmt: skip
-    show(diagnosis, console)
+    print_diagnosis(diagnosis, console)
     return diagnosis
 
 
-def show(diagnosis: Diagnosis, console: Console) -> None:
+def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     """Print it: what there is, the classes, then each finding."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -206,17 +209,17 @@ def _facts(d: Diagnosis) -> Iterator[tuple[str, str]]:
     yield "images", f"{d.training} to train on, {d.validation} held out"
     yield "an epoch", f"{round(d.steps_per_epoch, 1):,g} steps"
     yield "memory", f"{d.memory_bytes / 1e6:,.0f} MB"
-    yield "sizes", _told_sizes(d.sizes)
-    yield "read as", _some([f"{count} with {kind}" for kind, count in d.kinds.items()])
-    yield "values", _told(d.as_read)
+    yield "sizes", _format_sizes(d.sizes)
+    yield "read as", _list_names([f"{count} with {kind}" for kind, count in d.kinds.items()])
+    yield "values", _format_values(d.as_read)
     yield "saturated", f"{100 * d.saturated_pixels:.1f} % of the pixels"
-    yield "net's input", _told(d.as_input)
-    yield "masks", _some([f"{len(names)} with {kind}" for kind, names in d.stored.items()])
+    yield "net's input", _format_values(d.as_input)
+    yield "masks", _list_names([f"{len(names)} with {kind}" for kind, names in d.stored.items()])
     if d.ignored_pixels:
         yield "ignored", f"{100 * d.ignored_pixels:.1f} % of the pixels to train on"
 
 
-def _told_sizes(sizes: Sequence[Size]) -> str:
+def _format_sizes(sizes: Sequence[Size]) -> str:
     told = [f"{size.height} x {size.width}" for size in sizes]
     if len(sizes) <= 3:
         return ", ".join(f"{size.images} of {one}" for size, one in zip(sizes, told, strict=True))
@@ -224,7 +227,7 @@ def _told_sizes(sizes: Sequence[Size]) -> str:
     return f"{len(sizes)}, {told[0]} to {told[-1]}; {sizes[most].images} images of {told[most]}"
 
 
-def _told(values: Values) -> str:
+def _format_values(values: Values) -> str:
     mean = values.mean if abs(values.mean) > 1e-6 * values.deviation else 0.0  # else rounding
     low, high, middle, deviation = (
         f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
@@ -233,7 +236,7 @@ def _told(values: Values) -> str:
     return f"{low} to {high}, mean {middle}, standard deviation {deviation}"
 
 
-def _of_lists(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
+def _find_bad_images(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
     """What is wrong with single images."""
     held_out = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if a.held_out]
     twice = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if not a.held_out]
@@ -265,10 +268,10 @@ def _of_lists(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
     for level, names, what, remedy in found:
         if names:
             images = f"{len(names)} image{'s' if len(names) > 1 else ''}"
-            yield Finding(level, f"{images} {what}: {_some(names)}; {remedy}")
+            yield Finding(level, f"{images} {what}: {_list_names(names)}; {remedy}")
 
 
-def _of_all(d: Diagnosis) -> Iterator[Finding]:
+def _find_bad_values(d: Diagnosis) -> Iterator[Finding]:
     """What is wrong with the images as a whole."""
     largest = max(-d.as_input.low, d.as_input.high)
     if not 0.1 <= largest <= 100:
@@ -278,15 +281,15 @@ def _of_all(d: Diagnosis) -> Iterator[Finding]:
             "--preprocessing.normalize image, or mend hot pixels",
         )
     if len(d.kinds) > 1:
-        kinds = _some([f"{count} with {kind}" for kind, count in d.kinds.items()])
+        kinds = _list_names([f"{count} with {kind}" for kind, count in d.kinds.items()])
         yield Finding("note", f"images of several kinds: {kinds}; look whether all belong")
     stored = {kind: names for kind, names in d.stored.items() if kind != "all 0"}
     if len(stored) > 1:
-        told = "; ".join(f"{len(n)} with {kind}: {_some(n)}" for kind, n in stored.items())
+        told = "; ".join(f"{len(n)} with {kind}: {_list_names(n)}" for kind, n in stored.items())
         yield Finding("warning", f"masks that hold different things ({told}); store all alike")
 
 
-def _of_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Finding]:
+def _find_bad_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Finding]:
     for number, share in enumerate(d.classes):
         if number == ignore_index:
             continue
@@ -312,13 +315,13 @@ def _of_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Finding]:
             )
 
 
-def _names(samples: Sequence[Sample], flags: ArrayLike) -> list[str]:
+def _names_where(samples: Sequence[Sample], flags: ArrayLike) -> list[str]:
     return [sample.name for sample, flag in zip(samples, np.asarray(flags), strict=True) if flag]
 
 
-def _some(words: Sequence[str]) -> str:
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + more
+def _list_names(words: Sequence[str]) -> str:
+    more = f" and {len(words) - MAX_NAMES} more" if len(words) > MAX_NAMES else ""
+    return ", ".join(words[:MAX_NAMES]) + more
 
 
 def _without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
@@ -328,7 +331,7 @@ def _without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
     return image[..., :-1] if found in (2, 4) and found != channels else image
 
 
-def _of_specks(objects: np.ndarray | None) -> bool:
+def _is_mostly_specks(objects: np.ndarray | None) -> bool:
     if objects is None or not objects.any():
         return False
     pixels = np.unique(objects[objects > 0], return_counts=True)[1]
@@ -339,30 +342,30 @@ def _has_colour(image: np.ndarray) -> bool:
     return bool((image != image[..., :1]).any())
 
 
-def _at_top(image: np.ndarray) -> float:
+def _saturated_share(image: np.ndarray) -> float:
     """Part of the pixels with a channel at the top of what 8, 10, 12, 14 or 16 bits hold."""
     if (top := image.max()) not in (255, 1023, 4095, 16383, 65535):
         return 0.0
     return float((image == top).any(axis=-1).mean())
 
 
-def _kind(image: np.ndarray, taken: int) -> str:
+def _describe_kind(image: np.ndarray, taken: int) -> str:
     found, channels = image.shape[2:] or (1,), _without_alpha(image, taken).shape[-1]
     alpha = "" if found == (channels,) else " and an alpha that is not used"
     return f"{channels} channel{'s' if channels > 1 else ''} of {image.dtype}{alpha}"
 
 
-def _bytes(sample: Sample) -> int:
+def _count_bytes(sample: Sample) -> int:
     arrays = (sample.image, sample.mask, sample.x, sample.objects, sample.weight)
     return sum(array.nbytes for array in arrays if array is not None)
 
 
-def _sizes(samples: Sequence[Sample]) -> list[Size]:
+def _count_sizes(samples: Sequence[Sample]) -> list[Size]:
     found = Counter(sample.mask.shape for sample in samples)
     return [Size(h, w, found[h, w]) for h, w in sorted(found, key=lambda size: size[0] * size[1])]
 
 
-def _values(arrays: Sequence[np.ndarray]) -> Values:
+def _measure_values(arrays: Sequence[np.ndarray]) -> Values:
     weights = [array.size for array in arrays]
     means = np.array([array.mean(dtype=np.float64) for array in arrays])
     mean = np.average(means, weights=weights)
@@ -375,7 +378,7 @@ def _values(arrays: Sequence[np.ndarray]) -> Values:
     )
 
 
-def _shares(counts: np.ndarray, training: int, names: Sequence[str]) -> list[Share]:
+def _measure_shares(counts: np.ndarray, training: int, names: Sequence[str]) -> list[Share]:
     """Of (images, classes) numbers of pixels, the images to train on first."""
     parts = counts[:training].sum(axis=0) / max(1, counts[:training].sum())
     seen = (counts[:training] > 0).sum(axis=0)

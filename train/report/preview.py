@@ -7,13 +7,13 @@ import numpy as np
 
 import unet_image
 
-from .augment import augment_batch
-from .config import AugmentConfig
+from ..config import AugmentConfig
+from ..input.augment import augment_batch
 
 GAP_PX = 4
 
 
-def preview(
+def draw_preview(
     x: np.ndarray, truth: np.ndarray, *, config: AugmentConfig, seed: int, count: int
 ) -> np.ndarray:
     """A sheet of (h', w', 3) bytes with the outlines of the truth.
@@ -31,20 +31,20 @@ def preview(
         np.stack([np.asarray(part) for part in parts], axis=1)
         for parts in zip((x, truth), *steps, strict=True)
     )
-    return _joined([_row(*crop) for crop in zip(images, masks, strict=True)], axis=0)
+    return _join_pictures([_draw_row(*crop) for crop in zip(images, masks, strict=True)], axis=0)
 
 
-def _row(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+def _draw_row(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Images (n, h, w, c) with their masks (n, h, w), side by side."""
     count, height, width, channels = images.shape
     pictures = unet_image.visible(images.reshape(count * height, width, channels))
     pictures = pictures.reshape(count, height, width, 3)
     for picture, mask in zip(pictures, masks, strict=True):
         picture[unet_image.outline(mask)] = unet_image.TRUE
-    return _joined(pictures, axis=1)
+    return _join_pictures(pictures, axis=1)
 
 
-def _joined(pictures: Sequence[np.ndarray] | np.ndarray, *, axis: int) -> np.ndarray:
+def _join_pictures(pictures: Sequence[np.ndarray] | np.ndarray, *, axis: int) -> np.ndarray:
     """Pictures next to one another, white between them."""
     gap = [(0, 0), (0, 0), (0, 0)]
     gap[axis] = (0, GAP_PX)

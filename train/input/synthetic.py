@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def cells(seed: int, *, height: int = 160, width: int = 192) -> tuple[np.ndarray, np.ndarray]:
+def draw_cells(seed: int, *, height: int = 160, width: int = 192) -> tuple[np.ndarray, np.ndarray]:
     """An image of bright blobs on an uneven, noisy background, and its mask.
 
     Returns:
@@ -15,7 +15,7 @@ def cells(seed: int, *, height: int = 160, width: int = 192) -> tuple[np.ndarray
     image = 0.25 + slope[0] * rows / height + slope[1] * columns / width
     mask = np.zeros((height, width), np.uint8)
     for _ in range(rng.integers(8, 20)):
-        inside, edge = _blob(rng, rows, columns)
+        inside, edge = _draw_blob(rng, rows, columns)
         brightness = rng.uniform(0.15, 0.5)
         image = np.where(inside, np.maximum(image, 0.25 + brightness * edge), image)
         mask[inside] = 1
@@ -28,7 +28,7 @@ def cells(seed: int, *, height: int = 160, width: int = 192) -> tuple[np.ndarray
     return np.round(255 * image.clip(0, 1)).astype(np.uint8), mask
 
 
-def _blob(
+def _draw_blob(
     rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where a wobbly ellipse is, and its brightness, falling towards the rim."""

@@ -4,22 +4,23 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from . import data, mesh
-from .config import TrainConfig
-from .data import Batch, Sample
+from ..config import TrainConfig
+from ..devices.placement import Placement
+from ..input.crops import Batch, cut_batch
+from ..input.samples import Sample
 
 AHEAD = 2  # batches that are made while one is used
 
 
-def batches(
-    config: TrainConfig, placement: mesh.Placement, training: list[Sample], *, first: int
+def prefetch_batches(
+    config: TrainConfig, placement: Placement, training: list[Sample], *, first: int
 ) -> Generator[Future[Batch], None, None]:
     """The batches of the steps from `first` on, on the devices; the next ones are made while one
     is used. Not augmented: the step does that; a program beside it would take cores from it."""
     rows = placement.local(config.data.batch)
 
     def made(step: int) -> Batch:
-        batch = data.batch(
+        batch = cut_batch(
             training, step, data=config.data, net=config.net, seed=config.seed, rows=rows
         )
         return placement.put(batch, batch=config.data.batch)

@@ -9,7 +9,7 @@ import numpy as np
 
 from unet_spec import InputError, UNetConfig
 
-from .config import DataConfig
+from ..config import DataConfig
 
 Stored = Literal["0/255", "indices", "all 0", "colours", "instances"]
 
@@ -37,12 +37,12 @@ def to_truth(
         InputError: it holds something else.
     """
     if data.mask_values == "colours":
-        return Truth(_of_colours(mask, data.palette, source), stored="colours")
-    values = _one_channel(mask, net.classes, source)
+        return Truth(_classes_of_colours(mask, data.palette, source), stored="colours")
+    values = _take_one_channel(mask, net.classes, source)
     if data.mask_values == "instances":
-        objects = _numbers(values, source)
+        objects = _check_instances(values, source)
         return Truth((objects > 0).astype(np.uint8), objects, "instances")
-    return _of_values(values, net.classes, ignore_index, source)
+    return _truth_of_values(values, net.classes, ignore_index, source)
 
 
 def check_settings(data: DataConfig, net: UNetConfig) -> None:
@@ -58,7 +58,7 @@ def check_settings(data: DataConfig, net: UNetConfig) -> None:
             f"data.mask_values=instances makes 2 classes, and net.classes={net.classes}; use 2"
         )
     if data.mask_values == "colours":
-        colours = _palette(data.palette)
+        colours = _parse_palette(data.palette)
         if len(colours) != net.classes or len(set(colours)) != net.classes:
             raise InputError(
                 f"data.palette needs {net.classes} different colours, one for each of "
@@ -66,48 +66,50 @@ def check_settings(data: DataConfig, net: UNetConfig) -> None:
             )
 
 
-def _palette(palette: Sequence[str]) -> list[int]:
+def _parse_palette(palette: Sequence[str]) -> list[int]:
     if not all(re.fullmatch("#?[0-9a-fA-F]{6}", colour) for colour in palette):
         raise InputError(f"data.palette holds colours as RRGGBB, got {tuple(palette)}")
     return [int(colour.lstrip("#"), 16) for colour in palette]
 
 
-def _colours(mask: np.ndarray) -> np.ndarray:
+def _pack_colours(mask: np.ndarray) -> np.ndarray:
     """(h, w, 3), or (h, w, 1) of a gray mask; without alpha."""
     if mask.ndim == 2:
         return mask[..., None]
     return mask[..., :3] if mask.shape[-1] >= 3 else mask[..., :1]
 
 
-def _of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> np.ndarray:
+def _classes_of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> np.ndarray:
     if mask.dtype != np.uint8:
         raise InputError(
             f"{source}: colours have 8 bits a channel, these are {mask.dtype}; store it as PNG"
         )
-    seen = (_colours(mask).astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
-    hits = seen[..., None] == np.array(_palette(palette))
+    seen = (_pack_colours(mask).astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+    hits = seen[..., None] == np.array(_parse_palette(palette))
     stray, pixels = np.unique(seen[~hits.any(-1)], return_counts=True)
     if stray.size:
         raise InputError(
             f"{source}: {pixels.sum()} pixels have a colour that is not in data.palette, "
             f"{pixels.max()} of them {stray[pixels.argmax()]:06X}; add it, or paint them in a "
-            f"colour of the palette{_of_jpeg(source)}"
+            f"colour of the palette{_mention_jpeg(source)}"
         )
     return hits.argmax(-1).astype(np.uint8)
 
 
-def _one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray:
-    colours = _colours(mask)
+def _take_one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray:
+    colours = _pack_colours(mask)
     if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
         raise InputError(
             f"{source}: a mask in colours; say which with data.mask_values=colours and "
             f"data.palette, or store class indices 0 to {classes - 1} in one channel"
-            f"{_of_jpeg(source)}"
+            f"{_mention_jpeg(source)}"
         )
     return colours[..., 0]
 
 
-def _of_values(values: np.ndarray, classes: int, ignore_index: int | None, source: str) -> Truth:
+def _truth_of_values(
+    values: np.ndarray, classes: int, ignore_index: int | None, source: str
+) -> Truth:
     found = np.unique(values)
     counted = found if ignore_index is None else found[found != ignore_index]
     if classes == 2 and 255 in counted and np.isin(counted, (0, 255)).all():
@@ -119,11 +121,11 @@ def _of_values(values: np.ndarray, classes: int, ignore_index: int | None, sourc
     binary = "0 and 255, or " if classes == 2 else ""
     raise InputError(
         f"{source}: mask values {listed} do not fit {classes} classes: {binary}0 to {classes - 1} "
-        f"are needed{_of_jpeg(source) or _likely(counted)}"
+        f"are needed{_mention_jpeg(source) or _guess_meaning(counted)}"
     )
 
 
-def _likely(values: np.ndarray) -> str:
+def _guess_meaning(values: np.ndarray) -> str:
     """What values that are no classes may be."""
     if values.size > 16:
         return (
@@ -133,17 +135,17 @@ def _likely(values: np.ndarray) -> str:
     return "; if 255 marks pixels that count nothing: loss.ignore_index=255" * (255 in values)
 
 
-def _numbers(values: np.ndarray, source: str) -> np.ndarray:
+def _check_instances(values: np.ndarray, source: str) -> np.ndarray:
     fits = (values >= 0) & (values <= np.iinfo(np.int32).max)
     # a JPEG's values look like numbers of objects, whatever it was made from
-    if not fits.all() or (values % 1 != 0).any() or _of_jpeg(source):
+    if not fits.all() or (values % 1 != 0).any() or _mention_jpeg(source):
         raise InputError(
             f"{source}: numbers of objects are whole, from 0 to {np.iinfo(np.int32).max}; store "
-            f"them so{_of_jpeg(source)}"
+            f"them so{_mention_jpeg(source)}"
         )
     return values.astype(np.int32)
 
 
-def _of_jpeg(source: str) -> str:
+def _mention_jpeg(source: str) -> str:
     jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
     return "; JPEG smears masks: make it again as PNG or TIFF" if jpeg else ""

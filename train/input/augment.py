@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from .config import AugmentConfig
+from ..config import AugmentConfig
 
 # each has a key of its own: switching one on leaves what the others draw
 PARTS = ("flips", "quarter_turns", "rotation", "shift", "scale", "elastic",

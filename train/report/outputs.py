@@ -14,14 +14,16 @@ from unet_spec.environment import environment
 from unet_spec.files import written
 from unet_spec.weight_file import WeightFile
 
-from . import data, page, run_folder
-from .config import TrainConfig, to_plain
-from .data import Sample
-from .doctor import Diagnosis
-from .preview import preview
-from .record import read
-from .step import State
-from .validation import Scores
+from ..check.data_doctor import Diagnosis
+from ..config import TrainConfig, to_plain
+from ..input.crops import cut_batch
+from ..input.samples import Sample
+from ..report import page
+from ..report.metrics_log import read_metrics
+from ..report.preview import draw_preview
+from ..report.validation import Scores
+from ..run import folder as run_folder
+from ..step import State
 
 PICTURES = 3  # of the worst images, and of the best
 PREVIEWED = 4  # images of the first batch
@@ -58,8 +60,8 @@ def write_weights(
 def write_preview(out: Path, config: TrainConfig, training: list[Sample]) -> None:
     """A picture of what the net will see of the first batch."""
     rows = slice(0, PREVIEWED)
-    first = data.batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
-    sheet = preview(first.x, first.truth, config=config.augment, seed=config.seed, count=TRIED)
+    first = cut_batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
+    sheet = draw_preview(first.x, first.truth, config=config.augment, seed=config.seed, count=TRIED)
     unet_image.write_picture(out / run_folder.AUGMENTED, sheet)
 
 
@@ -74,19 +76,19 @@ def write_page(
     """The pictures of the worst and the best held-out images, and the page that shows them."""
     order = np.argsort([image.iou for image in scores.images], kind="stable")
     chosen = dict.fromkeys([*order[:PICTURES], *order[-PICTURES:]])
-    pictures = overlays(validation, scores, chosen)
+    pictures = draw_overlays(validation, scores, chosen)
     write_pictures(out, pictures)
     report = page.Report(
         config=to_plain(config),
-        environment=environment_of_run(),
-        metrics=read(out),
+        environment=describe_environment(),
+        metrics=read_metrics(out),
         scores=scores,
         pictures=pictures,
         class_names=config.class_names,
         findings=diagnosis.findings,
     )
     with written(out / run_folder.PAGE) as stream:
-        stream.write(page.html(report, command=command).encode())
+        stream.write(page.render_page(report, command=command).encode())
 
 
 def write_pictures(out: Path, pictures: dict[str, np.ndarray]) -> None:
@@ -96,10 +98,10 @@ def write_pictures(out: Path, pictures: dict[str, np.ndarray]) -> None:
     for earlier in folder.glob("*.png"):
         earlier.unlink()
     for place, (name, picture) in enumerate(pictures.items()):
-        unet_image.write_picture(folder / f"{place}_{_stem(name)}.png", picture)
+        unet_image.write_picture(folder / f"{place}_{_file_stem(name)}.png", picture)
 
 
-def overlays(
+def draw_overlays(
     validation: list[Sample], scores: Scores, chosen: Iterable[int]
 ) -> dict[str, np.ndarray]:
     """Pictures of held-out images with both outlines, by name."""
@@ -107,12 +109,12 @@ def overlays(
     return {s.name: unet_image.overlay(s.image, mask, s.mask) for s, mask in images}
 
 
-def environment_of_run() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
     """Versions, and the kind of device."""
     return {**environment(), "device": jax.devices()[0].device_kind}
 
 
-def _stem(name: str) -> str:
+def _file_stem(name: str) -> str:
     """A file name made from that of a sample: a.tif[3] is a_3_."""
     without_suffix = re.sub(r"\.\w+(?=\[|$)", "", name)
     return re.sub(r"[^\w.-]", "_", without_suffix)

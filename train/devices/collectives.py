@@ -11,7 +11,7 @@ _OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
-def collectives(text: str) -> Counter[str]:
+def count_collectives(text: str) -> Counter[str]:
     """How many of each kind a compiled function (`as_text()`) holds: halos of rows are
     `collective-permute`, sums of gradients `all-reduce`."""
     return Counter(kind for _, kind in _OPERATION.findall(text))
@@ -20,11 +20,15 @@ def collectives(text: str) -> Counter[str]:
 def largest_bytes(text: str, *kinds: str) -> int:
     """The largest array that a collective of these kinds, by default of any, makes; 0 without
     one."""
-    found = [_size(shape) for shape, kind in _OPERATION.findall(text) if kind in kinds or not kinds]
+    found = [
+        _largest_shape_bytes(shape)
+        for shape, kind in _OPERATION.findall(text)
+        if kind in kinds or not kinds
+    ]
     return max(found, default=0)
 
 
-def _size(shapes: str) -> int:
+def _largest_shape_bytes(shapes: str) -> int:
     return max(
         (
             _BYTES.get(kind, 8) * math.prod(int(n) for n in sizes.split(",") if n)

@@ -68,32 +68,32 @@ class Plot:
         return " ".join(f"{self.x.at(x):.2f},{100 - self.y.at(y):.2f}" for x, y in line.points)
 
 
-def linear(low: float, high: float) -> Axis:
+def linear_axis(low: float, high: float) -> Axis:
     """An axis around two values, from tick to tick."""
     high = high if high > low else low + (abs(low) or 1.0)
-    step = _step(high - low)
+    step = _choose_tick_step(high - low)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(n * step for n in range(first, last + 1))
     return Axis(ticks[0], ticks[-1], ticks)
 
 
-def logarithmic(low: float, high: float) -> Axis:
+def log_axis(low: float, high: float) -> Axis:
     """A logarithmic axis around two values above 0, from tick to tick."""
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    ticks = _around([m * 10.0**n for n in exponents for m in (1, 2, 5)], low, high)
+    ticks = _ticks_around([m * 10.0**n for n in exponents for m in (1, 2, 5)], low, high)
     if len(ticks) > 6:
-        ticks = _around([10.0**n for n in exponents], low, high)
+        ticks = _ticks_around([10.0**n for n in exponents], low, high)
     return Axis(ticks[0], ticks[-1], tuple(ticks[:: math.ceil(len(ticks) / 6)]), log=True)
 
 
-def counted(last: int) -> Axis:
+def count_axis(last: int) -> Axis:
     """An axis of whole numbers from 0 to `last`."""
     last = max(last, 1)
-    step = max(1, round(_step(last)))
+    step = max(1, round(_choose_tick_step(last)))
     return Axis(0, last, tuple(range(0, last + 1, step)))
 
 
-def thinned(points: Points) -> Points:
+def thin_points(points: Points) -> Points:
     """Means of neighbours, so that at most `POINTS` are left."""
     size = math.ceil(len(points) / POINTS) or 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
@@ -103,7 +103,7 @@ def thinned(points: Points) -> Points:
     ]
 
 
-def smoothed(points: Points) -> Points:
+def smooth_points(points: Points) -> Points:
     """Each value as the mean of a tenth of all, half of them before it and half after."""
     reach = len(points) // 20
     values = [y for _, y in points]
@@ -114,13 +114,13 @@ def smoothed(points: Points) -> Points:
     return means
 
 
-def _step(span: float) -> float:
+def _choose_tick_step(span: float) -> float:
     """1, 2 or 5 times a power of ten, that goes three to seven times into a span."""
     power = 10.0 ** math.floor(math.log10(span / 3))
     return max(m * power for m in (1, 2, 5) if m * power <= span / 3 * (1 + 1e-9))
 
 
-def _around(ticks: Sequence[float], low: float, high: float) -> list[float]:
+def _ticks_around(ticks: Sequence[float], low: float, high: float) -> list[float]:
     """Those from the last at or below `low` to the first at or above `high`; at least two."""
     first = max(i for i, tick in enumerate(ticks) if tick <= low * (1 + 1e-9))
     last = min(i for i, tick in enumerate(ticks) if tick >= high * (1 - 1e-9))

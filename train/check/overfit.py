@@ -7,17 +7,21 @@ import numpy as np
 from unet_spec import InputError
 from unet_spec.recipe import Optimizer, Schedule
 
-from . import data, doctor, mesh, start
-from .config import AugmentConfig, TrainConfig
-from .metrics import foreground_iou
-from .progress import WINDOW, Progress
-from .samples import load
-from .step import compiled
+from ..check import data_doctor
+from ..config import AugmentConfig, TrainConfig
+from ..devices.placement import make_placement
+from ..input.crops import cut_batch
+from ..input.samples import load_samples
+from ..input.split import split_samples
+from ..metrics import foreground_iou
+from ..report.progress import WINDOW, Progress
+from ..run import beginning
+from ..step import compile_steps
 
 STEPS, LR, IOU = 400, 2e-3, 0.95
 
 
-def overfit(config: TrainConfig, *, progress: Progress) -> bool:
+def learn_one_batch(config: TrainConfig, *, progress: Progress) -> bool:
     """Whether the net can learn its first batch by heart: what a net that cannot, will not learn
     either. Nothing is augmented, dropped, averaged or written.
 
@@ -25,7 +29,7 @@ def overfit(config: TrainConfig, *, progress: Progress) -> bool:
         InputError: data or a config that cannot be used; a batch of background alone, which
             proves nothing.
     """
-    config = start.adopted(config, start.known(config))
+    config = beginning.apply_start(config, beginning.read_start_settings(config))
     config = replace(
         config,
         net=replace(config.net, dropout=0.0),
@@ -34,14 +38,14 @@ def overfit(config: TrainConfig, *, progress: Progress) -> bool:
         schedule=Schedule(),
         ema=0.0,
     )
-    placement = mesh.place(config)
-    samples = load(config)
-    training, validation = data.split(samples, holdout=config.data.holdout, seed=config.seed)
-    doctor.consult(training, validation, config=config, console=progress.console)
+    placement = make_placement(config)
+    samples = load_samples(config)
+    training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
+    data_doctor.report_data(training, validation, config=config, console=progress.console)
     progress.say(f"compiling for {placement.told()}")
-    steps = compiled(config, placement)
+    steps = compile_steps(config, placement)
     rows = placement.local(config.data.batch)
-    batch = data.batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
+    batch = cut_batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
     crops = placement.put(batch, batch=config.data.batch)
     state, score = steps.init(), 0.0
     with progress.steps(STEPS) as bar:

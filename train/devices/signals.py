@@ -13,25 +13,25 @@ T = TypeVar("T")
 AGAIN_S = 1.0  # a terminal and a wrapper may both pass on the same Ctrl-C
 
 
-class StoppedError(Exception):
+class StopAskedError(Exception):
     """Somebody asked to stop."""
 
 
 @contextmanager
-def obeyed_at_once() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """Where no steps are under way a signal ends the process: an exception would be swallowed in a
     callback, as JAX has one in the garbage collection. Files are whole or not there."""
 
     def leave(number: int) -> None:
-        _tell(f"unet: {signal.Signals(number).name}; what was written before is whole")
+        _print_line(f"unet: {signal.Signals(number).name}; what was written before is whole")
         os._exit(128 + number)
 
-    with _handled(leave):
+    with _install_handlers(leave):
         yield
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def collect_signals() -> Iterator[list[str]]:
     """The names of the signals that ask to stop; who asks again, later, is not kept waiting."""
     asked: list[str] = []
     since = math.inf
@@ -42,16 +42,16 @@ def heard() -> Iterator[list[str]]:
         if not asked:
             asked.append(name)
             since = now
-            _tell(f"{name}: saving, then it stops; once more, and it stops at once")
+            _print_line(f"{name}: saving, then it stops; once more, and it stops at once")
         elif now - since > AGAIN_S:
             signal.signal(number, before[number])
             os.kill(os.getpid(), number)
 
-    with _handled(ask) as before:
+    with _install_handlers(ask) as before:
         yield asked
 
 
-def until(asked: Sequence[str], items: Iterable[T]) -> Iterator[T]:
+def iterate_until_stopped(asked: Sequence[str], items: Iterable[T]) -> Iterator[T]:
     """The items, as long as nobody asks to stop.
 
     Raises:
@@ -59,12 +59,12 @@ def until(asked: Sequence[str], items: Iterable[T]) -> Iterator[T]:
     """
     for item in items:
         if asked:
-            raise StoppedError
+            raise StopAskedError
         yield item
 
 
 @contextmanager
-def _handled(handler: Callable[[int], None]) -> Iterator[dict[int, Any]]:
+def _install_handlers(handler: Callable[[int], None]) -> Iterator[dict[int, Any]]:
     """The handlers of before, which come back at the end."""
     before: dict[int, Any] = {}
     for wanted in (signal.SIGTERM, signal.SIGINT):
@@ -76,6 +76,6 @@ def _handled(handler: Callable[[int], None]) -> Iterator[dict[int, Any]]:
             signal.signal(number, earlier)
 
 
-def _tell(text: str) -> None:
+def _print_line(text: str) -> None:
     """Print a line to stderr, even where the signal has interrupted a print."""
     os.write(2, f"{text}\n".encode())

@@ -13,8 +13,8 @@ from typing import Any
 from unet_spec import InputError, training_state
 from unet_spec.files import refuse_existing, written, written_folder
 
-from .config import TrainConfig, to_plain
-from .data import Sample
+from ..config import TrainConfig, to_plain
+from ..input.samples import Sample
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -28,7 +28,7 @@ PICTURES = "pictures"
 PAGE = "report.html"
 AUGMENTED = "augmented.png"
 
-SHOWN = 5  # names in a sentence
+MAX_NAMES = 5  # names in a sentence
 
 # all else is part of what the weights are a function of
 MAY_CHANGE = (
@@ -51,7 +51,7 @@ def is_run(out: Path) -> bool:
 Fingerprints = dict[str, str]  # sha256 of each sample, by its name
 
 
-def begin(
+def write_beginning(
     out: Path, config: TrainConfig, *, shown: Fingerprints, started: Mapping[str, Any]
 ) -> None:
     """Write what the run is; a kill leaves all of it or nothing, but where `out` is there and
@@ -74,7 +74,7 @@ def begin(
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def lock_run(out: Path) -> Iterator[None]:
     """Nobody else trains in a run meanwhile; however this process ends, the next one may.
 
     Raises:
@@ -92,7 +92,7 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
-def clear(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what kills have left of files that were being written."""
     for folder in (out, out / LAST, out / PICTURES):
         for path in folder.glob(".*.????????"):
@@ -102,15 +102,15 @@ def clear(out: Path) -> None:
                 path.unlink()
 
 
-def identity(config: TrainConfig, shown: Fingerprints) -> str:
+def describe_identity(config: TrainConfig, shown: Fingerprints) -> str:
     """What all processes of a run must have in common."""
     mesh = replace(config.mesh, process=None)
     return json.dumps([to_plain(replace(config, mesh=mesh)), shown])
 
 
-def changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any]]:
+def list_changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any]]:
     """Names and new values of what differs."""
-    return [(name, pair[1]) for name, pair in _differences(to_plain(old), to_plain(new))]
+    return [(name, pair[1]) for name, pair in _iterate_differences(to_plain(old), to_plain(new))]
 
 
 def read_config(out: Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def read_started(out: Path) -> dict[str, Any]:
     return _read(out / START)
 
 
-def check(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
+def compare_with_beginning(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
     """What this command says otherwise than the one that began the run, in words; a run goes on
     with other devices, paths and intervals.
 
@@ -139,8 +139,8 @@ def check(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
         InputError: it differs in something that the weights depend on, or the images do.
     """
     # what an older version did not know, it did as the default of today
-    began = _filled(read_config(out), json.loads(_json(to_plain(TrainConfig()))))
-    changed = dict(_differences(began, json.loads(_json(to_plain(config)))))
+    began = _fill_in(read_config(out), json.loads(_json(to_plain(TrainConfig()))))
+    changed = dict(_iterate_differences(began, json.loads(_json(to_plain(config)))))
     if config.schedule == config.schedule.for_steps(config.steps):
         free: tuple[str, ...] = (*MAY_CHANGE, "steps")  # the schedule does not depend on it
     else:
@@ -158,7 +158,7 @@ def check(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
             "the values that it began with, or name another --out, which may take its weights by "
             "--start"
         )
-    if other := _other(_read(out / DATA).get("samples") or {}, shown):
+    if other := _describe_changed_samples(_read(out / DATA).get("samples") or {}, shown):
         raise InputError(
             f"{out}: the images or masks are not those with which the run there began ({other}); "
             "bring them back, or name another --out"
@@ -166,7 +166,7 @@ def check(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
     return [f"{name} was {old}, now {new}" for name, (old, new) in changed.items()]
 
 
-def fingerprints(samples: Sequence[Sample]) -> Fingerprints:
+def fingerprint_samples(samples: Sequence[Sample]) -> Fingerprints:
     """Hashes of image and mask of all samples."""
     return {sample.name: _fingerprint(sample) for sample in samples}
 
@@ -179,7 +179,7 @@ def _fingerprint(sample: Sample) -> str:
     return digest.hexdigest()
 
 
-def _other(began: Fingerprints, now: Fingerprints) -> str:
+def _describe_changed_samples(began: Fingerprints, now: Fingerprints) -> str:
     """What is gone, new or changed, in words."""
     both = began.keys() & now.keys()
     kinds = {
@@ -188,25 +188,29 @@ def _other(began: Fingerprints, now: Fingerprints) -> str:
         "changed": {name for name in both if began[name] != now[name]},
     }
     return "; ".join(
-        f"{kind}: {', '.join(sorted(names)[:SHOWN])}"
-        + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        f"{kind}: {', '.join(sorted(names)[:MAX_NAMES])}"
+        + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
         for kind, names in kinds.items()
         if names
     )
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _iterate_differences(
+    old: Any, new: Any, path: str = ""
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
+            yield from _iterate_differences(
+                old.get(name), new.get(name), f"{path}.{name}".lstrip(".")
+            )
     elif old != new:
         yield path, (old, new)
 
 
-def _filled(known: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+def _fill_in(known: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
     """With the usual values in the place of those that are not known."""
     parts = {
-        name: _filled(known[name], value)
+        name: _fill_in(known[name], value)
         for name, value in usual.items()
         if isinstance(value, dict) and isinstance(known.get(name), dict)
     }

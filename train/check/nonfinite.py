@@ -15,13 +15,13 @@ from unet_jax.functional import with_arrays
 from unet_jax.model import UNet
 from unet_spec.parameters import parameters
 
-from . import losses
-from .config import TrainConfig
-from .data import Batch
-from .step import State, accumulated, dropout_keys, in_parts, numerics
+from .. import losses
+from ..config import TrainConfig
+from ..input.crops import Batch
+from ..step import State, accumulate_gradients, dropout_keys, numerics_of, split_into_parts
 
 
-def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[str]) -> str:
+def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Sequence[str]) -> str:
     """What is not finite, where it came to be and in which image, in words.
 
     Args:
@@ -30,53 +30,55 @@ def diagnose(config: TrainConfig, state: State, batch: Batch, names: Sequence[st
         names: of its images.
     """
     state, batch = jax.tree.map(jnp.asarray, (state, batch))
-    if (image := _bad_image(batch.x)) is not None:
+    if (image := _first_nonfinite_image(batch.x)) is not None:
         return f"the input made from {names[image]} holds NaN or infinite values"
     for path, array in {**state.params, **state.stats}.items():
-        if not _finite(array):
+        if not _is_finite(array):
             return f"{path} holds NaN or infinite values"
     count = config.accumulate
-    parts = in_parts(batch, count)
+    parts = split_into_parts(batch, count)
     for index, key in enumerate(dropout_keys(config, state)):
         part = jax.tree.map(lambda array, i=index: array[i], parts)
-        if (told := _told(config, state, part, names[index::count], key)) is not None:
+        if (told := _explain_part(config, state, part, names[index::count], key)) is not None:
             return told
-    gradients, _, loss, _ = accumulated(config, state, batch)
+    gradients, _, loss, _ = accumulate_gradients(config, state, batch)
     updates, _ = recipe.build(config.recipe).update(
         gradients, state.optimizer, state.params, value=loss
     )
     for parameter in parameters(config.net):
-        if parameter.trained and not _finite(updates[parameter.name]):
+        if parameter.trained and not _is_finite(updates[parameter.name]):
             return f"all gradients are finite, but the update of {parameter.name} is not"
     for what, arrays in (("gradients", gradients), ("updates", updates)):
-        if not _finite(optax.tree.norm(arrays)):
+        if not _is_finite(optax.tree.norm(arrays)):
             return f"all {what} are finite, but so large that their norm is not"
     return "outside of the compiled step every module, gradient and update is finite"
 
 
-def _told(
+def _explain_part(
     config: TrainConfig, state: State, batch: Batch, names: Sequence[str], key: jax.Array
 ) -> str | None:
     """Likewise, of one part of an accumulated step."""
-    for path, output in _outputs(config, state, batch.x, key):
-        if (image := _bad_image(output)) is not None:
+    for path, output in _module_outputs(config, state, batch.x, key):
+        if (image := _first_nonfinite_image(output)) is not None:
             return f"{path} is the first module whose output is not finite, in {names[image]}"
     for image, name in enumerate(names):
         one = jax.tree.map(lambda array, i=image: array[i : i + 1], batch)
-        if not _finite(losses.loss(output[image : image + 1], *one[1:], config=config.loss)):
+        if not _is_finite(losses.loss(output[image : image + 1], *one[1:], config=config.loss)):
             return f"every module is finite, but the loss is not, in {name}"
     gradients = jax.grad(lambda params: _loss(config, params, state, batch, key))(state.params)
-    bad = [p.name for p in parameters(config.net) if p.trained and not _finite(gradients[p.name])]
+    bad = [
+        p.name for p in parameters(config.net) if p.trained and not _is_finite(gradients[p.name])
+    ]
     if bad:  # from the loss backwards, so the last one is the first that went wrong
         return f"the output is finite, but the gradient of {bad[-1]} is not"
     return None
 
 
-def _outputs(
+def _module_outputs(
     config: TrainConfig, state: State, x: jax.Array, key: jax.Array
 ) -> list[tuple[str, jax.Array]]:
     """The output of every module that computes, in the order of the calls."""
-    plain = replace(numerics(config), remat=False)  # which would trace what is watched
+    plain = replace(numerics_of(config), remat=False)  # which would trace what is watched
     net = nnx.eval_shape(lambda: UNet(config.net, numerics=plain, rngs=nnx.Rngs(0)))
     model = with_arrays(net, {**state.params, **state.stats})
     model.train()
@@ -88,12 +90,12 @@ def _outputs(
     ]
     for path, module in leaves:
         name = ".".join(str(part) for part in path if part != "layers")
-        _put(model, path, _Watched(name, module, seen))
+        _replace_module(model, path, _RecordingModule(name, module, seen))
     model(x, rngs=nnx.Rngs(dropout=key))
     return seen
 
 
-class _Watched:
+class _RecordingModule:
     """A module that writes down what it gave."""
 
     def __init__(self, path: str, module: Any, seen: list[tuple[str, jax.Array]]):
@@ -105,7 +107,7 @@ class _Watched:
         return output
 
 
-def _put(model: nnx.Module, path: tuple[Any, ...], value: Any) -> None:
+def _replace_module(model: nnx.Module, path: tuple[Any, ...], value: Any) -> None:
     above: Any = model
     for name in path[:-1]:
         above = above[name] if isinstance(name, int) else getattr(above, name)
@@ -118,17 +120,17 @@ def _put(model: nnx.Module, path: tuple[Any, ...], value: Any) -> None:
 def _loss(
     config: TrainConfig, params: Any, state: State, batch: Batch, key: jax.Array
 ) -> jax.Array:
-    apply = functional(config.net, numerics=numerics(config)).apply
+    apply = functional(config.net, numerics=numerics_of(config)).apply
     logits, _ = apply(params, batch.x, state.stats, train=True, key=key)
     return losses.loss(logits, batch.truth, batch.weight, config=config.loss)
 
 
-def _bad_image(array: Any) -> int | None:
+def _first_nonfinite_image(array: Any) -> int | None:
     """Index of the first image that is not finite."""
     values = np.asarray(array, np.float32)
     bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     return int(bad.argmax()) if bad.any() else None
 
 
-def _finite(array: Any) -> bool:
+def _is_finite(array: Any) -> bool:
     return bool(np.isfinite(np.asarray(array, np.float32)).all())

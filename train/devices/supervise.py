@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-_WATCHED = "UNET_TRAIN_WATCHED"
+_WATCHED_VARIABLE = "UNET_TRAIN_WATCHED"
 
 LOST = 75  # exit status of a child that was left alone
 DIED = (
@@ -24,10 +24,10 @@ ENDED = (
 
 def is_watched() -> bool:
     """Whether this process runs under `watched`."""
-    return os.environ.get(_WATCHED) == "1"
+    return os.environ.get(_WATCHED_VARIABLE) == "1"
 
 
-def watched(arguments: Sequence[str]) -> tuple[int, str | None]:
+def run_watched(arguments: Sequence[str]) -> tuple[int, str | None]:
     """Run the command `unet` again as a child: its exit status, and a sentence if another process
     ended it.
 
@@ -36,9 +36,12 @@ def watched(arguments: Sequence[str]) -> tuple[int, str | None]:
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "unet_cli", *arguments],
-        env={**os.environ, _WATCHED: "1"}, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, _WATCHED_VARIABLE: "1"},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,  # Ctrl-C comes by way of this process alone
-    )  # fmt: skip
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: child.terminate())
     assert child.stderr is not None
@@ -73,7 +76,7 @@ def die_with_the_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def leave(status: int) -> None:
+def exit_now(status: int) -> None:
     """End this process at once after an error: a goodbye would wait for the other processes, and
     they wait for this one."""
     if is_watched():

@@ -11,13 +11,13 @@ import numpy as np
 from unet_spec import InputError
 from unet_spec.files import named, written
 
-from .run_folder import METRICS
-from .tensorboard import EventFile
+from ..report.tensorboard import EventFile
+from ..run.folder import METRICS
 
 TENSORBOARD = "tensorboard"
 
 
-class Record:
+class MetricsLog:
     """Writes down what a run measures; a kill loses at most the line that was being written.
 
     Args:
@@ -31,11 +31,11 @@ class Record:
 
     def __init__(self, folder: Path, *, resume_at: int = 0, scored_at: int | None = None):
         self._path = path = folder / METRICS
-        _forget(path, after=resume_at, scored_at=resume_at if scored_at is None else scored_at)
+        _drop_after(path, after=resume_at, scored_at=resume_at if scored_at is None else scored_at)
         self._events = EventFile(folder / TENSORBOARD, first_step=resume_at + 1)
         self._lines = path.open("a", encoding="utf-8", buffering=1)  # by the line
 
-    def __enter__(self) -> "Record":
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,20 +64,20 @@ class Record:
         self._events.images(step, pictures)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of RUN/metrics.jsonl in their order; none where there is no such file.
 
     Raises:
         InputError: a line that is none.
     """
-    return [line for _, line in _parsed(folder / METRICS)]
+    return [line for _, line in _parse_lines(folder / METRICS)]
 
 
-def _forget(path: Path, *, after: int, scored_at: int) -> None:
+def _drop_after(path: Path, *, after: int, scored_at: int) -> None:
     """Keep the lines up to a step, and of validations those up to another."""
     kept = b"".join(
         text
-        for text, line in _parsed(path)
+        for text, line in _parse_lines(path)
         if line["step"] <= (scored_at if line["kind"] == "validation" else after)
     )
     if path.exists() and kept != path.read_bytes():
@@ -85,15 +85,15 @@ def _forget(path: Path, *, after: int, scored_at: int) -> None:
             stream.write(kept)
 
 
-def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _parse_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Each whole line and what it says; the last one is whole if it ends."""
     if not path.exists():
         return []
     texts = [text for text in path.read_bytes().splitlines(True) if text.endswith(b"\n")]
-    return [(text, _line(path, number, text)) for number, text in enumerate(texts, start=1)]
+    return [(text, _parse_line(path, number, text)) for number, text in enumerate(texts, start=1)]
 
 
-def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
     try:
         line = json.loads(text)
         if isinstance(line["step"], int) and isinstance(line["kind"], str):

@@ -1,0 +1,1 @@
+"""What is wrong with the data, with a value, with the net."""

@@ -1,0 +1,1 @@
+"""Devices and processes: placement, exchange, signals."""

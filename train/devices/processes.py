@@ -1,0 +1,125 @@
+"""Several processes of one run: they meet, agree, and exchange what each of them needs."""
+
+import hashlib
+import socket
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
+
+from unet_spec import InputError
+
+from ..config import MeshConfig
+
+WAIT_S = 600  # for the slowest process to read its data, compile or validate
+
+
+def join_processes(config: MeshConfig) -> None:
+    """Join the processes of the run; before anything else of JAX.
+
+    Where the cluster tells coordinator and process (TPU pods, Slurm), it is asked.
+    """
+    if config.processes == 1:
+        return
+    if (config.coordinator is None) != (config.process is None):
+        raise InputError(
+            "mesh.coordinator and mesh.process belong together: give both, or neither where the "
+            "cluster knows them"
+        )
+    by_hand = config.coordinator is not None
+    if config.coordinator is not None and config.process == 0:
+        _refuse_taken_port(config.coordinator)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=config.coordinator,
+            num_processes=config.processes if by_hand else None,
+            process_id=config.process,
+            heartbeat_timeout_seconds=config.heartbeat_s,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the {config.processes} processes did not find each other "
+            f"({' '.join(str(error).split())[:200]}); start all of them with the same "
+            "mesh.coordinator and mesh.processes"
+        ) from error
+    if jax.process_count() != config.processes:
+        raise InputError(
+            f"mesh.processes={config.processes}, but the cluster has {jax.process_count()}; "
+            "give that number"
+        )
+
+
+def wait_for_all(name: str) -> None:
+    """Meet all processes, by way of the coordinator: what they compile takes unlike long, and an
+    exchange between devices waits either too short or for ever.
+
+    Raises:
+        JaxRuntimeError: one did not come within `WAIT_S`.
+    """
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * WAIT_S)
+
+
+def broadcast_from_first(name: str, answer: Any) -> Any:
+    """The answer of process 0, a bool or a float, in all of them."""
+    if jax.process_count() == 1:
+        return answer
+    wait_for_all(name)
+    return type(answer)(multihost_utils.broadcast_one_to_all(np.asarray(answer, np.float32)))
+
+
+def refuse_unlike_processes(identity: str) -> None:
+    """Refuse processes that would not run the same; each tells what it would run.
+
+    Raises:
+        InputError: they differ.
+    """
+    if jax.process_count() == 1:
+        return
+    wait_for_all("identity")
+    digest = np.frombuffer(hashlib.sha256(identity.encode()).digest(), np.uint8)
+    told = multihost_utils.process_allgather(digest)
+    if unlike := [i for i, other in enumerate(told) if (other != told[0]).any()]:
+        raise InputError(
+            f"process {unlike[0]} was not given what process 0 was: all need the same flags, but "
+            "for mesh.process, and see the same images and masks"
+        )
+
+
+def was_preempted(step: int) -> bool:
+    """Whether one of the processes was asked to stop; the same answer in all of them."""
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def gather_to_host(tree: Any) -> Any:
+    """The whole arrays on the host, in every process."""
+
+    def whole(array: jax.Array) -> np.ndarray:
+        if not array.is_fully_replicated:
+            assert isinstance(array.sharding, NamedSharding)
+            array = _replicate(array.sharding.mesh)(array)
+        return np.asarray(array.addressable_data(0))
+
+    return jax.tree.map(whole, tree)
+
+
+@lru_cache(maxsize=8)
+def _replicate(mesh: Any) -> Any:
+    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _refuse_taken_port(coordinator: str) -> None:
+    """Refuse a port that something listens to: gRPC would end this process without a word."""
+    port = int(coordinator.rsplit(":", 1)[1])
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"mesh.coordinator={coordinator}: this process cannot listen to port {port} ({error}); "
+            "name another"
+        ) from error

@@ -1,0 +1,1 @@
+"""From files to batches: images, masks, crops, augmentation."""
