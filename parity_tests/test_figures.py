@@ -1,14 +1,17 @@
 """The figures in README and docs are those of the result files, and there are no others."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from flax import nnx
+from torch import nn
 
 from parity_tests.shown import DOCUMENTS, ROOT
-from unet_parity import fault, oracle, training
+from unet_parity import fault, layers, oracle, training
 
 RESULTS = ROOT / "benchmarks" / "results"
 Figure = tuple[str, str]
@@ -39,7 +42,9 @@ def nuclei() -> Iterator[Figure]:
     deviation, seeds = f"{result['standard_deviation']:.3f}", f"{len(result['runs'])} seeds"
     minutes = f"{result['longest_s'] / 60:.1f} minutes"
     yield "README.md", f"a mean IoU of {score} (± {deviation} over {seeds}"
-    yield "README.md", f"{result['runs'][0]['validation_images']} held-out images"
+    first = result["runs"][0]
+    parts = f"{first['training_images']} for training and {first['validation_images']} held-out"
+    yield "README.md", f"{parts} images"
     yield "README.md", f"at most {minutes}"
     yield "docs/training.md", f"mean IoU {score} ± {deviation} over {seeds}, at most {minutes}"
 
@@ -150,6 +155,14 @@ def bounds() -> Iterator[Figure]:
     for bound in (fault.LOCAL_BOUND, oracle.GRADIENT_BOUND, fault.LOCAL_GRADIENT_BOUND):
         yield "docs/parity.md", f"{bound:.0e}"
     steps = f"{training.BOUND:.0e}".replace("e-0", "e-")
+    output, gradient = (f"{bound:.0e}" for bound in (oracle.OUTPUT_BOUND, oracle.GRADIENT_BOUND))
+    yield "README.md", f"agree to {output} (gradients to {gradient})"
+    yield (
+        "README.md",
+        f"within a factor of {oracle.FACTOR:g} (gradients {layers.GRADIENT_FACTOR:g})",
+    )
+    yield "README.md", f"to {steps} in float64"
+    yield "README.md", f"may part {training.FACTOR:g} times as far"
     yield "docs/parity.md", f"| 50 training steps in float64 | {steps} |"
     yield "docs/parity.md", f"to {steps} in float64 (`parity_tests/test_training_state.py`)"
     result = _result("rounding.json")
@@ -168,9 +181,17 @@ def recorded_output() -> Iterator[Figure]:
     yield "docs/parity.md", f"{other['recorded']['ratio']:.1e}"
 
 
+def eps() -> Iterator[Figure]:
+    flax = inspect.signature(nnx.GroupNorm.__init__).parameters["epsilon"].default
+    torchs, of_flax = (
+        f"{value:.0e}".replace("e-0", "e-") for value in (nn.GroupNorm(1, 1).eps, flax)
+    )
+    yield "README.md", f"PyTorch's eps of {torchs} and one with Flax's of {of_flax}"
+
+
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, sharding, optimizers, verdicts,
-    bounds, recorded_output, accelerator,
+    bounds, recorded_output, accelerator, eps,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`
