@@ -11,7 +11,7 @@ from flax import nnx
 from torch import nn
 
 from parity_tests.shown import DOCUMENTS, ROOT
-from unet_parity import fault, layers, oracle, training
+from unet_parity import exact, fault, layers, oracle, training, verify
 
 RESULTS = ROOT / "benchmarks" / "results"
 Figure = tuple[str, str]
@@ -115,7 +115,7 @@ def verdicts() -> Iterator[Figure]:
         f"{result['largest_gradient_float64']:.0e} at most",
         f"{local['0.0']:.2f} to {local['1.0']:.2f}",
         f"{gradient['0.0']:.2f} to {gradient['1.0']:.2f}",
-        f"in {result['cases_with_flips']} of them",
+        f"In {result['cases_with_flips']} of the {result['count']} healthy cases",
         f"The largest ratios in healthy nets were {local['1.0']:.2f} and {gradient['1.0']:.2f}",
     ):
         yield "docs/parity.md", text
@@ -165,6 +165,12 @@ def bounds() -> Iterator[Figure]:
     yield "README.md", f"may part {training.FACTOR:g} times as far"
     yield "docs/parity.md", f"| 50 training steps in float64 | {steps} |"
     yield "docs/parity.md", f"to {steps} in float64 (`parity_tests/test_training_state.py`)"
+    default = inspect.signature(verify.verify).parameters["steps"].default
+    yield "docs/parity.md", f"`unet verify` runs {default} training steps"
+    fp32, tf32, bf16 = (f"2^{rung.bits}" for rung in exact.RUNGS)
+    yield "docs/parity.md", f"float32 up to {fp32}, TF32 up to {tf32} and bfloat16 up to {bf16}"
+    yield "docs/parity.md", f"stay below 2^{exact.ACCUMULATOR_BITS}, because"
+    yield "docs/parity.md", f"fewer than {exact.LEAST_DISTINCT} different output values"
     result = _result("rounding.json")
     low, high = result["quantiles"]["0.0"], result["quantiles"]["1.0"]
     yield "docs/parity.md", f"{low:.2f} to {high:.2f} in {result['count']} nets"
@@ -175,8 +181,9 @@ def recorded_output() -> Iterator[Figure]:
     right, other = result["right"], result["other_concat"]
     assert (right["verdict"], other["verdict"]) == ("equivalent", "different")
     recorded = right["recorded"]
-    for name in ("error", "torch_error", "jax_error"):
-        yield "docs/parity.md", f"{recorded[name] / recorded['scale']:.1e}"
+    names = {"error": "the recorded output", "torch_error": "PyTorch here", "jax_error": "JAX here"}
+    for name, row in names.items():
+        yield "docs/parity.md", f"| {row} | {recorded[name] / recorded['scale']:.1e} |"
     yield "docs/parity.md", f"ratio {recorded['ratio']:.2f}"
     yield "docs/parity.md", f"{other['recorded']['ratio']:.1e}"
 
