@@ -162,14 +162,14 @@ def bounds() -> Iterator[Figure]:
         f"within a factor of {oracle.FACTOR:g} (gradients {layers.GRADIENT_FACTOR:g})",
     )
     yield "README.md", f"to {steps} in float64"
-    yield "README.md", f"may part {training.FACTOR:g} times as far"
+    yield "README.md", f"distance may be {training.FACTOR:g} times the distance"
     yield "docs/parity.md", f"| 50 training steps in float64 | {steps} |"
     yield "docs/parity.md", f"to {steps} in float64 (`parity_tests/test_training_state.py`)"
     default = inspect.signature(verify.verify).parameters["steps"].default
     yield "docs/parity.md", f"`unet verify` runs {default} training steps"
     fp32, tf32, bf16 = (f"2^{rung.bits}" for rung in exact.RUNGS)
     yield "docs/parity.md", f"float32 up to {fp32}, TF32 up to {tf32} and bfloat16 up to {bf16}"
-    yield "docs/parity.md", f"stay below 2^{exact.ACCUMULATOR_BITS}, because"
+    yield "docs/parity.md", f"at most 2^{exact.ACCUMULATOR_BITS}, because"
     yield "docs/parity.md", f"fewer than {exact.LEAST_DISTINCT} different output values"
     result = _result("rounding.json")
     low, high = result["quantiles"]["0.0"], result["quantiles"]["1.0"]
