@@ -87,6 +87,34 @@ def test_every_fence_of_a_document_belongs_to_a_block(document):
     assert len(fences) == 2 * len(shown.blocks(document))
 
 
+@pytest.mark.parametrize("document", shown.DOCUMENTS, ids=lambda path: path.stem)
+def test_every_file_and_heading_that_a_document_names_is_there(document):
+    assert missing_places(document) == []
+
+
+def missing_places(document: Path) -> list[str]:
+    """Return the links of a document, and the source files named in it, that lead nowhere."""
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text())
+    broken = [link for link in links if not _leads_somewhere(document, link)]
+    files = [
+        span
+        for span in shown.inline_code(document)
+        if re.fullmatch(r"[\w.]+(/[\w.]+)*/[\w.]*", span)
+    ]
+    return broken + [
+        file for file in files if not file.startswith(WRITTEN) and not (shown.ROOT / file).exists()
+    ]
+
+
+def _leads_somewhere(document: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = document.parent / path if path else document
+    if not anchor:
+        return target.exists()
+    headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+    return anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+
+
 def test_commands_that_run_elsewhere_are_shown_and_run_there():
     commands = {c for d in shown.DOCUMENTS for b in shown.blocks(d) for c in b.commands}
     assert ELSEWHERE.keys() <= commands | {c for d in shown.DOCUMENTS for c in shown.inline_code(d)}
@@ -98,6 +126,8 @@ def test_commands_that_run_elsewhere_are_shown_and_run_there():
     assert "-m venv .venv" in (shown.ROOT / "Makefile").read_text()
 
 
+# folders and files that a run writes
+WRITTEN = ("RUN/", "START/", "demo_run/", "last/", "checkpoints/", "tensorboard/", "pictures/")
 # what stands for a value in running text
 VALUES = {"N": "2", "I": "0", "HOST:PORT": "127.0.0.1:12345", "...": "x", "H": "16", "W": "24"}
 SHORT = {  # a flag that is explained by itself, with what it needs beside it
@@ -166,4 +196,6 @@ def test_the_collection_finds_what_it_is_for(tmp_path, monkeypatch):
     assert commands.commands == ["unet convert a b"]
     assert (python.language, python.name) == ("python", "A.md:7")
     assert shown.inline_code(document) == ["unet verify --size 1"]
+    document.write_text("# One two\n[a](A.md#one-two) [b](A.md#one) [c](B.md) `train/x.py` `1/x`")
+    assert missing_places(document) == ["A.md#one", "B.md", "train/x.py", "1/x"]
     assert not is_accepted(["verify", "--sizzle", "1"])

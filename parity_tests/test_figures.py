@@ -1,14 +1,17 @@
 """The figures in README and docs are those of the result files, and there are no others."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from flax import nnx
+from torch import nn
 
 from parity_tests.shown import DOCUMENTS, ROOT
-from unet_parity import fault, oracle, training
+from unet_parity import exact, fault, layers, oracle, training, verify
 
 RESULTS = ROOT / "benchmarks" / "results"
 Figure = tuple[str, str]
@@ -39,7 +42,9 @@ def nuclei() -> Iterator[Figure]:
     deviation, seeds = f"{result['standard_deviation']:.3f}", f"{len(result['runs'])} seeds"
     minutes = f"{result['longest_s'] / 60:.1f} minutes"
     yield "README.md", f"a mean IoU of {score} (± {deviation} over {seeds}"
-    yield "README.md", f"{result['runs'][0]['validation_images']} held-out images"
+    first = result["runs"][0]
+    parts = f"{first['training_images']} for training and {first['validation_images']} held-out"
+    yield "README.md", f"{parts} images"
     yield "README.md", f"at most {minutes}"
     yield "docs/training.md", f"mean IoU {score} ± {deviation} over {seeds}, at most {minutes}"
 
@@ -110,7 +115,7 @@ def verdicts() -> Iterator[Figure]:
         f"{result['largest_gradient_float64']:.0e} at most",
         f"{local['0.0']:.2f} to {local['1.0']:.2f}",
         f"{gradient['0.0']:.2f} to {gradient['1.0']:.2f}",
-        f"in {result['cases_with_flips']} of them",
+        f"In {result['cases_with_flips']} of the {result['count']} healthy cases",
         f"The largest ratios in healthy nets were {local['1.0']:.2f} and {gradient['1.0']:.2f}",
     ):
         yield "docs/parity.md", text
@@ -150,8 +155,22 @@ def bounds() -> Iterator[Figure]:
     for bound in (fault.LOCAL_BOUND, oracle.GRADIENT_BOUND, fault.LOCAL_GRADIENT_BOUND):
         yield "docs/parity.md", f"{bound:.0e}"
     steps = f"{training.BOUND:.0e}".replace("e-0", "e-")
+    output, gradient = (f"{bound:.0e}" for bound in (oracle.OUTPUT_BOUND, oracle.GRADIENT_BOUND))
+    yield "README.md", f"agree to {output} (gradients to {gradient})"
+    yield (
+        "README.md",
+        f"within a factor of {oracle.FACTOR:g} (gradients {layers.GRADIENT_FACTOR:g})",
+    )
+    yield "README.md", f"to {steps} in float64"
+    yield "README.md", f"distance may be {training.FACTOR:g} times the distance"
     yield "docs/parity.md", f"| 50 training steps in float64 | {steps} |"
     yield "docs/parity.md", f"to {steps} in float64 (`parity_tests/test_training_state.py`)"
+    default = inspect.signature(verify.verify).parameters["steps"].default
+    yield "docs/parity.md", f"`unet verify` runs {default} training steps"
+    fp32, tf32, bf16 = (f"2^{rung.bits}" for rung in exact.RUNGS)
+    yield "docs/parity.md", f"float32 up to {fp32}, TF32 up to {tf32} and bfloat16 up to {bf16}"
+    yield "docs/parity.md", f"at most 2^{exact.ACCUMULATOR_BITS}, because"
+    yield "docs/parity.md", f"fewer than {exact.LEAST_DISTINCT} different output values"
     result = _result("rounding.json")
     low, high = result["quantiles"]["0.0"], result["quantiles"]["1.0"]
     yield "docs/parity.md", f"{low:.2f} to {high:.2f} in {result['count']} nets"
@@ -162,15 +181,24 @@ def recorded_output() -> Iterator[Figure]:
     right, other = result["right"], result["other_concat"]
     assert (right["verdict"], other["verdict"]) == ("equivalent", "different")
     recorded = right["recorded"]
-    for name in ("error", "torch_error", "jax_error"):
-        yield "docs/parity.md", f"{recorded[name] / recorded['scale']:.1e}"
+    names = {"error": "the recorded output", "torch_error": "PyTorch here", "jax_error": "JAX here"}
+    for name, row in names.items():
+        yield "docs/parity.md", f"| {row} | {recorded[name] / recorded['scale']:.1e} |"
     yield "docs/parity.md", f"ratio {recorded['ratio']:.2f}"
     yield "docs/parity.md", f"{other['recorded']['ratio']:.1e}"
 
 
+def eps() -> Iterator[Figure]:
+    flax = inspect.signature(nnx.GroupNorm.__init__).parameters["epsilon"].default
+    torchs, of_flax = (
+        f"{value:.0e}".replace("e-0", "e-") for value in (nn.GroupNorm(1, 1).eps, flax)
+    )
+    yield "README.md", f"PyTorch's eps of {torchs} and one with Flax's of {of_flax}"
+
+
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, sharding, optimizers, verdicts,
-    bounds, recorded_output, accelerator,
+    bounds, recorded_output, accelerator, eps,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`
