@@ -236,23 +236,30 @@ def convert(
     *,
     config: UNetConfig = UNetConfig(),
     dtype: Literal["float16", "float32", "float64"] = "float32",
+    weights_only: bool = False,
     json: Json = None,
 ) -> int:
-    """Turn a PyTorch checkpoint (.pt, .pth) into a weight file (.safetensors), or the reverse;
-    with its optimizer into a folder that JAX trains on from, or the reverse.
+    """Convert between a PyTorch checkpoint (.pt, .pth) and a .safetensors file, either way. A run
+    keeps its optimizer and schedule, so that either framework resumes it.
 
     Args:
-        source: .pt, .pth or .safetensors, or the folder of a run.
-        target: likewise, a folder being a name without suffix; must not exist. A .pt holds a
-            plain state_dict, or those of model, optimizer and scheduler.
+        source: a .pt, .pth or .safetensors file, or the RUN of `unet train`, whose newest
+            checkpoint is taken.
+        target: a .pt, .pth or .safetensors file that does not exist. A .pt holds a plain
+            state_dict, or those of model, optimizer and scheduler.
         config: the axes that no tensor shows (padding, concat, activation, ...).
-        dtype: of the tensors in a .safetensors target.
+        dtype: of the weights in a .safetensors target; a run stays in its own.
+        weights_only: leave out the optimizer of a run, and take its averaged weights.
         json: write the report there.
     """
     _check_json(json)
     import unet_convert
 
-    _write_json(json, unet_convert.convert(source, target, config=config, dtype=dtype))
+    conversion = unet_convert.convert(
+        source, target, config=config, dtype=dtype, weights_only=weights_only
+    )
+    print(*conversion.sentences(), sep="\n")
+    _write_json(json, conversion.to_json())
     return 0
 
 

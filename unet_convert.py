@@ -4,124 +4,187 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from unet_spec import InputError, UNetConfig, dialects, training_state, weight_file
+from unet_spec import (
+    InputError,
+    UNetConfig,
+    dialects,
+    safetensors_file,
+    training_state,
+    weight_file,
+)
 from unet_spec.environment import need
 from unet_spec.files import refuse_existing
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 
-FILES = (".pt", ".pth", ".safetensors")
+OF_TORCH = (".pt", ".pth")
+SUFFIXES = (*OF_TORCH, ".safetensors")
 
 
-def convert(source: Path, target: Path, *, config: UNetConfig, dtype: str) -> dict[str, Any]:
-    """What was read and written, after it was; a folder is a run, a file weights or a run.
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What was read and written.
+
+    Attributes:
+        content: weights, or a run with its optimizer.
+        assumed: axes of the net that the source does not show, as they were given; "" for none.
+    """
+
+    source: Path
+    target: Path
+    content: TrainingState | WeightFile
+    assumed: str
+
+    @property
+    def weights(self) -> WeightFile:
+        """The weights that were written."""
+        return self.content.weights if isinstance(self.content, TrainingState) else self.content
+
+    def sentences(self) -> list[str]:
+        """What happened, for people."""
+        state = self.content
+        if isinstance(state, TrainingState):
+            count = len(state.weights.tensors) + sum(map(len, state.slots.values()))
+            optimizer, schedule = state.recipe.optimizer, state.recipe.schedule
+            result = (
+                f"{count + len(state.average)} tensors of {optimizer.name} with a {schedule.name} "
+                f"schedule at step {state.step}, learning rate {state.scheduler['lr']:.3g}; "
+                f"clip_norm={optimizer.clip_norm}, every={schedule.every}"
+            )
+        else:
+            count = len(state.tensors)
+            result = f"{count} tensors read, {count} written, none left over"
+        lines = [f"{self.source} -> {self.target}: {result}"]
+        if self.assumed:
+            lines.append(f"not in the tensors, taken from the flags: {self.assumed}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The report of `unet convert --json`."""
+        report = {
+            "source": str(self.source),
+            "target": str(self.target),
+            "tensors": len(self.weights.tensors),
+            "config": dataclasses.asdict(self.weights.config),
+            "assumed": bool(self.assumed),
+        }
+        if isinstance(self.content, TrainingState):
+            recipe = dataclasses.asdict(self.content.recipe)
+            report |= {"recipe": recipe, "step": self.content.step}
+        return report
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    config: UNetConfig,
+    dtype: str = "float32",
+    weights_only: bool = False,
+) -> Conversion:
+    """Convert weights, or a run with its optimizer, into a file of the kind of the target's name.
 
     Args:
+        source: a .pt, .pth or .safetensors, or a RUN, of which the newest checkpoint counts.
+        target: a .pt, .pth or .safetensors that does not exist.
         config: the axes that no tensor shows.
-        dtype: of the tensors in a .safetensors target.
+        dtype: of the weights in a .safetensors target; a run stays in its own.
+        weights_only: leave out the optimizer of a run, and take its averaged weights.
 
     Raises:
         InputError: a target that exists, a source that does not fit; nothing is written.
     """
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
-    run = source.is_dir() or target.suffix == ""
     for path in (source, target):
-        if path.suffix not in FILES and not (run and (path.is_dir() or path == target)):
+        if path.suffix not in SUFFIXES and not (path == source and path.is_dir()):
             raise InputError(f"{path}: the suffix is .pt, .pth or .safetensors")
     refuse_existing(target)
-    if run:
-        return _run(source, target, config=config, dtype=dtype)
-    weights, assumed = read_weights(source, config)
-    if target.suffix == ".safetensors":
-        weight_file.write(target, weights, dtype=dtype)
+    content, assumed = read(source, config, weights_only=weights_only)
+    if isinstance(content, TrainingState) and dtype not in ("float32", content.dtype):
+        raise InputError(f"{source}: the run is in {content.dtype} and stays so; leave out --dtype")
+    _write(target, content, dtype=dtype)
+    axes = content.weights.config if isinstance(content, TrainingState) else content.config
+    return Conversion(source, target, content, dialects.assumed(axes) if assumed else "")
+
+
+def read(
+    source: Path, config: UNetConfig, *, weights_only: bool = False
+) -> tuple[TrainingState | WeightFile, bool]:
+    """Return what a source holds, and whether axes of its config were taken from `config`.
+
+    Args:
+        weights_only: return the weights of a run, averaged where it keeps an average.
+
+    Raises:
+        InputError: it cannot be read, or says otherwise than `config`.
+    """
+    if source.suffix in OF_TORCH:
+        content, assumed = _read_torch(source, config, weights_only=weights_only)
     else:
-        need("torch")
-        from unet_torch import checkpoint
-
-        checkpoint.write(target, weights.tensors)
-    count = len(weights.tensors)
-    print(f"{source} -> {target}: {count} tensors read, {count} written, none left over")
-    return _told(source, target, weights, assumed=assumed)
-
-
-def read_weights(source: Path, config: UNetConfig) -> tuple[WeightFile, bool]:
-    """A source, and whether its config was partly assumed."""
-    if source.suffix == ".safetensors":
-        metadata, tensors = weight_file.read_safetensors(source)
-        if "unet" in metadata:
-            weights = weight_file.read(source)
-            refuse_contradiction(config, weights.config, source=source)
-            return weights, False
-    else:
-        need("torch")
-        from unet_torch import checkpoint, training_state
-
-        content = checkpoint.content(source)
-        if training_state.holds_optimizer(content):
-            print(f"{source}: its optimizer is left out; name a folder as target to keep it")
-        if training_state.knows_config(content):
-            weights = training_state.read(source).weights
-            refuse_contradiction(config, weights.config, source=source)
-            return weights, False
-        tensors = checkpoint.tensors_of(content, source=str(source))
-    found = dialects.config_of(tensors, given=config, source=str(source))
-    return WeightFile(found, tensors), True
+        content, assumed = _read_ours(source, config)
+    if weights_only and isinstance(content, TrainingState):
+        content = content.weights_that_predict
+    if not assumed:
+        weights = content.weights if isinstance(content, TrainingState) else content
+        refuse_contradiction(config, weights.config, source=source)
+    return content, assumed
 
 
-def refuse_contradiction(given: UNetConfig, found: UNetConfig, *, source: Path | None) -> None:
-    """Refuse flags that say otherwise than a file."""
-    default = UNetConfig()
-    for field in dataclasses.fields(given):
-        told, seen = getattr(given, field.name), getattr(found, field.name)
-        if told not in (seen, getattr(default, field.name)):
-            raise InputError(
-                f"{source}: its config says {field.name}={seen}, not {told}; "
-                f"leave out --config.{field.name.replace('_', '-')}"
-            )
+def _read_ours(source: Path, config: UNetConfig) -> tuple[TrainingState | WeightFile, bool]:
+    if source.is_dir():
+        return training_state.read(source), False
+    card, tensors = safetensors_file.read(source)
+    if card is not None:
+        return training_state.read_either(source), False
+    axes = dialects.config_of(tensors, given=config, source=str(source))
+    return WeightFile(axes, tensors), True
 
 
-def _run(source: Path, target: Path, *, config: UNetConfig, dtype: str) -> dict[str, Any]:
-    pair = sorted((source, target), key=lambda path: path.suffix in (".pt", ".pth"))
-    if pair[0].suffix == ".safetensors" or pair[1].suffix not in (".pt", ".pth"):
-        raise InputError(
-            f"{source} -> {target}: a run goes from a .pt to a folder or from a folder to a .pt; "
-            f"the weights in a folder are in {training_state.WEIGHTS}"
-        )
+def _read_torch(
+    source: Path, config: UNetConfig, *, weights_only: bool
+) -> tuple[TrainingState | WeightFile, bool]:
     need("torch")
     from unet_torch import checkpoint
     from unet_torch import training_state as torch_state
 
-    if (source / training_state.LAST).is_dir():
-        source = source / training_state.LAST
-    state = torch_state.read(source, config=config)
-    assumed = source == pair[1] and not torch_state.knows_config(checkpoint.content(source))
-    refuse_contradiction(config, state.weights.config, source=source)
-    if dtype not in ("float32", state.dtype):
-        raise InputError(f"{source}: the run is in {state.dtype} and stays so; leave out --dtype")
-    torch_state.write(target, state)
-    print(_sentence(source, target, state))
-    recipe = {"recipe": dataclasses.asdict(state.recipe), "step": state.step}
-    return {**_told(source, target, state.weights, assumed=assumed), **recipe}
+    content = checkpoint.content(source)
+    if torch_state.knows_config(content):
+        return torch_state.from_content(content, config, source=source), False
+    if torch_state.holds_optimizer(content) and not weights_only:
+        try:
+            return torch_state.from_content(content, config, source=source), True
+        except InputError as error:
+            raise InputError(f"{error}; --weights-only takes its weights alone") from error
+    tensors = checkpoint.tensors_of(content, source=str(source))
+    axes = dialects.config_of(tensors, given=config, source=str(source))
+    return WeightFile(axes, tensors), True
 
 
-def _sentence(source: Path, target: Path, state: TrainingState) -> str:
-    count = len(state.weights.tensors) + sum(len(slot) for slot in state.slots.values())
-    optimizer, schedule = state.recipe.optimizer, state.recipe.schedule
-    return (
-        f"{source} -> {target}: {count} tensors of {optimizer.name} with a {schedule.name} "
-        f"schedule at step {state.step}, learning rate {state.scheduler['lr']:.3g}; "
-        f"clip_norm={optimizer.clip_norm}, every={schedule.every}"
-    )
+def _write(target: Path, content: TrainingState | WeightFile, *, dtype: str) -> None:
+    if target.suffix == ".safetensors":
+        if isinstance(content, TrainingState):
+            training_state.write(target, content)
+        else:
+            weight_file.write(target, content, dtype=dtype)
+        return
+    need("torch")
+    from unet_torch import checkpoint
+    from unet_torch import training_state as torch_state
+
+    if isinstance(content, TrainingState):
+        torch_state.write(target, content)
+    else:
+        checkpoint.write(target, content.tensors)
 
 
-def _told(source: Path, target: Path, weights: WeightFile, *, assumed: bool) -> dict[str, Any]:
-    if assumed:
-        print(f"not in the tensors, taken from the flags: {dialects.assumed(weights.config)}")
-    return {
-        "source": str(source),
-        "target": str(target),
-        "tensors": len(weights.tensors),
-        "config": dataclasses.asdict(weights.config),
-        "assumed": assumed,
-    }
+def refuse_contradiction(given: UNetConfig, config: UNetConfig, *, source: Path | None) -> None:
+    """Refuse flags that say otherwise than a file."""
+    default = UNetConfig()
+    for field in dataclasses.fields(given):
+        flag, value = getattr(given, field.name), getattr(config, field.name)
+        if flag not in (value, getattr(default, field.name)):
+            raise InputError(
+                f"{source}: its config says {field.name}={value}, not {flag}; "
+                f"leave out --config.{field.name.replace('_', '-')}"
+            )

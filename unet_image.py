@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unet_spec import InputError
 from unet_spec.files import written
-from unet_spec.weight_file import refuse_pointer
+from unet_spec.safetensors_file import refuse_pointer
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 

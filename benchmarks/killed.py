@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_spec.environment import environment
+from unet_spec.training_state import CHECKPOINTS, list_steps
 from unet_train.report.metrics_log import read_metrics
 
 RESULT = RESULTS / "killed.json"
@@ -81,12 +82,11 @@ def _done(run: Path) -> int:
 
 def _saved(run: Path) -> int:
     """The step of the newest checkpoint after a kill."""
-    folders = (run / "checkpoints").glob("*") if run.exists() else ()
-    return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
+    return max(list_steps(run / CHECKPOINTS), default=0)
 
 
 def _hashes(run: Path) -> dict[str, str]:
-    files = ("weights.safetensors", "best.safetensors", "last/training_state.safetensors")
+    files = ("weights.safetensors", "best.safetensors", f"{CHECKPOINTS}/{STEPS}.safetensors")
     return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files}
 
 

@@ -27,10 +27,12 @@ from unet_bench import timing
 from unet_bench.environment import environment
 from unet_train.config import PRESETS
 from unet_train.devices.placement import make_placement
+from unet_train.devices.processes import gather_to_host
 from unet_train.input.prefetch import prefetch_batches
 from unet_train.input.samples import load_samples
 from unet_train.report.progress import Progress
-from unet_train.run.checkpoint import Checkpoints
+from unet_train.run.checkpoints import Checkpoints
+from unet_train.run.states import to_training_state
 from unet_train.step import compile_steps, prepare_batch, update_state
 
 COMMAND = "python -m benchmarks.pipeline"
@@ -46,7 +48,10 @@ def pipeline(folder: Path) -> dict[str, Any]:
     config = replace(PRESETS["nuclei"], steps=(ROUNDS + 2) * STEPS)
     placement = make_placement(config)
     steps, samples = compile_steps(config, placement), load_samples(config)
-    made = prefetch_batches(config, placement, samples, first=0)
+    made = prefetch_batches(
+        samples, placement,
+        data=config.data, net=config.net, seed=config.seed, steps=range(config.steps),
+    )  # fmt: skip
     state, crops = steps.init(), next(made).result()
     seen = jax.jit(partial(prepare_batch, config))(crops, state.step)
     step, _ = timing.compiled(jax.jit(partial(update_state, config), donate_argnums=0), state, seen)
@@ -66,12 +71,12 @@ def pipeline(folder: Path) -> dict[str, Any]:
         def whole() -> Any:
             nonlocal state, done
             if done % STEPS == 0:
-                saved.save(done, state, card={})
-                bar.resume()
-            for _ in range(TURN):
-                state, metrics = steps.step(state, bar.awaited(next(made)))
-                bar.advance(metrics, images=config.data.batch)
-            bar.settle()
+                host = gather_to_host(state)
+                saved.save(done, partial(to_training_state, config, host), best=None)
+                bar.restart_clock()
+            for turn in range(TURN):
+                state, metrics = steps.step(state, bar.wait_for(next(made)))
+                bar.advance(metrics, images=config.data.batch, settle=turn == TURN - 1)
             done += TURN
             return state
 

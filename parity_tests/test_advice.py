@@ -184,8 +184,13 @@ ADVICE = (
         "valid", r"leave out --config\.padding", ("unet convert cells.safetensors b.pt",),
     ),
     Advice(
-        "the run is in {} and stays so", "unet convert run.pt START --dtype float16",
-        "leave out --dtype", ("unet convert run.pt START",),
+        "the run is in {} and stays so", "unet convert run.pt a.safetensors --dtype float16",
+        "leave out --dtype", ("unet convert run.pt a.safetensors",),
+    ),
+    Advice(
+        "takes its weights alone", "unet convert amsgrad.pt a.safetensors",
+        "(--weights-only) takes its weights alone",
+        ("unet convert amsgrad.pt a.safetensors {0}",),
     ),
     Advice(
         "a PyTorch checkpoint, not a weight file", "unet predict model.pth IMAGES --out OUT",
@@ -234,6 +239,7 @@ OTHERWISE = {
     "it should say how the run began": "--out is named above",
     "this is not the start with which it began": "--out is named above",
     "begins with the last good weights": "test_a_diverged_run_starts_again_as_the_message_says",
+    "its averaged weights are left out": "test_start.py starts with --ema and without",
     "say what is read; give both": "the command refuses one of them alone before",
 }
 """Advice that is not followed here, with the reason."""
@@ -301,8 +307,10 @@ def advice_folder(tmp_path_factory):
     }.items():
         torch.save(unet_torch.UNet(config).state_dict(), here / f"{name}.pth")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    run = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(run, here / "run.pt")
+    amsgrad = torch.optim.Adam(net.parameters(), amsgrad=True)
+    for name, moments in {"run": optimizer, "amsgrad": amsgrad}.items():
+        content = {"model": net.state_dict(), "optimizer": moments.state_dict()}
+        torch.save(content, here / f"{name}.pt")
     (here / "net.py").write_text(
         "import unet_torch\nfrom unet_spec import UNetConfig\n\n"
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"

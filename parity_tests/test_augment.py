@@ -16,7 +16,7 @@ from scipy import ndimage, stats
 import unet_image
 from unet_train.config import AugmentConfig
 from unet_train.input.augment import _Turn, affine, augment, augment_batch, bicubic, resampled
-from unet_train.report.preview import GAP_PX, draw_preview
+from unet_train.report.pictures import GAP_PX, draw_preview
 
 OFF = AugmentConfig(flips=False, quarter_turns=False)
 MOVES = AugmentConfig()

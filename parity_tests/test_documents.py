@@ -27,8 +27,8 @@ SIZES = {
     "unet train nuclei --data.images IMAGES --data.masks MASKS --out RUN": (
         f"{RUN} --preprocessing.window-px 32"
     ),
-    "unet train nuclei --start START --data.images IMAGES --data.masks MASKS --out FURTHER "
-    "--steps 2000": "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1",
+    "unet train nuclei --start start.safetensors --data.images IMAGES --data.masks MASKS "
+    "--out FURTHER --steps 2000": "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1",
 }
 """Flags that are appended to a command, which make it small and nothing else. Continuous
 integration runs `unet verify` at full width as well."""
@@ -127,7 +127,7 @@ def test_commands_that_run_elsewhere_are_shown_and_run_there():
 
 
 # folders and files that a run writes
-WRITTEN = ("RUN/", "START/", "demo_run/", "last/", "checkpoints/", "tensorboard/", "pictures/")
+WRITTEN = ("RUN/", "demo_run/", "checkpoints/", "tensorboard/", "pictures/")
 # what stands for a value in running text
 VALUES = {"N": "2", "I": "0", "HOST:PORT": "127.0.0.1:12345", "...": "x", "H": "16", "W": "24"}
 SHORT = {  # a flag that is explained by itself, with what it needs beside it

@@ -38,7 +38,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level:
             # train/ is installed under another name than its folder's, and so imports by dots
             inside = path.relative_to(ROOT).parts
-            assert inside[0] == "train" and node.level < len(inside), path
+            assert inside[0] == "train", path
+            assert node.level < len(inside), path
         elif isinstance(node, ast.ImportFrom):
             found.add((node.module or "").partition(".")[0])
     return found - set(sys.stdlib_module_names)

@@ -14,7 +14,7 @@ import pytest
 
 import unet_cli
 from parity_tests.compiling import CHEAP_FLAGS
-from unet_spec import weight_file
+from unet_spec import training_state, weight_file
 from unet_train.devices import supervise
 from unet_train.report.metrics_log import read_metrics
 
@@ -157,7 +157,7 @@ def test_sigterm_to_one_process_stops_both_at_one_step(tmp_path, ended):
     told = [process.communicate(timeout=120)[1] for process in ended]
     assert [process.returncode for process in ended] == [143, 143], told
     (step,) = {number for err in told for number in re.findall(r"stopped at step (\d+)", err)}
-    assert (tmp_path / "run" / "checkpoints" / step).is_dir()
+    assert training_state.read(tmp_path / "run").step == int(step)
 
 
 def until(there, processes, *, timeout_s=300):

@@ -88,19 +88,18 @@ def _steps(count, *, terminal=False, width=80, **options):
 
 
 def test_means_of_a_window_equal_those_of_its_steps():
-    windows: dict[int, dict[str, float]] = {}
-    _, steps = _steps(50, on_window=windows.__setitem__)
+    _, steps = _steps(50)
     with steps as bar:
-        for step in range(1, 46):
-            bar.advance(_metrics(step), images=8)
-        bar.settle()
+        ended = {
+            step: bar.advance(_metrics(step), images=8, settle=step == 45) for step in range(1, 46)
+        }
+    windows = {step: means for step, means in ended.items() if means is not None}
     assert list(windows) == [1, 1 + WINDOW, 1 + 2 * WINDOW, 45]
     seen = [_metrics(step) for step in range(22, 42)]
     found = windows[41]
     assert found["loss"] == np.mean([m.loss for m in seen], dtype=np.float64)
     assert found["iou"] == foreground_iou(np.sum([m.confusion for m in seen], axis=0))
     assert (found["lr"], found["grad_norm"]) == (float(seen[-1].lr), 2.0)
-    assert bar.means == windows[45]
 
 
 def test_steps_run_ahead_of_their_numbers():
@@ -118,14 +117,13 @@ def test_steps_run_ahead_of_their_numbers():
 def test_devices_wait_for_a_batch_only_when_they_have_nothing_to_do(monkeypatch, made_s, share):
     """A step takes 0.4 s: it is dispatched at once, and runs while the next batch is made."""
     clock = Clock(monkeypatch)
-    windows: dict[int, dict[str, float]] = {}
-    _, steps = _steps(1 + WINDOW, on_window=windows.__setitem__)
+    _, steps = _steps(1 + WINDOW)
     with steps as bar:
         for step in range(1, 2 + WINDOW):
-            bar.awaited(Made(clock, made_s))
-            bar.advance(_metrics(step)._replace(loss=Busy(clock, 0.4)), images=8)
+            bar.wait_for(Made(clock, made_s))
+            means = bar.advance(_metrics(step)._replace(loss=Busy(clock, 0.4)), images=8)
     # the first batch of a window finds no step under way: it is settled then
-    assert windows[1 + WINDOW]["waiting_share"] == pytest.approx(share, abs=0.05)
+    assert means["waiting_share"] == pytest.approx(share, abs=0.05)
 
 
 def test_few_steps_are_under_way_at_once(monkeypatch):
@@ -143,15 +141,17 @@ def test_few_steps_are_under_way_at_once(monkeypatch):
 def test_images_per_second_leave_out_the_first_step_and_pauses(monkeypatch):
     clock = Clock(monkeypatch)
     windows: dict[int, dict[str, float]] = {}
-    _, steps = _steps(1 + 2 * WINDOW, on_window=windows.__setitem__)
+    _, steps = _steps(1 + 2 * WINDOW)
     with steps as bar:
         for step in range(1, 2 + 2 * WINDOW):
             clock.passes(100 if step == 1 else 0.20)
-            bar.awaited(Made(clock, 0.05))
-            bar.advance(_metrics(step), images=8)
+            bar.wait_for(Made(clock, 0.05))
+            means = bar.advance(_metrics(step), images=8)
+            if means is not None:
+                windows[step] = means
             if step == 1 + WINDOW:
                 clock.passes(1000)
-                bar.resume()
+                bar.restart_clock()
     assert {"images_per_s", "waiting_share"}.isdisjoint(windows[1])
     for step in (1 + WINDOW, 1 + 2 * WINDOW):
         assert windows[step]["images_per_s"] == pytest.approx(8 / 0.25)
@@ -180,12 +180,12 @@ def test_a_terminal_gets_a_bar_with_the_numbers_in_80_columns(monkeypatch):
     file, steps = _steps(100_000, terminal=True, start=99_979)
     with steps as bar:
         for step in range(21):
-            bar.awaited(Made(clock, 0.01))
-            bar.advance(_metrics(step + 1), images=100)
+            bar.wait_for(Made(clock, 0.01))
+            means = bar.advance(_metrics(step + 1), images=100)
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", file.getvalue())
     last = shown.strip().splitlines()[-2:]
     assert "100000/100000" in last[0]
-    assert last[1].strip() == format_status(bar.means)
+    assert last[1].strip() == format_status(means)
     assert last[1].strip().endswith("10000.0 images/s  input wait 100 %  12.3 GB")
     assert len(last[1].rstrip()) < 80
 

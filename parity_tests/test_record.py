@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from unet_spec import InputError
-from unet_train.report.metrics_log import MetricsLog, read_metrics
+from unet_train.report.metrics_log import MetricsLog, read_metrics, read_validations
 
 STEPS = (1, 20, 40, 60)
 
@@ -105,13 +105,16 @@ def test_a_resumed_run_leaves_the_lines_of_one_that_never_stopped(tmp_path, resu
     assert resumed == whole
 
 
-def test_a_validation_that_is_not_in_the_checkpoint_is_forgotten_as_well(tmp_path):
-    _run(tmp_path)
-    with MetricsLog(tmp_path, resume_at=40, scored_at=20):
-        pass
-    assert [(line["kind"], line["step"]) for line in read_metrics(tmp_path)] == [
-        ("train", 1), ("train", 20), ("train", 40)
-    ]  # fmt: skip
+def test_validations_up_to_a_step_are_read_with_every_bit_of_their_score(tmp_path):
+    scores = {20: 0.1 + 0.2, 40: float("nan"), 60: 1 / 3}
+    with MetricsLog(tmp_path) as log:
+        for step, score in scores.items():
+            log.scalars(step, {"train/loss": 1.0, "validation/mean_image_iou": score})
+    assert read_validations(tmp_path / "nothing", until=99) == []
+    assert read_validations(tmp_path, until=39) == [(20, 0.1 + 0.2)]
+    (first, second, third) = read_validations(tmp_path, until=60)
+    assert (first, third) == ((20, 0.1 + 0.2), (60, 1 / 3))
+    assert math.isnan(second[1])
 
 
 @pytest.mark.parametrize("of_lines", [True, False])

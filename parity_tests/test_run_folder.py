@@ -29,7 +29,7 @@ def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
 import os
 from pathlib import Path
 from unet_spec.files import written, written_folder
-with written_folder(Path("new")) as new, written(new / "a"), written(Path("last/b")):
+with written_folder(Path("new")) as new, written(new / "a"), written(Path("checkpoints/b")):
     with written(Path("weights.safetensors")):
         os._exit(9)
 """

@@ -8,20 +8,22 @@ from parity_tests.tiny import FLAGS, SHOWN, TINY, begin, quiet
 from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_state, weight_file
 from unet_spec.parameters import parameters
 from unet_spec.recipe import Schedule
+from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 from unet_train import loop
 from unet_train.config import CELLS, MODERN
 from unet_train.run import beginning
 from unet_train.run import folder as run_folder
+from unet_train.run.states import resume_state, start_from_weights
 from unet_train.step import init_state
 
 
 def test_a_run_takes_up_its_start_without_the_start(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "start")
     given = replace(FLAGS, steps=9, start=tmp_path / "start")
-    told = beginning.read_start_settings(given)
-    config = beginning.apply_start(given, told)
-    begin(tmp_path / "run", config, told)
+    settings = beginning.read_start_settings(given)
+    config = beginning.apply_start(given, settings)
+    begin(tmp_path / "run", config, settings)
     shutil.rmtree(tmp_path / "start")
     assert (
         beginning.apply_start(given, beginning.read_start_settings(given, run=tmp_path / "run"))
@@ -34,9 +36,10 @@ def test_a_start_in_the_middle_brings_its_net_recipe_and_step(run):
     given = replace(FLAGS, steps=9, start=run[0])
     config = beginning.apply_start(given, beginning.read_start_settings(given))
     assert (config.net, config.recipe) == (TINY.net, TINY.recipe)
-    state = beginning.make_first_state(config, source, init_state(config))
+    assert isinstance(source, TrainingState)
+    state = resume_state(source, init_state(config))
     assert int(state.step) == int(state.optimizer.step) == 6
-    held = training_state.read(run[0] / "last")
+    held = training_state.read(run[0] / "checkpoints" / "6.safetensors")
     np.testing.assert_array_equal(state.params["out.bias"], held.weights.tensors["out.bias"])
     np.testing.assert_array_equal(
         state.optimizer.slots["exp_avg"]["out.bias"], held.slots["exp_avg"]["out.bias"]
@@ -47,7 +50,8 @@ def test_a_start_from_weights_begins_at_step_0(run):
     source = beginning.read_start(run[0] / "best.safetensors")
     given = replace(FLAGS, start=run[0] / "best.safetensors")
     config = beginning.apply_start(given, beginning.read_start_settings(given))
-    state = beginning.make_first_state(config, source, init_state(config))
+    assert isinstance(source, WeightFile)
+    state = start_from_weights(source, init_state(config))
     assert int(state.step) == 0
     tensors = weight_file.read(run[0] / "best.safetensors").tensors
     expected = layout.to_jax(config.net, tensors)
@@ -58,7 +62,7 @@ def test_a_start_from_weights_begins_at_step_0(run):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "says"),
     [
         ({"net": replace(CELLS.net, widths=(5, 7))}, r"net\.widths=\(4, 6\), not \(5, 7\); leave"),
         (  # another preset's, so it was asked for
@@ -69,16 +73,16 @@ def test_a_start_from_weights_begins_at_step_0(run):
     ],
     ids=["net", "optimizer", "preprocessing", "names"],
 )  # fmt: skip
-def test_a_start_that_a_flag_contradicts_is_refused(run, flags, told):
+def test_a_start_that_a_flag_contradicts_is_refused(run, flags, says):
     config = replace(FLAGS, steps=9, start=run[0], **flags)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=says):
         beginning.apply_start(config, beginning.read_start_settings(config))
 
 
 def test_a_start_from_weights_leaves_the_recipe_to_the_flags(run, tmp_path):
     given = replace(FLAGS, start=run[0] / "best.safetensors")
-    told = beginning.read_start_settings(given)
-    begin(tmp_path / "run", beginning.apply_start(given, told), told)
+    settings = beginning.read_start_settings(given)
+    begin(tmp_path / "run", beginning.apply_start(given, settings), settings)
     changed = replace(given, optimizer=MODERN.optimizer)
     again = beginning.apply_start(
         changed, beginning.read_start_settings(changed, run=tmp_path / "run")
@@ -91,8 +95,8 @@ def test_a_run_without_a_checkpoint_refuses_another_start(run, tmp_path):
     weights = tmp_path / "start.safetensors"
     shutil.copy(run[0] / "best.safetensors", weights)
     given = replace(FLAGS, start=weights)
-    told = beginning.read_start_settings(given)
-    begin(tmp_path / "run", beginning.apply_start(given, told), told)
+    settings = beginning.read_start_settings(given)
+    begin(tmp_path / "run", beginning.apply_start(given, settings), settings)
     beginning.refuse_changed(weights, run=tmp_path / "run")
     file = weight_file.read(weights)
     other = {name: np.asarray(2 * tensor) for name, tensor in file.tensors.items()}
@@ -129,3 +133,16 @@ def test_a_start_whose_schedule_has_ended_is_refused(tmp_path):
 def test_a_start_at_the_last_step_is_refused(run):
     with pytest.raises(InputError, match="it is at step 6 already"):
         beginning.read_start_settings(replace(TINY, start=run[0]))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_an_average_is_taken_up_or_said_to_be_left_out(run, tmp_path, ema):
+    sentences: list[str] = []
+    progress = quiet()
+    progress.say = sentences.append
+    config = replace(FLAGS, ema=ema, steps=7, start=run[0])
+    loop.run(config, tmp_path / "run", progress=progress)
+    left_out = [text for text in sentences if "its averaged weights are left out" in text]
+    assert len(left_out) == (ema == 0)
+    state = training_state.read(tmp_path / "run")
+    assert bool(state.average) == (ema > 0)

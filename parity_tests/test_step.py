@@ -21,7 +21,7 @@ from unet_train.devices.collectives import count_collectives, largest_bytes
 from unet_train.devices.placement import make_placement
 from unet_train.input.crops import Batch
 from unet_train.metrics import foreground_iou
-from unet_train.report.outputs import to_weight_file
+from unet_train.run.states import to_weight_file
 from unet_train.step import (
     State,
     accumulate_gradients,
@@ -405,10 +405,10 @@ def test_the_smallest_map_that_a_step_puts_together_is_seen(monkeypatch, meshed)
 )
 def test_the_mesh_tells_all_that_bits_depend_on(monkeypatch, name, value):
     placement = make_placement(PADDED)
-    before = placement.told()
-    assert replace(placement, shard_parameters=True).told() != before
+    before = placement.describe()
+    assert replace(placement, shard_parameters=True).describe() != before
     monkeypatch.setattr(placements, name, value)
-    assert placement.told() != before
+    assert placement.describe() != before
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_by_default_the_most_devices_that_divide_the_batch_are_taken(images, par
     config = replace(PADDED, data=replace(PADDED.data, batch=images), accumulate=parts)
     placement = make_placement(config)
     assert placement.mesh.devices.shape == (taken, 1)
-    assert placement.told().startswith("8 devices" if taken == 8 else f"{taken} of 8 devices")
+    assert placement.describe().startswith("8 devices" if taken == 8 else f"{taken} of 8 devices")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from parity_tests.tiny import TINY, quiet
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
 from unet_spec.recipe import Recipe, Schedule
 from unet_train import loop
+from unet_train.check import nonfinite
 from unet_train.check.nonfinite import explain_nonfinite
 from unet_train.config import LossConfig, MeshConfig
 from unet_train.devices import signals
@@ -24,10 +25,13 @@ from unet_train.input.crops import choose_samples, cut_batch
 from unet_train.input.samples import load_samples
 from unet_train.input.split import split_samples
 from unet_train.report.metrics_log import read_metrics
-from unet_train.report.outputs import to_weight_file
 from unet_train.report.progress import Progress, StepBar
 from unet_train.report.validation import validate
+from unet_train.run.states import to_weight_file
 from unet_train.step import compile_steps, prepare_batch
+
+# what a run ends in, byte for byte
+ENDS = ("weights.safetensors", "best.safetensors", "checkpoints/6.safetensors")
 
 
 def test_a_run_leaves_whole_files_that_both_frameworks_open(run):
@@ -79,10 +83,12 @@ def test_a_run_does_all_that_its_config_says(tmp_path, monkeypatch):
     result = loop.run(config, out, progress=quiet())
     assert seen == 2 * [{"ignore_index": 255}]
     assert (result.best_step, result.best_mean_image_iou) == (3, 1)
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["3", "6"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "3.safetensors", "6.safetensors",
+    ]  # fmt: skip
     last, best = (weight_file.read(out / f"{name}.safetensors") for name in ("weights", "best"))
     assert (last.tensors["out.bias"] != best.tensors["out.bias"]).any()
-    for weights in (last, best, training_state.read(out / "last").weights):
+    for weights in (last, best, training_state.read(out).weights):
         assert weights.preprocessing == config.preprocessing
         assert weights.class_names == config.class_names
         assert weights.config == config.net
@@ -92,10 +98,9 @@ def test_a_finished_run_writes_again_what_was_lost_of_its_end(run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(run[0], out)
     (out / "weights.safetensors").unlink()
-    (out / "last" / "training_state.safetensors").write_bytes(b"")
     loop.run(TINY, out, progress=quiet())
-    for name in ("weights.safetensors", "last/training_state.safetensors"):
-        assert (out / name).read_bytes() == (run[0] / name).read_bytes(), name
+    name = "weights.safetensors"
+    assert (out / name).read_bytes() == (run[0] / name).read_bytes()
 
 
 def test_a_run_with_fewer_steps_than_were_done_ends_with_its_files(tmp_path, monkeypatch):
@@ -125,32 +130,34 @@ def test_who_asks_twice_at_once_is_one_and_who_asks_again_is_not_kept_waiting(mo
 
 
 def test_a_run_leaves_the_state_that_training_goes_on_from(run):
-    state = training_state.read(run[0] / "last")
+    state = training_state.read(run[0])
     assert state.step == TINY.steps
     assert state.recipe == TINY.recipe == Recipe(TINY.optimizer, TINY.schedule).for_steps(6)
     assert all(tensor.any() for tensor in state.slots["exp_avg_sq"].values())
 
 
 def _stop_at(step: int, monkeypatch):
-    settle = StepBar.settle
+    wait_for = StepBar.wait_for
 
-    def stop(bar):
-        settle(bar)
-        if bar._done == step - 1:  # it saves there
+    def stop(bar, batch):
+        if bar._done == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        return wait_for(bar, batch)
 
-    monkeypatch.setattr(StepBar, "settle", stop)
+    monkeypatch.setattr(StepBar, "wait_for", stop)
 
 
 def _stop_in_validation(step: int, monkeypatch):
-    validated = loop._Run.validated
+    score_weights = loop.score_weights
+    done = []
 
-    def stop(going, *arguments):
-        if int(going.state.step) == step:
+    def stop(*arguments):
+        done.append(TINY.validate_every)
+        if sum(done) == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return validated(going, *arguments)
+        return score_weights(*arguments)
 
-    monkeypatch.setattr(loop._Run, "validated", stop)
+    monkeypatch.setattr(loop, "score_weights", stop)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not
     second = loop.run(replace(TINY, keep=1), tmp_path / "run", progress=quiet())
     assert second.step == 6
     assert second.mean_image_iou == run[1].mean_image_iou
-    for name in ("weights.safetensors", "best.safetensors", "last/training_state.safetensors"):
+    for name in ENDS:
         assert (tmp_path / "run" / name).read_bytes() == (run[0] / name).read_bytes(), name
     assert _validations(tmp_path / "run") == [3, 6]
 
@@ -186,7 +193,7 @@ def test_a_run_that_is_stopped_before_its_first_step_begins_again(run, tmp_path,
     assert (first.stopped_by, first.step) == ("SIGTERM", 0)
     monkeypatch.undo()
     assert loop.run(TINY, tmp_path / "run", progress=quiet()).step == 6
-    for name in ("weights.safetensors", "best.safetensors", "last/training_state.safetensors"):
+    for name in ENDS:
         assert (tmp_path / "run" / name).read_bytes() == (run[0] / name).read_bytes(), name
 
 
@@ -250,7 +257,7 @@ def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
         asked.append(batch)
         return explain_nonfinite(config, state, batch, names)
 
-    monkeypatch.setattr(loop, "explain_nonfinite", noted)
+    monkeypatch.setattr(nonfinite, "explain_nonfinite", noted)
     with pytest.raises(InputError, match=rf"step 2 is not finite: .* made from {bad} holds"):
         loop.run(config, tmp_path / "run", progress=quiet())
     crops = cut_batch(training, 1, data=TINY.data, net=TINY.net, seed=TINY.seed)

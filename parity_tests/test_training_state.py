@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch.optim import lr_scheduler
 
@@ -20,7 +22,7 @@ from parity_tests.compiling import CHEAP_FLAGS
 from unet_jax.training_state import from_training_state, to_training_state
 from unet_parity import training
 from unet_parity.oracle import random_tensors
-from unet_spec import InputError, UNetConfig, training_state, weight_file
+from unet_spec import InputError, UNetConfig, safetensors_file, training_state, weight_file
 from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -104,8 +106,9 @@ def apart(a, b):
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_run_that_changes_the_framework_twice_equals_runs_that_never_do(recipe, tmp_path):
     begin = start(recipe)
-    training_state.write(tmp_path / "a", in_torch(begin, LEG))
-    torch_state.write(tmp_path / "b.pt", in_jax(training_state.read(tmp_path / "a"), LEG))
+    path = tmp_path / "a.safetensors"
+    training_state.write(path, in_torch(begin, LEG))
+    torch_state.write(tmp_path / "b.pt", in_jax(training_state.read(path), LEG))
     changed = in_torch(torch_state.read(tmp_path / "b.pt"), LEG)
     assert changed.step == STEPS
     assert apart(in_torch(begin, STEPS), changed) <= BOUND
@@ -117,11 +120,13 @@ def test_a_run_that_changes_the_framework_twice_equals_runs_that_never_do(recipe
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_files_there_and_back_are_the_same_bytes(recipe, tmp_path):
-    training_state.write(tmp_path / "a", in_torch(start(recipe), 2))
-    torch_state.write(tmp_path / "b.pt", training_state.read(tmp_path / "a"))
-    torch_state.write(tmp_path / "c", torch_state.read(tmp_path / "b.pt"))
-    for name in (training_state.WEIGHTS, training_state.STATE):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+    state = in_torch(start(recipe), 2)
+    average = {n: t * 0.5 for n, t in state.weights.tensors.items() if t.dtype.kind == "f"}
+    first, second = tmp_path / "a.safetensors", tmp_path / "c.safetensors"
+    training_state.write(first, replace(state, average=average, devices="one of ours"))
+    torch_state.write(tmp_path / "b.pt", training_state.read(first))
+    torch_state.write(second, torch_state.read(tmp_path / "b.pt"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 FOREIGN = {
@@ -240,44 +245,73 @@ def test_what_a_recipe_cannot_say_is_refused_in_one_sentence(tmp_path, optimizer
 
 
 @pytest.fixture
-def run(tmp_path):
-    training_state.write(tmp_path / "RUN", in_torch(start(RECIPES["adamw, cosine"]), 1))
-    return tmp_path / "RUN"
+def checkpoint(tmp_path):
+    path = tmp_path / "1.safetensors"
+    training_state.write(path, in_torch(start(RECIPES["adamw, cosine"]), 1))
+    return path
 
 
-def _truncated(folder):
-    path = folder / training_state.STATE
+def _truncate(path):
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def _other_weights(folder):
-    other = UNetConfig(widths=(3, 5), norm="batch", classes=3)
-    weights = WeightFile(other, random_tensors(other, seed=0))
-    weight_file.write(folder / training_state.WEIGHTS, weights)
+def _write_card_of_another_net(path):
+    with safetensors.safe_open(path, framework="np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        card = json.loads(file.metadata()["unet"])
+    card["config"]["widths"] = [3, 5]
+    safetensors_file.write(path, tensors, card, dtype="float64")
 
 
-def _no_state(folder):
-    (folder / training_state.STATE).unlink()
+def _drop_a_slot(path):
+    with safetensors.safe_open(path, framework="np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        card = json.loads(file.metadata()["unet"])
+    del tensors["exp_avg/out.bias"]
+    safetensors_file.write(path, tensors, card, dtype="float64")
 
 
-def _weights_for_state(folder):
-    (folder / training_state.STATE).write_bytes((folder / training_state.WEIGHTS).read_bytes())
+def _write_weights_alone(path):
+    weight_file.write(path, weight_file.read(path))
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_truncated, "not a whole"),
-        (_other_weights, "does not belong"),
-        (_no_state, "no such file"),
-        (_weights_for_state, "not of a training state"),
+        (_truncate, "not a whole"),
+        (_write_card_of_another_net, "mis-shaped"),
+        (_drop_a_slot, "missing: exp_avg/out.bias"),
+        (Path.unlink, "no such file"),
+        (_write_weights_alone, "a weight file, without an optimizer; a checkpoint is needed"),
     ],
 )
-def test_a_damaged_folder_is_refused(run, damage, says):
-    damage(run)
+def test_a_damaged_checkpoint_is_refused(checkpoint, damage, says):
+    damage(checkpoint)
     with pytest.raises(InputError, match=says) as caught:
-        training_state.read(run)
+        training_state.read(checkpoint)
+    assert str(caught.value).startswith(f"{checkpoint}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_means_its_newest_checkpoint(checkpoint, tmp_path):
+    run = tmp_path / "RUN"
+    run.mkdir()
+    with pytest.raises(InputError, match="a folder without a checkpoint"):
+        training_state.read(run)
+    (run / "checkpoints").mkdir()
+    state = training_state.read(checkpoint)
+    for step in (2, 10):
+        scheduler = {**state.scheduler, "last_epoch": step}
+        later = replace(state, step=step, scheduler=scheduler)
+        training_state.write(run / "checkpoints" / f"{step}.safetensors", later)
+    assert training_state.read(run).step == 10
+    assert torch_state.read(run / "checkpoints").step == 10
+
+
+def test_an_average_that_does_not_fit_is_named():
+    state = start(RECIPES["adamw, cosine"])
+    with pytest.raises(InputError, match=r"missing: average/.*unexpected: average/head"):
+        replace(state, average={"head": np.zeros(3)})
 
 
 def test_slots_that_do_not_fit_are_named():
@@ -314,21 +348,21 @@ def test_a_state_that_cannot_be_is_refused(change, says):
         (lambda p: (torch.optim.AdamW(list(p)[:2]), None), "its schedule is cosine"),
     ],
 )
-def test_objects_that_do_not_fit_the_run_are_refused_untouched(run, make, says):
+def test_objects_that_do_not_fit_the_run_are_refused_untouched(checkpoint, make, says):
     model = unet_torch.UNet(NET).double()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with pytest.raises(InputError, match=says):
-        torch_state.load(run, model, *make(model.parameters()))
+        torch_state.load(checkpoint, model, *make(model.parameters()))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
-def test_another_precision_is_refused(run):
+def test_another_precision_is_refused(checkpoint):
     model = unet_torch.UNet(NET)
     optimizer, scheduler = unet_torch.recipe.build(RECIPES["adamw, cosine"].for_steps(STEPS),
                                                    model.parameters())  # fmt: skip
     with pytest.raises(InputError, match=r"use model\.double\(\) first"):
-        torch_state.load(run, model, optimizer, scheduler)
+        torch_state.load(checkpoint, model, optimizer, scheduler)
 
 
 BATCHES = """
@@ -367,7 +401,7 @@ IN_JAX = (
 import jax, optax, unet_jax, unet_jax.recipe
 from unet_jax.training_state import from_training_state, to_training_state
 from unet_spec import training_state
-state = training_state.read(folder / "RUN")
+state = training_state.read(folder / "3.safetensors")
 config = state.weights.config
 params, stats, moments = from_training_state(state)
 optimizer = unet_jax.recipe.build(state.recipe)
@@ -387,7 +421,7 @@ for batch in batches:
     x = batch["x"].transpose(0, 2, 3, 1)
     params, stats, moments = step(params, stats, moments, x, batch["truth"])
 after = to_training_state(config, state.recipe, params, stats, moments)
-training_state.write(folder / "RUN2", after)
+training_state.write(folder / "6.safetensors", after)
 assert not {"torch", "unet_torch"} & sys.modules.keys()
 """
 )
@@ -418,9 +452,9 @@ def test_two_processes_share_nothing_but_files(tmp_path):
     plain = json.dumps(dataclasses.asdict(net))
     flags = ("--config.norm", "group", "--config.groups", 1)
     process("-c", IN_TORCH, tmp_path, 0, 3, "begin.pt", plain, "run.pt")
-    process("-m", "unet_cli", "convert", "run.pt", "RUN", *flags)
+    process("-m", "unet_cli", "convert", "run.pt", "3.safetensors", *flags)
     process("-c", IN_JAX, tmp_path, 3, 6)
-    process("-m", "unet_cli", "convert", "RUN2", "run2.pt")
+    process("-m", "unet_cli", "convert", "6.safetensors", "run2.pt")
     process("-c", IN_TORCH, tmp_path, 6, 9, "run2.pt", plain, "end.pt")
     process("-c", IN_TORCH, tmp_path, 0, 9, "begin.pt", plain, "alone.pt")
     end, alone = (torch_state.read(tmp_path / name, config=net) for name in ("end.pt", "alone.pt"))

@@ -9,7 +9,8 @@ from unet_spec import UNetConfig
 from unet_train.input.border_weights import label_objects
 from unet_train.input.samples import Sample
 from unet_train.metrics import rand_score
-from unet_train.report import outputs, validation
+from unet_train.report import validation
+from unet_train.report.pictures import draw_overlays, write_pictures
 from unet_train.report.validation import validate
 
 
@@ -65,7 +66,7 @@ def test_the_rand_score_is_of_the_objects_where_they_are_known(scores):
 
 
 def test_pictures_show_prediction_and_truth_of_their_image(scores):
-    shown = outputs.draw_overlays(SAMPLES, scores, [1])
+    shown = draw_overlays(SAMPLES, scores, [1])
     assert list(shown) == ["1.png"]
     expected = unet_image.overlay(SAMPLES[1].image, FOUND, BLOCK)
     np.testing.assert_array_equal(shown["1.png"], expected)
@@ -81,6 +82,6 @@ def test_images_without_names_of_their_own_have_pictures_of_their_own(scores, tm
     scores = replace(scores, images=images)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "of_before.png").touch()
-    outputs.write_pictures(tmp_path, outputs.draw_overlays(named, scores, range(3)))
+    write_pictures(tmp_path / "pictures", draw_overlays(named, scores, range(3)))
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["0_x_y.png", "1_x_y.png", "2_a_1_.png"]

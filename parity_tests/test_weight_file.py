@@ -91,7 +91,7 @@ def test_header_is_one_entry_of_json(tmp_path):
         metadata = file.metadata()
     assert list(metadata) == ["unet"]
     card = json.loads(metadata["unet"])
-    assert sorted(card) == ["class_names", "config", "preprocessing", "version"]
+    assert sorted(card) == ["class_names", "config", "preprocessing", "sha256", "version"]
     assert card["version"] == 1
     assert UNetConfig.from_json(json.dumps(card["config"])) == SMALL
 

@@ -37,7 +37,7 @@ def quiet():
     return Progress(Console(quiet=True))
 
 
-def begin(out, config, told=()):
+def begin(out, config, settings=()):
     """A run of the samples of TINY that was killed before its first checkpoint."""
-    started = {"told": sorted(told), "sha256": beginning.fingerprint(config.start)}
+    started = {"settings": sorted(settings), "sha256": beginning.hash_start(config.start)}
     run_folder.write_beginning(out, config, shown=SHOWN, started=started)

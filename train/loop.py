@@ -1,9 +1,10 @@
-"""The run: data in, steps, validation, checkpoints, files out. Effects live here."""
+"""A run: data in, steps, validations, checkpoints, files out. Its effects live here."""
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,56 +12,47 @@ import jax
 import numpy as np
 
 from unet_jax.weights import from_weights
-from unet_spec import InputError
+from unet_spec import InputError, weight_file
 from unet_spec.files import refuse_existing
+from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 
 from .check import data_doctor
-from .check.nonfinite import explain_nonfinite
-from .config import TrainConfig
+from .check.nonfinite import explain_step
+from .config import TrainConfig, to_plain
 from .devices import signals
-from .devices.placement import Placement, make_placement
+from .devices.placement import Placement, describe_environment, make_placement
 from .devices.processes import (
     broadcast_from_first,
     gather_to_host,
+    is_first_process,
     refuse_unlike_processes,
     wait_for_all,
     was_preempted,
 )
-from .input.crops import choose_samples
 from .input.prefetch import prefetch_batches
 from .input.samples import Sample, load_samples
 from .input.split import split_samples
-from .report import outputs
-from .report.metrics_log import MetricsLog
-from .report.progress import Progress, StepBar
+from .report.metrics_log import MetricsLog, read_metrics, read_validations
+from .report.page import Report, write_page
+from .report.pictures import draw_overlays, draw_worst_and_best, write_pictures, write_preview
+from .report.progress import Progress
 from .report.validation import Scores, validate
 from .run import beginning
 from .run import folder as run_folder
-from .run.checkpoint import Checkpoints
-from .step import Steps, compile_steps, prepare_batch
+from .run.checkpoints import Checkpoints, restore
+from .run.states import resume_state, start_from_weights, to_training_state, to_weight_file
+from .step import State, Steps, compile_steps
 
-
-@dataclass(frozen=True)
-class Best:
-    """The best validation so far, and how many came after it."""
-
-    step: int = 0
-    score: float = -1.0
-    since: int = 0
-
-    def after(self, step: int, score: float) -> "Best":
-        """With one more validation."""
-        if score > self.score:
-            return Best(step, score, 0)
-        return replace(self, since=self.since + 1)
+LOGGED_PICTURES = 3  # of held-out images, at each validation
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with; the scores are those of the last weights, not of the best, or, where
-    a signal ended it, of the last validation. None is what there is not yet, or what this command
-    did not measure.
+    """What a run ended with, as plain values.
+
+    The scores are those of the last weights, not of the best, or, where a signal ended the run, of
+    the last validation. None means not available: the run ended before it was measured.
 
     Attributes:
         mean_image_iou: mean over the held-out images of the mean IoU of classes 1 and up.
@@ -87,8 +79,68 @@ class Result:
     environment: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """All that is settled before the first step.
+
+    Attributes:
+        config: complete, with the settings of its start.
+        settings: names of what the start settled.
+        fingerprints: sha256 of each sample, by its name.
+        resuming: the run has begun in its folder.
+    """
+
+    config: TrainConfig
+    settings: Sequence[str]
+    placement: Placement
+    training: list[Sample]
+    validation: list[Sample]
+    fingerprints: run_folder.Fingerprints
+    diagnosis: data_doctor.Diagnosis
+    resuming: bool
+
+
+@dataclass(frozen=True)
+class Validations:
+    """How the validations of a run went so far.
+
+    Attributes:
+        last_step: step of the last one; 0 for none.
+        best_step: step of the first one with the highest score; 0 for none.
+        best_score: mean IoU of images; -1 for none.
+        since_best: number of validations after the best.
+    """
+
+    last_step: int = 0
+    best_step: int = 0
+    best_score: float = -1.0
+    since_best: int = 0
+
+    def add(self, step: int, score: float) -> "Validations":
+        """Return them with one more."""
+        if score > self.best_score:
+            return Validations(step, step, score, 0)
+        return replace(self, last_step=step, since_best=self.since_best + 1)
+
+
+@dataclass(frozen=True)
+class End:
+    """Where the steps of this command ended.
+
+    Attributes:
+        scores: of the last validation of this command, if there was one.
+        means: of the last window of steps, as `StepBar.advance` returns them.
+    """
+
+    state: State
+    validations: Validations
+    scores: Scores | None
+    means: dict[str, float]
+    stopped_by: str | None = None
+
+
 def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = "") -> Result:
-    """Train, or go on where a run stopped, and leave in `out` all that it made.
+    """Train, or resume a run, and leave in `out` all that it makes.
 
     Args:
         command: that repeats the run, for its page.
@@ -97,280 +149,355 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         InputError: data, a config or an output that cannot be used, before anything is written;
             a loss that is not finite.
     """
-    began = time.monotonic()
+    start = time.monotonic()
+    plan = make_plan(config, out, progress)
+    with open_run(plan, out):
+        progress.say(f"compiling for {plan.placement.describe()}")
+        compile_start = time.monotonic()
+        steps = compile_steps(plan.config, plan.placement)
+        compile_s = time.monotonic() - compile_start
+        progress.say(f"compiled in {compile_s:.1f} s")
+        wait_for_all("compiled")
+        if not is_first_process():  # it has to see the folder as well
+            run_folder.compare_with_beginning(out, plan.config, plan.fingerprints)
+        state, validations = first_state(plan, out, steps, progress)
+        end = take_steps(plan, out, steps, state, validations, progress)
+        if end.stopped_by is None:
+            end = write_end(plan, out, end, progress, command)
+    return make_result(plan, out, end, compile_s=compile_s, seconds=time.monotonic() - start)
+
+
+def make_plan(config: TrainConfig, out: Path, progress: Progress) -> Plan:
+    """Settle all that comes before the first step; nothing is written.
+
+    Raises:
+        InputError: data, a config or an output that cannot be used.
+    """
     resuming = broadcast_from_first("begun", run_folder.is_run(out))
-    given = config
-    told = beginning.read_start_settings(config, run=out if resuming else None)
-    config = beginning.apply_start(config, told)
+    settings = beginning.read_start_settings(config, run=out if resuming else None)
+    given, config = config, beginning.apply_start(config, settings)
     for name, value in run_folder.list_changes(given, config):
         progress.say(f"taken from {config.start}: {name}={value}")
     placement = make_placement(config)
-    lead = jax.process_index() == 0
-    if lead and not resuming:
+    if is_first_process() and not resuming:
         refuse_existing(out, why="exists, and holds no run")
     samples = load_samples(config)
     training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
-    shown = run_folder.fingerprint_samples(samples)
-    refuse_unlike_processes(run_folder.describe_identity(config, shown))
+    fingerprints = run_folder.fingerprint_samples(samples)
+    refuse_unlike_processes(run_folder.describe_identity(config, fingerprints))
     if resuming:
-        for change in run_folder.compare_with_beginning(out, config, shown):
+        for change in run_folder.compare_with_beginning(out, config, fingerprints):
             progress.say(f"other than before: {change}")
     if config.data.images is None:
         progress.say(f"no --data.images: {len(samples)} images of synthetic cells")
     diagnosis = data_doctor.report_data(
         training, validation, config=config, console=progress.console
     )
-    if lead and not resuming:
-        run_folder.write_beginning(
-            out, config, shown=shown,
-            started={"told": sorted(told), "sha256": beginning.fingerprint(config.start)},
-        )  # fmt: skip
-    with run_folder.lock_run(out) if lead else nullcontext():
-        if lead:
-            run_folder.remove_leftovers(out)
-        if lead and not (out / run_folder.AUGMENTED).exists():
-            outputs.write_preview(out, config, training)
-        progress.say(f"compiling for {placement.told()}")
-        compiling = time.monotonic()
-        steps = compile_steps(config, placement)
-        compile_s = time.monotonic() - compiling
-        progress.say(f"compiled in {compile_s:.1f} s")
-        wait_for_all("compiled")
-        if not lead:
-            run_folder.compare_with_beginning(out, config, shown)  # it is seen from here as well
-        with Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep, say=progress.say) as saved:
-            going = _Run(config, out, placement, steps, (training, validation), saved, progress)
-            going.begin(resuming)
-            going.go()
-            saved.wait()
-        scores = going.scores
-        if going.stopped_by is None:
-            scores = going.draw(diagnosis, command)
-        return going.result(scores, compile_s=compile_s, seconds=time.monotonic() - began)
+    return Plan(
+        config,
+        sorted(settings),
+        placement,
+        training,
+        validation,
+        fingerprints,
+        diagnosis,
+        resuming,
+    )
 
 
-class _Run:
-    """A run under way: what it has, and what changes from step to step."""
+@contextmanager
+def open_run(plan: Plan, out: Path) -> Iterator[None]:
+    """Write the beginning of a new run, and let nobody else train in the folder meanwhile."""
+    if not is_first_process():
+        yield
+        return
+    config = plan.config
+    if not plan.resuming:
+        started = {"settings": plan.settings, "sha256": beginning.hash_start(config.start)}
+        run_folder.write_beginning(out, config, shown=plan.fingerprints, started=started)
+    with run_folder.lock_run(out):
+        run_folder.remove_leftovers(out)
+        if not (out / run_folder.AUGMENTED).exists():
+            write_preview(
+                out / run_folder.AUGMENTED, plan.training, data=config.data, net=config.net,
+                augment=config.augment, seed=config.seed,
+            )  # fmt: skip
+        yield
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        out: Path,
-        placement: Placement,
-        steps: Steps,
-        samples: tuple[list[Sample], list[Sample]],
-        checkpoints: Checkpoints,
-        progress: Progress,
+
+def first_state(
+    plan: Plan, out: Path, steps: Steps, progress: Progress
+) -> tuple[State, Validations]:
+    """Return the state of the newest checkpoint, of `config.start`, or of step 0."""
+    config, state = plan.config, steps.init()
+    checkpoint = restore(out / run_folder.CHECKPOINTS, say=progress.say) if plan.resuming else None
+    if checkpoint is not None:
+        run_folder.refuse_other_run(out, checkpoint, config)
+        _say_where_it_resumes(plan, checkpoint, progress)
+        return resume_state(checkpoint, state), _read_validations(out, until=checkpoint.step)
+    if plan.resuming:
+        progress.say("no checkpoint yet: the run begins again")
+    if config.start is None:
+        return state, Validations()
+    if plan.resuming:
+        beginning.refuse_changed(config.start, run=out)
+    source = beginning.read_start(config.start)
+    if isinstance(source, WeightFile):
+        return start_from_weights(source, state), Validations()
+    if source.average and not config.ema:
+        progress.say(f"{config.start}: its averaged weights are left out; --ema keeps an average")
+    return resume_state(replace(source, recipe=config.recipe), state), Validations()
+
+
+def take_steps(
+    plan: Plan,
+    out: Path,
+    steps: Steps,
+    state: State,
+    validations: Validations,
+    progress: Progress,
+) -> End:
+    """Step, validate and save until the last step, or until somebody asks to stop."""
+    config, step = plan.config, int(state.step)
+    scores: Scores | None = None
+    means: dict[str, float] = {}
+    with (
+        Checkpoints(
+            out / run_folder.CHECKPOINTS, keep=config.keep, newest=step if plan.resuming else None
+        ) as checkpoints,
+        closing(
+            prefetch_batches(
+                plan.training,
+                plan.placement,
+                data=config.data,
+                net=config.net,
+                seed=config.seed,
+                steps=range(step, config.steps),
+            )
+        ) as batches,
+        open_log(out, resume_at=step) as log,
+        collect_stop_requests() as requests,
+        progress.steps(config.steps, start=step) as bar,
     ):
-        self.config, self.out, self.placement, self.steps = config, out, placement, steps
-        self.training = samples[0]
-        self.validation = samples[1]
-        self.checkpoints, self.progress = checkpoints, progress
-        self.lead = jax.process_index() == 0
-        self.state = steps.init()
-        self.best = Best()
-        self.scores: Scores | None = None
-        self.scored = -1  # at which step
-        self.window: dict[str, float] = {}
-        self.stopped_by: str | None = None
-
-    def begin(self, resuming: bool) -> None:
-        """Take the state of the last checkpoint, of `config.start`, or of step 0."""
-        found = self.checkpoints.restore(self.state) if resuming else None
-        if found is None:
-            if self.config.start is not None:
-                source = beginning.read_start(self.config.start)
-                if resuming:
-                    beginning.refuse_changed(self.config.start, run=self.out)
-                self.state = beginning.make_first_state(self.config, source, self.state)
-            if resuming:
-                self.progress.say("no checkpoint yet: the run begins again")
-            return
-        self.state, self.best = found.state, Best(**found.card["best"])
-        self.scored = found.card["scored"]
-        finished = found.step >= self.config.steps
-        told = "finished already, at" if finished else "going on at"
-        self.progress.say(f"{told} step {found.step} of {self.config.steps}")
-        if found.card["devices"] != self.placement.told():
-            self.progress.say(
-                f"on {self.placement.told()}, and it was {found.card['devices']}: from here on the "
-                "run equals the undisturbed one up to the order of sums, not to the bit"
-            )
-
-    def go(self) -> None:
-        """Step, validate and save until the end, or until somebody asks to stop."""
-        config, first = self.config, int(self.state.step)
-        with (
-            closing(prefetch_batches(config, self.placement, self.training, first=first)) as made,
-            self._recorded(first) as record,
-            self._asked() as asked,
-            self.progress.steps(config.steps, start=first, on_window=self._on(record)) as bar,
-        ):
-            if first and self._validates_at(first) and self.scored != first:
-                self._validate(bar, record, first, asked)  # it ended before it could
-            if asked:
-                self.stopped_by = asked[0]
-            if self.stopped_by or self._out_of_patience():
-                return
-            for step, batch in enumerate(made, start=first + 1):
-                self.state, metrics = self.steps.step(self.state, bar.awaited(batch))
-                bar.advance(metrics, images=config.data.batch)
-                stops, validates = self._stops(asked, step), self._validates_at(step)
-                if stops or validates or step % config.checkpoint_every == 0:
-                    bar.settle()
-                    self._save(step)
-                    bar.resume()
-                if validates and not stops:
-                    self._validate(bar, record, step, asked)
-                if asked and (stops or validates):
-                    self.stopped_by = asked[0]
-                if self.stopped_by or self._out_of_patience():
+        validate_and_publish = partial(_validate_and_publish, plan, out, log, requests, progress)
+        if step and validates_at(step, config) and validations.last_step != step:
+            # the command before this one was stopped in that validation
+            scores, validations = validate_and_publish(state, validations)
+            bar.restart_clock()
+        if requests or is_out_of_patience(config, validations, progress):
+            return End(state, validations, scores, means, *requests[:1])
+        for batch in batches:
+            state, measured = steps.step(state, bar.wait_for(batch))
+            step += 1
+            stops = is_stop_asked(requests, step)
+            validates = validates_at(step, config) and not stops
+            saves = stops or validates or step % config.checkpoint_every == 0
+            window = bar.advance(measured, images=config.data.batch, settle=saves)
+            if window is not None:
+                means = window
+                log_means(log, step, means)
+                refuse_nonfinite(plan, out, state, means)
+            if saves:
+                save(plan, checkpoints, state, validations)
+            if validates:
+                new_scores, validations = validate_and_publish(state, validations)
+                scores = new_scores or scores
+            if saves:
+                bar.restart_clock()
+                if requests or is_out_of_patience(config, validations, progress):
                     break
+        return End(state, validations, scores, means, *requests[:1])
 
-    def _asked(self) -> AbstractContextManager[list[str]]:
-        # of several processes JAX itself hears SIGTERM, to tell the others
-        return signals.collect_signals() if jax.process_count() == 1 else nullcontext([])
 
-    def _stops(self, asked: list[str], step: int) -> bool:
-        """Whether to stop after this step; all processes of a run agree on it."""
-        if jax.process_count() > 1 and was_preempted(step):
-            asked.append("SIGTERM")
-        return bool(asked)
+def validates_at(step: int, config: TrainConfig) -> bool:
+    """Whether a validation follows after this step."""
+    return step % config.validate_every == 0 or step >= config.steps
 
-    def _validates_at(self, step: int) -> bool:
-        return step % self.config.validate_every == 0 or step >= self.config.steps
 
-    def _out_of_patience(self) -> bool:
-        patience = self.config.patience
-        if patience is None or self.best.since < patience:
-            return False
-        self.progress.say(
-            f"no better validation since step {self.best.step} ({patience} of them): the run ends"
+def is_out_of_patience(config: TrainConfig, validations: Validations, progress: Progress) -> bool:
+    """Whether too many validations brought nothing better; it is said."""
+    if config.patience is None or validations.since_best < config.patience:
+        return False
+    progress.say(
+        f"no better validation since step {validations.best_step} ({config.patience} of them): "
+        "the run ends"
+    )
+    return True
+
+
+def collect_stop_requests() -> AbstractContextManager[list[str]]:
+    """The names of the signals that ask to stop; of several processes JAX itself hears SIGTERM, to
+    tell the others."""
+    return signals.collect_signals() if jax.process_count() == 1 else nullcontext([])
+
+
+def is_stop_asked(requests: list[str], step: int) -> bool:
+    """Whether to stop after this step; all processes of a run agree on it."""
+    if jax.process_count() > 1 and was_preempted(step):
+        requests.append("SIGTERM")
+    return bool(requests)
+
+
+def open_log(out: Path, *, resume_at: int) -> AbstractContextManager[MetricsLog | None]:
+    """The log of the metrics, which the first process keeps."""
+    return MetricsLog(out, resume_at=resume_at) if is_first_process() else nullcontext()
+
+
+def log_means(log: MetricsLog | None, step: int, means: dict[str, float]) -> None:
+    """Log the means of a window of steps."""
+    if log is not None:
+        log.scalars(step, {f"train/{name}": value for name, value in means.items()})
+
+
+def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float]) -> None:
+    """Refuse to go on from a state that a loss, gradient or update without a value has stopped.
+
+    Raises:
+        InputError: it has; with what was not finite, and what to do.
+    """
+    if np.isfinite(means["loss"]) and not bool(state.stopped):
+        return
+    reason = explain_step(plan.config, plan.placement, plan.training, state)
+    weights = out / run_folder.WEIGHTS
+    last = f"; --start {weights} begins with the last good weights" if weights.exists() else ""
+    raise InputError(
+        f"step {int(state.step) + 1} is not finite: {reason}; lower --schedule.max-lr "
+        "(--optimizer.lr without one_cycle), clip with --optimizer.clip-norm, or mend that image, "
+        f"in a run with another --out{last}"
+    )
+
+
+def save(plan: Plan, checkpoints: Checkpoints, state: State, validations: Validations) -> None:
+    """Begin to write a checkpoint. The arrays may be donated at once: they are on the host. On CPU
+    that is a view of the same memory, and XLA does not write to a buffer with a view."""
+    host, devices = gather_to_host(state), plan.placement.describe()
+    make = partial(to_training_state, plan.config, host, devices=devices)
+    checkpoints.save(int(host.step), make, best=validations.best_step or None)
+
+
+def _validate_and_publish(
+    plan: Plan,
+    out: Path,
+    log: MetricsLog | None,
+    requests: Sequence[str],
+    progress: Progress,
+    state: State,
+    validations: Validations,
+) -> tuple[Scores | None, Validations]:
+    """Score a state whose checkpoint is there, and write its weight files and its line in the log;
+    or nothing of that, where a signal ends it half-way, for it may take minutes."""
+    step = int(state.step)
+    weights = to_weight_file(plan.config, gather_to_host(state))
+    try:
+        scores = score_weights(plan, weights, progress, requests)
+    except signals.StopAskedError:
+        return None, validations
+    # processes whose scores differ in the last bit would not end at the same step
+    score = broadcast_from_first(f"score {step}", scores.mean_image_iou)
+    validations = validations.add(step, score)
+    if is_first_process():
+        write_weights(out, weights, is_best=validations.best_step == step)
+    if log is not None:  # last: a validation without its line is made again
+        first = range(min(LOGGED_PICTURES, len(plan.validation)))
+        log.images(step, draw_overlays(plan.validation, scores, first))
+        log.scalars(step, {f"validation/{name}": v for name, v in scores.headline.items()})
+    progress.say(
+        f"step {step}: validation IoU {scores.mean_image_iou:.3f} (mean of images), "
+        f"{scores.headline['pooled_iou']:.3f} (pooled)"
+    )
+    return scores, validations
+
+
+def score_weights(
+    plan: Plan, weights: WeightFile, progress: Progress, requests: Sequence[str] = ()
+) -> Scores:
+    """Return the scores of weights on the held-out images.
+
+    Args:
+        requests: signals; the first ends it.
+
+    Raises:
+        signals.StopAskedError: before the next image.
+    """
+    progress.say(f"predicting {len(plan.validation)} held-out images")
+    images = signals.iterate_until_stopped(requests, plan.validation)
+    ignore_index = plan.config.loss.ignore_index
+    return validate(from_weights(weights), images, ignore_index=ignore_index)
+
+
+def write_weights(out: Path, weights: WeightFile, *, is_best: bool) -> None:
+    """Write the weight files of a validation."""
+    weight_file.write(out / run_folder.WEIGHTS, weights)
+    if is_best:
+        weight_file.write(out / run_folder.BEST, weights)
+
+
+def write_end(plan: Plan, out: Path, end: End, progress: Progress, command: str) -> End:
+    """Write pictures and page of the last weights, and return the end with their scores."""
+    scores = end.scores
+    if scores is None:  # the run had ended before: its files may be gone
+        weights = to_weight_file(plan.config, gather_to_host(end.state))
+        scores = score_weights(plan, weights, progress)
+        if is_first_process():
+            write_weights(out, weights, is_best=end.validations.best_step == int(end.state.step))
+    if is_first_process():
+        pictures = draw_worst_and_best(plan.validation, scores)
+        write_pictures(out / run_folder.PICTURES, pictures)
+        report = Report(
+            config=to_plain(plan.config),
+            environment=describe_environment(),
+            metrics=read_metrics(out),
+            scores=scores,
+            pictures=pictures,
+            class_names=plan.config.class_names,
+            findings=plan.diagnosis.findings,
         )
-        return True
+        write_page(out / run_folder.PAGE, report, command=command)
+    return replace(end, scores=scores)
 
-    def validated(self, weights: WeightFile, asked: Sequence[str] = ()) -> Scores:
-        """The scores of these weights.
 
-        Args:
-            asked: signals; the first ends it.
+def make_result(plan: Plan, out: Path, end: End, *, compile_s: float, seconds: float) -> Result:
+    """Return what the run ended with, as plain values."""
+    weights, best = out / run_folder.WEIGHTS, end.validations
+    return Result(
+        weights=str(weights) if weights.exists() else None,
+        step=int(end.state.step),
+        loss=end.means.get("loss"),
+        mean_image_iou=None if end.scores is None else end.scores.mean_image_iou,
+        pooled_iou=None if end.scores is None else end.scores.pooled_iou,
+        best_step=best.best_step or None,
+        best_mean_image_iou=best.best_score if best.best_step else None,
+        training_images=len(plan.training),
+        validation_images=len(plan.validation),
+        images_per_s=end.means.get("images_per_s"),
+        waiting_share=end.means.get("waiting_share"),
+        compile_s=compile_s,
+        seconds=seconds,
+        stopped_by=end.stopped_by,
+        environment=describe_environment(),
+    )
 
-        Raises:
-            signals.StoppedError: before the next image.
-        """
-        self.progress.say(f"predicting {len(self.validation)} held-out images")
-        ignore_index = self.config.loss.ignore_index
-        images = signals.iterate_until_stopped(asked, self.validation)
-        return validate(from_weights(weights), images, ignore_index=ignore_index)
 
-    def draw(self, diagnosis: data_doctor.Diagnosis, command: str) -> Scores:
-        """The scores of the last weights, and of them the pictures and the page."""
-        scores = self.scores
-        if scores is None or self.scored != int(self.state.step):
-            state = gather_to_host(self.state)
-            weights = outputs.to_weight_file(self.config, state)
-            scores = self.validated(weights)
-            if self.lead:  # whatever became of the files since
-                best = self.best.step == int(self.state.step)
-                outputs.write_weights(self.out, self.config, state, weights, best=best)
-        if self.lead:
-            outputs.write_page(self.out, self.config, self.validation, scores, diagnosis, command)
-        return scores
-
-    def result(self, scores: Scores | None, *, compile_s: float, seconds: float) -> Result:
-        """What the run ended with."""
-        weights = self.out / run_folder.WEIGHTS
-        return Result(
-            weights=str(weights) if weights.exists() else None,
-            step=int(self.state.step),
-            loss=self.window.get("loss"),
-            mean_image_iou=None if scores is None else scores.mean_image_iou,
-            pooled_iou=None if scores is None else scores.pooled_iou,
-            best_step=self.best.step or None,
-            best_mean_image_iou=self.best.score if self.best.step else None,
-            training_images=len(self.training),
-            validation_images=len(self.validation),
-            images_per_s=self.window.get("images_per_s"),
-            waiting_share=self.window.get("waiting_share"),
-            compile_s=compile_s,
-            seconds=seconds,
-            stopped_by=self.stopped_by,
-            environment=outputs.describe_environment(),
+def _say_where_it_resumes(plan: Plan, checkpoint: TrainingState, progress: Progress) -> None:
+    finished = checkpoint.step >= plan.config.steps
+    beginning_of_sentence = "finished already, at" if finished else "going on at"
+    progress.say(f"{beginning_of_sentence} step {checkpoint.step} of {plan.config.steps}")
+    devices = plan.placement.describe()
+    if checkpoint.devices != devices:
+        progress.say(
+            f"on {devices}, and it was {checkpoint.devices or 'unknown'}: from here on the run "
+            "equals the undisturbed one up to the order of sums, not to the bit"
         )
 
-    def _validate(
-        self, bar: StepBar, record: MetricsLog | None, step: int, asked: Sequence[str]
-    ) -> None:
-        """Score the weights, whose state is saved, and write their files; or stop half-way, for
-        it may take minutes."""
-        state = gather_to_host(self.state)
-        weights = outputs.to_weight_file(self.config, state)
-        try:
-            self.scores, self.scored = self.validated(weights, asked), step
-        except signals.StopAskedError:
-            return
-        # processes whose scores differ in the last bit would not end at the same step
-        score = broadcast_from_first(f"score {step}", self.scores.mean_image_iou)
-        self.best = self.best.after(step, score)
-        if self.lead:
-            first = self.best.since == 0
-            outputs.write_weights(self.out, self.config, state, weights, best=first)
-        if record is not None:
-            told = {f"validation/{name}": value for name, value in self.scores.headline.items()}
-            record.scalars(step, told)
-            shown = range(len(self.validation))[: outputs.PICTURES]
-            record.images(step, outputs.draw_overlays(self.validation, self.scores, shown))
-        self.progress.say(
-            f"step {step}: validation IoU {self.scores.mean_image_iou:.3f} (mean of images), "
-            f"{self.scores.headline['pooled_iou']:.3f} (pooled)"
-        )
-        self._save(step)  # with the score
-        bar.resume()
 
-    def _save(self, step: int) -> None:
-        card = {
-            "best": asdict(self.best),
-            "scored": self.scored,
-            "devices": self.placement.told(),
-        }
-        score = self.scores.mean_image_iou if self.scored == step and self.scores else None
-        self.checkpoints.save(step, self.state, card=card, score=score)
-
-    def _on(self, record: MetricsLog | None) -> Callable[[int, dict[str, float]], None]:
-        """What happens with the means of a window of steps."""
-
-        def on_window(step: int, means: dict[str, float]) -> None:
-            self.window = means
-            if record is not None:
-                record.scalars(step, {f"train/{name}": value for name, value in means.items()})
-            if not np.isfinite(means["loss"]) or bool(self.state.stopped):
-                self._refuse_infinite()
-
-        return on_window
-
-    def _refuse_infinite(self) -> None:
-        step, config = int(self.state.step), self.config
-        names = [
-            s.name for s in choose_samples(self.training, step, data=config.data, seed=config.seed)
-        ]
-        with closing(prefetch_batches(config, self.placement, self.training, first=step)) as made:
-            seen = jax.jit(partial(prepare_batch, config))(next(made).result(), np.int32(step))
-        try:
-            reason = explain_nonfinite(
-                config, gather_to_host(self.state), gather_to_host(seen), names
-            )
-        except jax.errors.JaxRuntimeError as error:
-            told = " ".join(str(error).split())[:200]
-            reason = f"where is not known, for that step by itself, in parts, fails ({told})"
-        weights = self.out / run_folder.WEIGHTS
-        kept = f"; --start {weights} begins with the last good weights" if weights.exists() else ""
-        raise InputError(
-            f"step {step + 1} is not finite: {reason}; lower --schedule.max-lr (--optimizer.lr "
-            "without one_cycle), clip with --optimizer.clip-norm, or mend that image, in a run "
-            f"with another --out{kept}"
-        )
-
-    def _recorded(self, first: int) -> AbstractContextManager[MetricsLog | None]:
-        if not self.lead:
-            return nullcontext()
-        return MetricsLog(self.out, resume_at=first, scored_at=self.scored)
+def _read_validations(out: Path, *, until: int) -> Validations:
+    """The validations up to a step, as the first process reads them."""
+    validations = Validations()
+    if is_first_process():
+        for step, score in read_validations(out, until=until):
+            validations = validations.add(step, score)
+    fields = {
+        name: broadcast_from_first(name, value)
+        for name, value in dataclasses.asdict(validations).items()
+    }
+    return Validations(**fields)

@@ -1,6 +1,7 @@
-"""A run in the middle, to and from arrays of the port."""
+"""The state of a run, to and from arrays of the port."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,13 +22,13 @@ Arrays = Mapping[str, Any]
 def from_training_state(
     state: TrainingState,
 ) -> tuple[dict[str, Array], dict[str, Array], State]:
-    """(params, stats, optimizer's state), for `unet_jax.functional` and `unet_jax.recipe.build`.
+    """Return (params, stats, optimizer's state), for `functional` and `unet_jax.recipe.build`.
 
     A float64 run stays so under `jax.enable_x64` and becomes float32 without.
     """
     config = state.weights.config
     arrays = layout.to_jax(config, state.weights.tensors)
-    slots = {name: _slot_to_jax(state, tensors) for name, tensors in state.slots.items()}
+    slots = {name: _to_jax(state, tensors) for name, tensors in state.slots.items()}
     return (
         *split(config, {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items()}),
         State(
@@ -39,6 +40,11 @@ def from_training_state(
     )
 
 
+def average_of(state: TrainingState) -> dict[str, Array]:
+    """Return the running average in JAX's layout; {} where the run keeps none."""
+    return _to_jax(state, state.average)
+
+
 def to_training_state(
     config: UNetConfig,
     recipe: Recipe,
@@ -48,19 +54,31 @@ def to_training_state(
     *,
     preprocessing: Preprocessing = Preprocessing(),
     class_names: tuple[str, ...] = (),
+    average: Arrays = MappingProxyType({}),
+    devices: str = "",
 ) -> TrainingState:
-    """The run as plain arrays in torch's layout; the arguments stay as they are."""
-    arrays = {name: np.asarray(a) for name, a in {**params, **stats}.items()}
-    weights = WeightFile(config, layout.to_torch(config, arrays), preprocessing, class_names)
-    slots = {
-        name: layout.to_torch(config, {n: np.asarray(a) for n, a in group.items()})
-        for name, group in state.slots.items()
-    }
-    return TrainingState(weights, recipe, int(state.step), slots, _scheduler(recipe, state))
+    """Return the run as NumPy arrays in torch's layout; the arguments stay as they are.
+
+    Args:
+        average: the running average of `params` and `stats`, as `average_of` returns it.
+        devices: what computed it, in words.
+    """
+    weights = WeightFile(
+        config, layout.to_torch(config, {**params, **stats}), preprocessing, class_names
+    )
+    return TrainingState(
+        weights,
+        recipe,
+        int(state.step),
+        {name: layout.to_torch(config, group) for name, group in state.slots.items()},
+        _scheduler(recipe, state),
+        layout.to_torch(config, average),
+        devices,
+    )
 
 
-def _slot_to_jax(state: TrainingState, tensors: Arrays) -> dict[str, Array]:
-    """One slot in JAX's layout; the statistics, which the layout wants too, are left out again."""
+def _to_jax(state: TrainingState, tensors: Arrays) -> dict[str, Array]:
+    """Some tensors in JAX's layout, which takes those of a whole net."""
     whole = {**state.weights.tensors, **tensors}
     arrays = layout.to_jax(state.weights.config, whole)
     return {name: jnp.asarray(arrays[name], _kind(arrays[name])) for name in tensors}
@@ -75,12 +93,12 @@ def _kind(array: np.ndarray) -> Any:
 def _plateau(state: TrainingState) -> Plateau | None:
     if state.recipe.schedule.name != "plateau":
         return None
-    kept = state.scheduler
+    values = state.scheduler
     return Plateau(
-        jnp.asarray(kept["best"], float),
-        jnp.asarray(kept["num_bad_epochs"], jnp.int32),
-        jnp.asarray(kept["cooldown_counter"], jnp.int32),
-        jnp.asarray(kept["last_epoch"], jnp.int32),
+        jnp.asarray(values["best"], float),
+        jnp.asarray(values["num_bad_epochs"], jnp.int32),
+        jnp.asarray(values["cooldown_counter"], jnp.int32),
+        jnp.asarray(values["last_epoch"], jnp.int32),
     )
 
 

@@ -11,6 +11,9 @@ No kernel is mirrored: both frameworks' convolutions correlate, and the up-convo
 written as the product that it is (`unet_jax.layers.UpConv`).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from unet_spec.config import UNetConfig
@@ -25,7 +28,7 @@ def to_jax(config: UNetConfig, tensors: Tensors) -> dict[str, np.ndarray]:
     return {p.name: _to_jax(p, tensors[p.name]) for p in parameters(config)}
 
 
-def to_torch(config: UNetConfig, arrays: Tensors) -> dict[str, np.ndarray]:
+def to_torch(config: UNetConfig, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `to_jax`, bit for bit, of the arrays that are given."""
     return {
         p.name: _to_torch(p, np.asarray(arrays[p.name]))

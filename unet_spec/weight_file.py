@@ -1,28 +1,25 @@
 """NAME.safetensors: the one file that both frameworks read.
 
-The tensors are torch's: its layout, the slides' names. The header's metadata has one entry,
-`unet`, a JSON object with `version`, `config`, `preprocessing` and `class_names`. One entry
-only, because safetensors writes several in no fixed order, and equal weights are equal bytes.
+The tensors are torch's: its layout, the slides' names. The card (`unet_spec.safetensors_file`) has
+`version`, `config`, `preprocessing`, `class_names` and `sha256`. A checkpoint
+(`unet_spec.training_state`) is such a file with more in it; it can be read as a weight file too.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from unet_spec import safetensors_file
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
-from unet_spec.files import written
 from unet_spec.parameters import Tensors, check_tensors, parameters
 from unet_spec.preprocessing import Preprocessing
-
-VERSION = 1
-DTYPES = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -65,17 +62,16 @@ def write(
         raise InputError(
             f"{path}: the file exists already; name another, or replace it with overwrite=True"
         )
-    metadata = {
-        "version": VERSION,
+    safetensors_file.write(path, weights.tensors, make_card(weights), dtype=dtype)
+
+
+def make_card(weights: WeightFile) -> dict[str, Any]:
+    """What a file says of its net besides the tensors, as plain values."""
+    return {
         "config": dataclasses.asdict(weights.config),
         "preprocessing": dataclasses.asdict(weights.preprocessing),
         "class_names": weights.class_names,
     }
-    tensors = {name: _owned(tensor, dtype) for name, tensor in weights.tensors.items()}
-    with written(path) as stream:
-        stream.write(
-            safetensors.numpy.save(tensors, {"unet": json.dumps(metadata, sort_keys=True)})
-        )
 
 
 def read(path: Path | str) -> WeightFile:
@@ -85,21 +81,34 @@ def read(path: Path | str) -> WeightFile:
         InputError: not a weight file, damaged, of a newer version, or not what its config says.
     """
     path = Path(path)
+    refuse_torch_file(path)
+    card, tensors = safetensors_file.read(path)
+    if card is None:
+        raise InputError(
+            f"{path}: a safetensors file without this project's metadata; name its axes: "
+            f"unet convert {path} NEW.safetensors --config.padding ... (see unet convert --help)"
+        )
+    if "training" in card:
+        tensors = weights_that_predict(tensors)
+    return from_card(card, tensors, source=path)
+
+
+def refuse_torch_file(path: Path) -> None:
+    """Refuse a file whose name ends as PyTorch's do."""
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin") and path.is_file():
         raise InputError(
             f"{path}: a PyTorch checkpoint, not a weight file; make one: unet convert {path} "
             f"{path.with_suffix('.safetensors').name}"
         )
-    metadata, tensors = read_safetensors(path)
-    if "unet" not in metadata:
-        raise InputError(
-            f"{path}: a safetensors file without this project's metadata; name its axes: "
-            f"unet convert {path} NEW.safetensors --config.padding ... (see unet convert --help)"
-        )
+
+
+def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> WeightFile:
+    """The weights that a card and tensors describe, checked.
+
+    Raises:
+        InputError: damaged metadata, or not exactly the tensors of its config.
+    """
     try:
-        card = json.loads(metadata["unet"])
-        if card["version"] > VERSION:
-            raise InputError(f"format version {card['version']}, known up to {VERSION}: update")
         return WeightFile(
             from_json(UNetConfig, json.dumps(card["config"])),
             tensors,
@@ -107,45 +116,16 @@ def read(path: Path | str) -> WeightFile:
             tuple(card["class_names"]),
         )
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: its metadata is damaged ({error!r})") from error
+        raise InputError(f"{source}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{source}: its metadata is damaged ({error!r})") from error
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Metadata and tensors of any safetensors file, as owned arrays."""
-    refuse_pointer(path)
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            names = sorted(file.keys())
-            return file.metadata() or {}, {name: np.array(file.get_tensor(name)) for name in names}
-    except safetensors.SafetensorError as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({error}); fetch or write it again"
-        ) from error
+def weights_that_predict(tensors: Tensors) -> dict[str, np.ndarray]:
+    """The weights in a checkpoint, or in their place their running average, where there is one.
 
-
-def refuse_pointer(path: Path) -> None:
-    """Refuse a missing or empty file, a folder, and a Git-LFS pointer."""
-    if path.is_dir():
-        inside = sorted(found.name for found in path.glob("*.safetensors"))
-        named = f"; it holds {', '.join(inside)}" if inside else ""
-        raise InputError(f"{path}: a folder, and a file is needed{named}")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    with path.open("rb") as stream:
-        head = stream.read(40)
-    if not head:
-        raise InputError(f"{path}: the file is empty; fetch or write it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path}: a Git-LFS pointer, not the weights; run: git lfs pull")
-
-
-def _owned(tensor: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is one of {', '.join(DTYPES)}, got {dtype}")
-    target = np.int64 if np.issubdtype(tensor.dtype, np.integer) else dtype
-    # safetensors takes the buffer as it lies: a transposed view would be scrambled, silently
-    owned = np.ascontiguousarray(tensor, dtype=target).reshape(tensor.shape)
-    assert owned.flags.c_contiguous
-    return owned
+    All other tensors have a prefix and a slash: `exp_avg/out.bias`, `average/out.bias`.
+    """
+    plain = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+    average = {name: tensors[f"average/{name}"] for name in plain if f"average/{name}" in tensors}
+    return {**plain, **average}

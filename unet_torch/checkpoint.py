@@ -12,7 +12,7 @@ from unet_spec import InputError
 from unet_spec.dialects import unwrapped
 from unet_spec.files import written
 from unet_spec.parameters import Tensors
-from unet_spec.weight_file import refuse_pointer
+from unet_spec.safetensors_file import refuse_pointer
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
-"""A run in the middle, to and from torch's own objects and `.pt` checkpoints.
+"""The state of a run, to and from torch's own objects and `.pt` files.
 
 model, optimizer, scheduler = ...                      # as always
-state = training_state.load("RUN/", model, optimizer, scheduler)
+state = training_state.load("RUN", model, optimizer, scheduler)
 """
 
 import dataclasses
@@ -36,7 +36,11 @@ def load(
     optimizer: torch.optim.Optimizer,
     scheduler: Scheduler | None = None,
 ) -> TrainingState:
-    """The run of a RUN/ folder or a .pt, put into these objects; what they held is replaced.
+    """Load a run into these objects; what they held is replaced.
+
+    Args:
+        path: a checkpoint (.safetensors), the RUN of `unet train`, of which the newest checkpoint
+            counts, or a .pt with the `state_dict`s of model, optimizer and scheduler.
 
     `recipe.optimizer.clip_norm` and `recipe.schedule.every` of what is returned are the loop's
     to keep (`unet_torch.recipe.advance`).
@@ -62,7 +66,7 @@ def save(
     recipe: Recipe | None = None,
     step: int | None = None,
 ) -> None:
-    """Write a run as a RUN/ folder, or as a checkpoint where the name ends in .pt or .pth.
+    """Write a run as a checkpoint (.safetensors), or as a .pt where the name ends so.
 
     Args:
         recipe: recognised from the objects where it is not given; clipping leaves no trace.
@@ -95,28 +99,38 @@ def state_of(
 
 
 def read(path: Path | str, *, config: UNetConfig = UNetConfig()) -> TrainingState:
-    """The run of a RUN/ folder, or of a checkpoint with model, optimizer and scheduler.
+    """Return the run in a checkpoint, in the newest one of a RUN, or in a .pt.
 
     Args:
+        path: as in `load`.
         config: the axes that no tensor of a foreign checkpoint shows.
     """
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         return training_state.read(path)
-    content = checkpoint.content(path)
+    return from_content(checkpoint.content(path), config, source=path)
+
+
+def from_content(content: Any, config: UNetConfig, *, source: Path) -> TrainingState:
+    """Return the run in what `torch.load` gave.
+
+    Raises:
+        InputError: no optimizer in it, or one that no recipe describes.
+    """
     try:
-        return _of_checkpoint(content, config, source=str(path))
+        return _of_checkpoint(content, config, source=str(source))
     except InputError as error:
-        said = str(error)
-        raise InputError(said if said.startswith(f"{path}: ") else f"{path}: {said}") from error
+        sentence = str(error).removeprefix(f"{source}: ")
+        raise InputError(f"{source}: {sentence}") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(
-            f"{path}: its optimizer or scheduler is not what torch's state_dict() gives ({error!r})"
+            f"{source}: its optimizer or scheduler is not what torch's state_dict() gives "
+            f"({error!r})"
         ) from error
 
 
 def write(path: Path | str, state: TrainingState) -> None:
-    """Write a RUN/ folder, or a checkpoint where the name ends in .pt or .pth."""
+    """Write a checkpoint (.safetensors), or a .pt where the name ends in .pt or .pth."""
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         training_state.write(path, state)
@@ -129,6 +143,7 @@ def write(path: Path | str, state: TrainingState) -> None:
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "class_names": model.class_names,
         "recipe": dataclasses.asdict(state.recipe),
+        "devices": state.devices,
     }
     content = {
         "model": model.state_dict(),
@@ -139,6 +154,8 @@ def write(path: Path | str, state: TrainingState) -> None:
     }
     if scheduler is not None:
         content["scheduler"] = scheduler.state_dict()
+    if state.average:
+        content["average"] = {n: torch.from_numpy(np.array(t)) for n, t in state.average.items()}
     checkpoint.write_content(path, content)
 
 
@@ -254,10 +271,11 @@ def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> Training
         found = dialects.config_of(tensors, given=config, source=source)
         loaded = WeightFile(found, tensors)
     optimizer = _first(content, OPTIMIZERS)
+    average = content.get("average", {}) if card else {}
     trained = set(_trained_names(loaded))
     names = recognition.the_group(optimizer).get("param_names")
     steps = [content[key] for key in _STEPS if type(content.get(key)) is int]
-    return _assembled(
+    state = _assembled(
         loaded,
         # parameters lie in the order of the state_dict, without its buffers
         list(dialects.unwrapped(dict.fromkeys(names)))
@@ -267,6 +285,11 @@ def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> Training
         _first(content, _SCHEDULERS),
         step=steps[0] if steps else None,
         recipe=from_json(Recipe, json.dumps(card["recipe"])) if card else None,
+    )
+    return dataclasses.replace(
+        state,
+        average={name: tensor.numpy().copy() for name, tensor in average.items()},
+        devices=card.get("devices", ""),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +18,39 @@ from unet_spec.parameters import parameters
 
 from .. import losses
 from ..config import TrainConfig
-from ..input.crops import Batch
-from ..step import State, accumulate_gradients, dropout_keys, numerics_of, split_into_parts
+from ..devices.placement import Placement
+from ..devices.processes import gather_to_host
+from ..input.crops import Batch, choose_samples, cut_batch
+from ..input.samples import Sample
+from ..step import (
+    State,
+    accumulate_gradients,
+    dropout_keys,
+    numerics_of,
+    prepare_batch,
+    split_into_parts,
+)
+
+
+def explain_step(
+    config: TrainConfig, placement: Placement, samples: list[Sample], state: State
+) -> str:
+    """Compute the step after a state again, in parts: what in it is not finite, in words.
+
+    Args:
+        samples: those to train on.
+    """
+    data, seed, step = config.data, config.seed, int(state.step)
+    names = [sample.name for sample in choose_samples(samples, step, data=data, seed=seed)]
+    rows = placement.local(data.batch)
+    crops = cut_batch(samples, step, data=data, net=config.net, seed=seed, rows=rows)
+    prepare = jax.jit(partial(prepare_batch, config))
+    batch = prepare(placement.put(crops, batch=data.batch), np.int32(step))
+    try:
+        return explain_nonfinite(config, gather_to_host(state), gather_to_host(batch), names)
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        return f"where is not known, for that step by itself, in parts, fails ({reason})"
 
 
 def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Sequence[str]) -> str:
@@ -39,8 +71,9 @@ def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Se
     parts = split_into_parts(batch, count)
     for index, key in enumerate(dropout_keys(config, state)):
         part = jax.tree.map(lambda array, i=index: array[i], parts)
-        if (told := _explain_part(config, state, part, names[index::count], key)) is not None:
-            return told
+        reason = _explain_part(config, state, part, names[index::count], key)
+        if reason is not None:
+            return reason
     gradients, _, loss, _ = accumulate_gradients(config, state, batch)
     updates, _ = recipe.build(config.recipe).update(
         gradients, state.optimizer, state.params, value=loss
@@ -57,7 +90,7 @@ def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Se
 def _explain_part(
     config: TrainConfig, state: State, batch: Batch, names: Sequence[str], key: jax.Array
 ) -> str | None:
-    """Likewise, of one part of an accumulated step."""
+    """What in one part of an accumulated step is not finite, or None where all is."""
     for path, output in _module_outputs(config, state, batch.x, key):
         if (image := _first_nonfinite_image(output)) is not None:
             return f"{path} is the first module whose output is not finite, in {names[image]}"

@@ -42,7 +42,7 @@ def learn_one_batch(config: TrainConfig, *, progress: Progress) -> bool:
     samples = load_samples(config)
     training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
     data_doctor.report_data(training, validation, config=config, console=progress.console)
-    progress.say(f"compiling for {placement.told()}")
+    progress.say(f"compiling for {placement.describe()}")
     steps = compile_steps(config, placement)
     rows = placement.local(config.data.batch)
     batch = cut_batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unet_spec import InputError
-from unet_spec.environment import cpu_model, usable_cores
+from unet_spec.environment import cpu_model, environment, usable_cores
 
 from ..config import TrainConfig
 
@@ -65,9 +65,9 @@ class Placement:
             tree,
         )
 
-    def told(self) -> str:
-        """The mesh in words: all that the bits of a run depend on besides its config, so XLA's
-        version and flags, and on a CPU its cores, among which it divides the sums."""
+    def describe(self) -> str:
+        """Return the mesh in words: all that the bits of a run depend on besides its config, so
+        XLA's version and flags, and on a CPU its cores, among which it divides the sums."""
         data, rows = self.mesh.devices.shape
         first = self.mesh.devices.flat[0]
         device = first.device_kind
@@ -125,3 +125,8 @@ def make_placement(config: TrainConfig) -> Placement:
     grid = np.array(devices[:count]).reshape(data, settings.rows)
     mesh = Mesh(grid, ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto))
     return Placement(mesh, settings.shard_parameters)
+
+
+def describe_environment() -> dict[str, str]:
+    """Return the versions that a run depends on, and its kind of device."""
+    return {**environment(), "device": jax.devices()[0].device_kind}

@@ -3,7 +3,7 @@
 import hashlib
 import socket
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,8 @@ from orbax.checkpoint import multihost
 from unet_spec import InputError
 
 from ..config import MeshConfig
+
+Number = TypeVar("Number", bool, int, float)
 
 WAIT_S = 600  # for the slowest process to read its data, compile or validate
 
@@ -63,12 +65,24 @@ def wait_for_all(name: str) -> None:
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * WAIT_S)
 
 
-def broadcast_from_first(name: str, answer: Any) -> Any:
-    """The answer of process 0, a bool or a float, in all of them."""
+def is_first_process() -> bool:
+    """Whether this process is the one that writes the run's files; a run of one process is."""
+    return jax.process_index() == 0
+
+
+def broadcast_from_first(name: str, answer: Number) -> Number:
+    """Return the answer of process 0, a bool, an int or a float, exactly, in all processes.
+
+    Args:
+        name: of the exchange; no other one may have it.
+    """
     if jax.process_count() == 1:
         return answer
     wait_for_all(name)
-    return type(answer)(multihost_utils.broadcast_one_to_all(np.asarray(answer, np.float32)))
+    # as bits: JAX makes 32 bits of the 64 of a float
+    bits = np.asarray([answer], np.float64).view(np.uint32)
+    exact = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
+    return type(answer)(exact[0])
 
 
 def refuse_unlike_processes(identity: str) -> None:
@@ -81,8 +95,8 @@ def refuse_unlike_processes(identity: str) -> None:
         return
     wait_for_all("identity")
     digest = np.frombuffer(hashlib.sha256(identity.encode()).digest(), np.uint8)
-    told = multihost_utils.process_allgather(digest)
-    if unlike := [i for i, other in enumerate(told) if (other != told[0]).any()]:
+    digests = multihost_utils.process_allgather(digest)
+    if unlike := [i for i, other in enumerate(digests) if (other != digests[0]).any()]:
         raise InputError(
             f"process {unlike[0]} was not given what process 0 was: all need the same flags, but "
             "for mesh.process, and see the same images and masks"

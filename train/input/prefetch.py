@@ -4,7 +4,9 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ..config import TrainConfig
+from unet_spec import UNetConfig
+
+from ..config import DataConfig
 from ..devices.placement import Placement
 from ..input.crops import Batch, cut_batch
 from ..input.samples import Sample
@@ -13,20 +15,26 @@ AHEAD = 2  # batches that are made while one is used
 
 
 def prefetch_batches(
-    config: TrainConfig, placement: Placement, training: list[Sample], *, first: int
+    samples: list[Sample],
+    placement: Placement,
+    *,
+    data: DataConfig,
+    net: UNetConfig,
+    seed: int,
+    steps: range,
 ) -> Generator[Future[Batch], None, None]:
-    """The batches of the steps from `first` on, on the devices; the next ones are made while one
-    is used. Not augmented: the step does that; a program beside it would take cores from it."""
-    rows = placement.local(config.data.batch)
+    """Yield the batches of these steps on the devices; the next ones are made while one is used.
 
-    def made(step: int) -> Batch:
-        batch = cut_batch(
-            training, step, data=config.data, net=config.net, seed=config.seed, rows=rows
-        )
-        return placement.put(batch, batch=config.data.batch)
+    They are not augmented: the step does that; a program beside it would take cores from it.
+    """
+    rows = placement.local(data.batch)
+
+    def make(step: int) -> Batch:
+        batch = cut_batch(samples, step, data=data, net=net, seed=seed, rows=rows)
+        return placement.put(batch, batch=data.batch)
 
     with ThreadPoolExecutor(1) as reader:
-        ahead = deque(reader.submit(made, step) for step in range(first, first + AHEAD))
-        for step in range(first, config.steps):
-            ahead.append(reader.submit(made, step + AHEAD))
+        ahead = deque(reader.submit(make, steps.start + i) for i in range(AHEAD))
+        for step in steps:
+            ahead.append(reader.submit(make, step + AHEAD))
             yield ahead.popleft()

@@ -11,9 +11,9 @@ import numpy as np
 from unet_spec import InputError
 from unet_spec.files import named, written
 
-from ..report.tensorboard import EventFile
-from ..run.folder import METRICS
+from .tensorboard import EventFile
 
+METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -23,15 +23,14 @@ class MetricsLog:
     Args:
         resume_at: the step at which the run goes on; what came after it happens again, and is
             forgotten.
-        scored_at: the step of the last validation that counts; by default `resume_at`.
 
     Raises:
         InputError: a line of metrics.jsonl that is none.
     """
 
-    def __init__(self, folder: Path, *, resume_at: int = 0, scored_at: int | None = None):
+    def __init__(self, folder: Path, *, resume_at: int = 0):
         self._path = path = folder / METRICS
-        _drop_after(path, after=resume_at, scored_at=resume_at if scored_at is None else scored_at)
+        _drop_after(path, step=resume_at)
         self._events = EventFile(folder / TENSORBOARD, first_step=resume_at + 1)
         self._lines = path.open("a", encoding="utf-8", buffering=1)  # by the line
 
@@ -73,16 +72,27 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [line for _, line in _parse_lines(folder / METRICS)]
 
 
-def _drop_after(path: Path, *, after: int, scored_at: int) -> None:
-    """Keep the lines up to a step, and of validations those up to another."""
-    kept = b"".join(
-        text
-        for text, line in _parse_lines(path)
-        if line["step"] <= (scored_at if line["kind"] == "validation" else after)
-    )
-    if path.exists() and kept != path.read_bytes():
+def read_validations(folder: Path, *, until: int) -> list[tuple[int, float]]:
+    """Return (step, mean IoU of images) of the validations up to a step, the oldest first.
+
+    Raises:
+        InputError: a line that is none.
+    """
+    lines = [line for line in read_metrics(folder) if line["kind"] == "validation"]
+    values = [(line["step"], line.get("mean_image_iou")) for line in lines]
+    return [
+        (step, math.nan if value is None else float(value))
+        for step, value in values
+        if step <= until
+    ]
+
+
+def _drop_after(path: Path, *, step: int) -> None:
+    """Take out the lines of what came after a step; it happens again."""
+    content = b"".join(text for text, line in _parse_lines(path) if line["step"] <= step)
+    if path.exists() and content != path.read_bytes():
         with written(path) as stream:
-            stream.write(kept)
+            stream.write(content)
 
 
 def _parse_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import unet_page
+from unet_spec.files import written
 
 from ..check.data_doctor import Finding
 from ..config import PRESETS, to_plain
@@ -47,6 +48,16 @@ class Report:
     pictures: Mapping[str, np.ndarray]
     class_names: Sequence[str] = ()
     findings: Sequence[Finding] = ()
+
+
+def write_page(path: Path, report: Report, *, command: str = "") -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        command: that repeats the run.
+    """
+    with written(path) as stream:
+        stream.write(render_page(report, command=command).encode())
 
 
 def render_page(report: Report, *, command: str = "") -> str:

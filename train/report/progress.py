@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -22,8 +22,6 @@ LINE_EVERY_S = 15.0
 WINDOW = 20
 IN_FLIGHT = 2  # steps given to the devices; each holds its batch there
 
-OnWindow = Callable[[int, dict[str, float]], None]
-
 
 class Progress:
     """Says what a run does."""
@@ -37,75 +35,68 @@ class Progress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=whole)
 
     @contextmanager
-    def steps(
-        self, count: int, *, start: int = 0, on_window: OnWindow | None = None
-    ) -> Iterator["StepBar"]:
-        """A bar over so many steps, of which the first `start` are done.
-
-        Args:
-            on_window: called with the last step and `means` of every window of steps.
-        """
+    def steps(self, count: int, *, start: int = 0) -> Iterator["StepBar"]:
+        """Show a bar over so many steps, of which the first `start` are done."""
         with _View(self.console) as view:
-            yield StepBar(self, view, count, start, on_window)
+            yield StepBar(self, view, count, start)
 
 
 class StepBar:
-    """Means over the last steps.
+    """Counts steps, and shows means over the last of them.
 
-    Steps run ahead of the numbers: only every few steps are they fetched.
-
-    Attributes:
-        means: of the last window of steps: loss, iou, grad_norm, lr (of the last step),
-            peak_memory_bytes (so far), and from the second window on images_per_s and
-            waiting_share, the part of the time in which the devices waited for a batch.
+    Steps run ahead of the numbers: only every few steps, a window, are they fetched. The means of
+    a window are loss, iou, grad_norm, lr (of its last step), peak_memory_bytes (so far), and from
+    the second window on images_per_s and waiting_share, the part of the time in which the devices
+    waited for a batch.
     """
 
-    def __init__(
-        self, progress: Progress, view: "_View", count: int, start: int, on_window: OnWindow | None
-    ):
-        self.means: dict[str, float] = {}
-        self._progress, self._view, self._on_window = progress, view, on_window
+    def __init__(self, progress: Progress, view: "_View", count: int, start: int):
+        self._progress, self._view = progress, view
         self._task = view.add_task("step", total=count, completed=start)
         self._count, self._first, self._done = count, start + 1, start
         self._pending: list[Metrics] = []
         self._images, self._waited_s = 0, 0.0
-        self._since = self._said = time.monotonic()
+        self._window_start = self._last_line = time.monotonic()
 
-    def awaited(self, batch: Future[Batch]) -> Batch:
-        """The batch. While steps are under way nobody waits for it but the host."""
+    def wait_for(self, batch: Future[Batch]) -> Batch:
+        """Return the batch. While steps are under way nobody waits for it but the host."""
         if not batch.done():
             jax.block_until_ready(self._pending[-1:])
-        began = time.monotonic()
-        found = batch.result()
-        self._waited_s += time.monotonic() - began
-        return found
+        start = time.monotonic()
+        result = batch.result()
+        self._waited_s += time.monotonic() - start
+        return result
 
-    def advance(self, metrics: Metrics, *, images: int) -> None:
-        """Count one step of so many images."""
+    def advance(
+        self, metrics: Metrics, *, images: int, settle: bool = False
+    ) -> dict[str, float] | None:
+        """Count one step of so many images; return the means of a window that it ends.
+
+        Args:
+            settle: end the window here, because the steps under way are waited for anyway.
+        """
         self._done += 1
         self._images += images
         self._pending.append(metrics)
         jax.block_until_ready(self._pending[:-IN_FLIGHT][-1:])
-        if self._done == self._first or len(self._pending) == WINDOW:
-            self.settle()
+        if settle or self._done == self._first or len(self._pending) == WINDOW:
+            return self._settle()
+        return None
 
-    def settle(self) -> None:
-        """Wait for the steps under way, and show what they gave."""
-        if not self._pending:
-            return
-        self.means = self._measured(jax.device_get(self._pending))
+    def restart_clock(self) -> None:
+        """Leave a pause out of the speed."""
+        self._window_start = time.monotonic()
+
+    def _settle(self) -> dict[str, float]:
+        """Wait for the steps under way, show their means and return them."""
+        means = self._measure(jax.device_get(self._pending))
         self._pending, self._images, self._waited_s = [], 0, 0.0
-        self._since = time.monotonic()
-        self._show()
-        if self._on_window is not None:
-            self._on_window(self._done, self.means)
+        self._window_start = time.monotonic()
+        self._show(means)
+        return means
 
-    def resume(self) -> None:
-        """Start the clock again after a pause, so that it does not count as slowness."""
-        self._since = time.monotonic()
-
-    def _measured(self, steps: list[Metrics]) -> dict[str, float]:
-        elapsed_s = time.monotonic() - self._since
+    def _measure(self, steps: list[Metrics]) -> dict[str, float]:
+        elapsed_s = time.monotonic() - self._window_start
         matrix = np.asarray([step.confusion for step in steps], np.float64).sum(axis=0)
         means = {
             "loss": float(np.mean([step.loss for step in steps], dtype=np.float64)),
@@ -122,13 +113,13 @@ class StepBar:
         }
         return {**means, **speed}
 
-    def _show(self) -> None:
-        self._view.numbers = text = format_status(self.means)
+    def _show(self, means: dict[str, float]) -> None:
+        self._view.numbers = text = format_status(means)
         self._view.update(self._task, completed=self._done)
         now = time.monotonic()
-        due = now - self._said > LINE_EVERY_S or self._done in (self._first, self._count)
+        due = now - self._last_line > LINE_EVERY_S or self._done in (self._first, self._count)
         if self._view.disable and due:
-            self._said = now
+            self._last_line = now
             self._progress.say(f"step {self._done} of {self._count}: {text}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from unet_spec import InputError, training_state
 from unet_spec.files import refuse_existing, written, written_folder
+from unet_spec.training_state import TrainingState
 
 from ..config import TrainConfig, to_plain
 from ..input.samples import Sample
@@ -19,11 +20,9 @@ from ..input.samples import Sample
 CONFIG = "config.json"
 DATA = "data.json"
 START = "start.json"
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = training_state.CHECKPOINTS
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
-LAST = training_state.LAST
 PICTURES = "pictures"
 PAGE = "report.html"
 AUGMENTED = "augmented.png"
@@ -59,7 +58,7 @@ def write_beginning(
 
     Args:
         shown: of its samples.
-        started: `told`, the names of what `config.start` said of the config, and its `sha256`.
+        started: `settings`, the names of what `config.start` settles, and its `sha256`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
@@ -94,7 +93,7 @@ def lock_run(out: Path) -> Iterator[None]:
 
 def remove_leftovers(out: Path) -> None:
     """Remove what kills have left of files that were being written."""
-    for folder in (out, out / LAST, out / PICTURES):
+    for folder in (out, out / CHECKPOINTS, out / PICTURES):
         for path in folder.glob(".*.????????"):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -164,6 +163,25 @@ def compare_with_beginning(out: Path, config: TrainConfig, shown: Fingerprints) 
             "bring them back, or name another --out"
         )
     return [f"{name} was {old}, now {new}" for name, (old, new) in changed.items()]
+
+
+def refuse_other_run(out: Path, checkpoint: TrainingState, config: TrainConfig) -> None:
+    """Refuse a checkpoint that is not one of this run.
+
+    Raises:
+        InputError: it has another net, recipe or average.
+    """
+    ours = {"net": config.net, "recipe": config.recipe, "average": config.ema > 0}
+    theirs = {
+        "net": checkpoint.weights.config,
+        "recipe": checkpoint.recipe,
+        "average": bool(checkpoint.average),
+    }
+    if unlike := [name for name, value in ours.items() if theirs[name] != value]:
+        raise InputError(
+            f"{out / CHECKPOINTS}: the checkpoint of step {checkpoint.step} is of another run "
+            f"(other {', '.join(unlike)}); bring back that of this run, or remove it"
+        )
 
 
 def fingerprint_samples(samples: Sequence[Sample]) -> Fingerprints:

@@ -1,0 +1,105 @@
+"""The pictures of a run: what the net will see, and what it predicts of held-out images."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import unet_image
+from unet_spec import UNetConfig
+
+from ..config import AugmentConfig, DataConfig
+from ..input.augment import augment_batch
+from ..input.crops import cut_batch
+from ..input.samples import Sample
+from .validation import Scores
+
+WORST = BEST = 3  # images of which there are pictures
+PREVIEW_IMAGES = 4  # of the first batch
+PREVIEW_STEPS = 5  # shown of each
+GAP_PX = 4
+
+
+def write_preview(
+    path: Path,
+    training: list[Sample],
+    *,
+    data: DataConfig,
+    net: UNetConfig,
+    augment: AugmentConfig,
+    seed: int,
+) -> None:
+    """Write a picture of what the net will see of the first batch."""
+    first = cut_batch(training, 0, data=data, net=net, seed=seed, rows=slice(0, PREVIEW_IMAGES))
+    sheet = draw_preview(first.x, first.truth, config=augment, seed=seed, count=PREVIEW_STEPS)
+    unet_image.write_picture(path, sheet)
+
+
+def draw_preview(
+    x: np.ndarray, truth: np.ndarray, *, config: AugmentConfig, seed: int, count: int
+) -> np.ndarray:
+    """A sheet of (h', w', 3) bytes with the outlines of the truth.
+
+    Each row is a crop as it was cut, and what the first `count` steps would make of it. One row
+    has one scale of brightness, so that other gray values are seen as such.
+
+    Args:
+        x: (b, h, w, c) float32.
+        truth: (b, h, w).
+    """
+    augmented = jax.jit(augment_batch, static_argnames=("seed", "config"))
+    steps = [augmented(x, truth, seed=seed, step=n, config=config)[:2] for n in range(count)]
+    images, masks = (
+        np.stack([np.asarray(part) for part in parts], axis=1)
+        for parts in zip((x, truth), *steps, strict=True)
+    )
+    return _join_pictures([_draw_row(*crop) for crop in zip(images, masks, strict=True)], axis=0)
+
+
+def _draw_row(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Images (n, h, w, c) with their masks (n, h, w), side by side."""
+    count, height, width, channels = images.shape
+    pictures = unet_image.visible(images.reshape(count * height, width, channels))
+    pictures = pictures.reshape(count, height, width, 3)
+    for picture, mask in zip(pictures, masks, strict=True):
+        picture[unet_image.outline(mask)] = unet_image.TRUE
+    return _join_pictures(pictures, axis=1)
+
+
+def _join_pictures(pictures: Sequence[np.ndarray] | np.ndarray, *, axis: int) -> np.ndarray:
+    """Pictures next to one another, white between them."""
+    gap = [(0, 0), (0, 0), (0, 0)]
+    gap[axis] = (0, GAP_PX)
+    padded = [np.pad(picture, gap, constant_values=255) for picture in pictures]
+    return np.concatenate([*padded[:-1], pictures[-1]], axis)
+
+
+def draw_worst_and_best(validation: list[Sample], scores: Scores) -> dict[str, np.ndarray]:
+    """Draw the held-out images with the lowest and the highest IoU, by name."""
+    order = np.argsort([image.iou for image in scores.images], kind="stable")
+    return draw_overlays(validation, scores, dict.fromkeys([*order[:WORST], *order[-BEST:]]))
+
+
+def draw_overlays(
+    validation: list[Sample], scores: Scores, indices: Iterable[int]
+) -> dict[str, np.ndarray]:
+    """Draw held-out images with the predicted and the true outline, by name."""
+    images = [(validation[index], scores.masks[index]) for index in indices]
+    return {s.name: unet_image.overlay(s.image, mask, s.mask) for s, mask in images}
+
+
+def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
+    """Write the pictures into a folder, numbered in their order, in place of earlier ones."""
+    folder.mkdir(exist_ok=True)
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()
+    for place, (name, picture) in enumerate(pictures.items()):
+        unet_image.write_picture(folder / f"{place}_{_file_stem(name)}.png", picture)
+
+
+def _file_stem(name: str) -> str:
+    """A file name made from that of a sample: a.tif[3] is a_3_."""
+    without_suffix = re.sub(r"\.\w+(?=\[|$)", "", name)
+    return re.sub(r"[^\w.-]", "_", without_suffix)

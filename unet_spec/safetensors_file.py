@@ -1,0 +1,148 @@
+"""NAME.safetensors on the disk: tensors, and one card of JSON with the sha256 of the file.
+
+The header's metadata has one entry, `unet`, which is the card. One entry only, because safetensors
+writes several in no fixed order, and equal content is equal bytes. `sha256` in the card is the hash
+of the whole file in which its own 64 digits stand as zeros.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from unet_spec.errors import InputError
+from unet_spec.files import written
+from unet_spec.parameters import Tensors
+
+VERSION = 1
+DTYPES = ("float16", "float32", "float64")
+_ZEROS = "0" * 64
+_CHUNK = 2**20  # bytes
+
+
+class NotWholeError(InputError):
+    """The file is not, or no longer, what was written."""
+
+
+def write(path: Path, tensors: Tensors, card: Mapping[str, Any], *, dtype: str) -> None:
+    """Write the file whole or not at all; an existing one is replaced.
+
+    Args:
+        dtype: of the floating-point tensors: float16, float32 or float64.
+
+    Raises:
+        InputError: another dtype, or the folder does not exist.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is one of {', '.join(DTYPES)}, got {dtype}")
+    text = json.dumps({**card, "version": VERSION, "sha256": _ZEROS}, sort_keys=True)
+    contiguous = {name: _contiguous(tensor, dtype) for name, tensor in tensors.items()}
+    content = memoryview(safetensors.numpy.save(contiguous, {"unet": text}))
+    start = 8 + _find_digits(bytes(content[8 : 8 + _header_bytes(content)]))
+    digest = hashlib.sha256(content).hexdigest()
+    with written(path) as stream:
+        stream.write(content[:start])
+        stream.write(digest.encode())
+        stream.write(content[start + len(digest) :])
+
+
+def read(path: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
+    """Return (card, tensors) of any safetensors file; the card is None where there is none.
+
+    Raises:
+        NotWholeError: missing, empty, cut short, or with other bytes than were written.
+        InputError: a folder, a Git-LFS pointer, or of a newer version.
+    """
+    card = read_card(path)
+    with safetensors.safe_open(path, framework="np") as file:
+        return card, {name: np.array(file.get_tensor(name)) for name in sorted(file.keys())}
+
+
+def read_card(path: Path) -> dict[str, Any] | None:
+    """Return the card of a file whose bytes are those that were written; its tensors are not read.
+
+    Raises:
+        NotWholeError, InputError: as `read`.
+    """
+    refuse_pointer(path)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise NotWholeError(
+            f"{path}: not a whole safetensors file ({error}); fetch or write it again"
+        ) from error
+    if "unet" not in metadata:
+        return None
+    try:
+        card: dict[str, Any] = json.loads(metadata["unet"])
+        version, digest = card["version"], card.get("sha256")
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise NotWholeError(f"{path}: its metadata is damaged ({error!r})") from error
+    if digest is not None:  # another program need not write it
+        _check_hash(path, digest)
+    if version > VERSION:
+        raise InputError(f"{path}: format version {version}, known up to {VERSION}: update")
+    return card
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a missing or empty file, a folder, and a Git-LFS pointer.
+
+    Raises:
+        NotWholeError: there is no file, or nothing in it.
+        InputError: it is a folder or a pointer.
+    """
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.safetensors"))
+        listed = f"; it holds {', '.join(inside)}" if inside else ""
+        raise InputError(f"{path}: a folder, and a file is needed{listed}")
+    if not path.is_file():
+        raise NotWholeError(f"{path}: there is no such file")
+    with path.open("rb") as stream:
+        head = stream.read(40)
+    if not head:
+        raise NotWholeError(f"{path}: the file is empty; fetch or write it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a Git-LFS pointer, not the weights; run: git lfs pull")
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    """Hash the file with zeros in the place of its own digits, without holding it in memory."""
+    with path.open("rb") as stream:
+        header = stream.read(_header_bytes(stream.read(8)))
+        stream.seek(0)
+        start = 8 + _find_digits(header)
+        digest = hashlib.sha256(stream.read(start))
+        digest.update(_ZEROS.encode())
+        stream.seek(len(_ZEROS), 1)
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        raise NotWholeError(
+            f"{path}: it holds other bytes than were written (its sha256 differs); fetch or write "
+            "it again"
+        )
+
+
+def _header_bytes(content: bytes | memoryview) -> int:
+    """Number of bytes of the header of JSON, which follows these 8 bytes."""
+    return int.from_bytes(content[:8], "little")
+
+
+def _find_digits(header: bytes) -> int:
+    """Where the 64 digits of the hash begin. The card is JSON inside of JSON, so the quotes of its
+    keys stand behind a backslash, and those of its strings behind three."""
+    key = rb"\"sha256\": \""
+    return header.find(key) + len(key)  # nowhere: any place will do, for the hash differs then
+
+
+def _contiguous(tensor: np.ndarray, dtype: str) -> np.ndarray:
+    target = np.int64 if np.issubdtype(tensor.dtype, np.integer) else dtype
+    # safetensors takes the buffer as it lies: a transposed view would be scrambled, silently
+    return np.ascontiguousarray(tensor, dtype=target).reshape(tensor.shape)
