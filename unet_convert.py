@@ -6,6 +6,7 @@ from typing import Any
 
 from unet_spec import InputError, UNetConfig, dialects, training_state, weight_file
 from unet_spec.environment import need
+from unet_spec.errors import ConfigError
 from unet_spec.files import refuse_existing
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -75,9 +76,13 @@ def refuse_contradiction(given: UNetConfig, found: UNetConfig, *, source: Path |
     for field in dataclasses.fields(given):
         told, seen = getattr(given, field.name), getattr(found, field.name)
         if told not in (seen, getattr(default, field.name)):
-            raise InputError(
-                f"{source}: its config says {field.name}={seen}, not {told}; "
-                f"leave out --config.{field.name.replace('_', '-')}"
+            raise ConfigError(
+                UNetConfig,
+                f"{{source}}: its config says {field.name}={{known}}, not {{given}}; leave out "
+                f"{{{field.name}}}",
+                source=source,
+                known=seen,
+                given=told,
             )
 
 

@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from unet_spec import InputError
 from unet_spec.environment import cpu_model, usable_cores
+from unet_spec.errors import ConfigError
 
 from .config import MeshConfig, TrainConfig
 
@@ -34,9 +34,10 @@ def connect(config: MeshConfig) -> None:
     if config.processes == 1:
         return
     if (config.coordinator is None) != (config.process is None):
-        raise InputError(
-            "mesh.coordinator and mesh.process belong together: give both, or neither where the "
-            "cluster knows them"
+        raise ConfigError(
+            config,
+            "{coordinator} and {process} belong together: give both, or neither where the cluster "
+            "knows them",
         )
     by_hand = config.coordinator is not None
     if config.coordinator is not None and config.process == 0:
@@ -49,15 +50,18 @@ def connect(config: MeshConfig) -> None:
             heartbeat_timeout_seconds=config.heartbeat_s,
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the {config.processes} processes did not find each other "
-            f"({' '.join(str(error).split())[:200]}); start all of them with the same "
-            "mesh.coordinator and mesh.processes"
+        raise ConfigError(
+            config,
+            "the {count} processes did not find each other ({reason}); start all of them with the "
+            "same {coordinator} and {processes}",
+            count=config.processes,
+            reason=" ".join(str(error).split())[:200],
         ) from error
     if jax.process_count() != config.processes:
-        raise InputError(
-            f"mesh.processes={config.processes}, but the cluster has {jax.process_count()}; "
-            "give that number"
+        raise ConfigError(
+            config,
+            "{processes=}, but the cluster has {count}; give that number",
+            count=jax.process_count(),
         )
 
 
@@ -148,21 +152,29 @@ def place(config: TrainConfig) -> Placement:
         data = max((n for n in range(1, data + 1) if part % n == 0), default=0)
     count = data * settings.rows
     if not 0 < count <= len(devices) or (jax.process_count() > 1 and count < len(devices)):
-        raise InputError(
-            f"mesh.data={settings.data} x mesh.rows={settings.rows} does not fit the number of "
-            f"devices, which is {len(devices)}; change or leave out either"
+        raise ConfigError(
+            config,
+            "{mesh.data=} x {mesh.rows=} does not fit the number of devices, which is {count}; "
+            "change or leave out either",
+            count=len(devices),
         )
     if part % data:
-        raise InputError(
-            f"{data} devices do not divide the {part} images of a step (data.batch="
-            f"{config.data.batch} in {config.accumulate} parts); change data.batch or mesh.data"
+        raise ConfigError(
+            config,
+            "{devices} devices do not divide the {images} images of a step ({data.batch=} in "
+            "{parts} parts); change {data.batch} or {mesh.data}",
+            devices=data,
+            images=part,
+            parts=config.accumulate,
         )
     # every level must divide, or XLA pads the rows of some devices
     multiple = settings.rows << config.net.depth
     if settings.rows > 1 and config.data.crop_px % multiple:
-        raise InputError(
-            f"mesh.rows={settings.rows} does not divide the rows of every level of "
-            f"data.crop_px={config.data.crop_px}; use a multiple of {multiple}, or fewer rows"
+        raise ConfigError(
+            config,
+            "{mesh.rows=} does not divide the rows of every level of {data.crop_px=}; use a "
+            "multiple of {multiple}, or fewer rows",
+            multiple=multiple,
         )
     grid = np.array(devices[:count]).reshape(data, settings.rows)
     mesh = Mesh(grid, ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -199,9 +211,11 @@ def refuse_unlike(identity: str) -> None:
     digest = np.frombuffer(hashlib.sha256(identity.encode()).digest(), np.uint8)
     told = multihost_utils.process_allgather(digest)
     if unlike := [i for i, other in enumerate(told) if (other != told[0]).any()]:
-        raise InputError(
-            f"process {unlike[0]} was not given what process 0 was: all need the same flags, but "
-            "for mesh.process, and see the same images and masks"
+        raise ConfigError(
+            MeshConfig,
+            "process {other} was not given what process 0 was: all need the same flags, but for "
+            "{process}, and see the same images and masks",
+            other=unlike[0],
         )
 
 
@@ -235,7 +249,9 @@ def _refuse_taken(coordinator: str) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(("", port))
     except (OSError, OverflowError) as error:
-        raise InputError(
-            f"mesh.coordinator={coordinator}: this process cannot listen to port {port} ({error}); "
-            "name another"
+        raise ConfigError(
+            MeshConfig(coordinator=coordinator),
+            "{coordinator=}: this process cannot listen to port {port} ({reason}); name another",
+            port=port,
+            reason=error,
         ) from error

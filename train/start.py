@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from unet_jax.training_state import from_training_state
 from unet_spec import InputError, Preprocessing, UNetConfig, layout, training_state, weight_file
+from unet_spec.errors import ConfigError
 from unet_spec.fields import from_json
 from unet_spec.parameters import parameters
 from unet_spec.recipe import Optimizer, Recipe, Schedule
@@ -65,9 +66,12 @@ def known(config: TrainConfig, *, run: Path | None = None) -> dict[str, Any]:
         recipe = _with_clip(source.recipe, config)
         told |= {"optimizer": recipe.optimizer, "schedule": recipe.schedule}
         if source.step >= config.steps:
-            raise InputError(
-                f"{config.start}: it is at step {source.step} already, and steps={config.steps}; "
-                "give the step at which the run shall end"
+            raise ConfigError(
+                config,
+                "{start_file}: it is at step {reached} already, and {steps=}; give the step at "
+                "which the run shall end",
+                start_file=config.start,
+                reached=source.step,
             )
     return told
 
@@ -148,5 +152,9 @@ def _refuse_contradiction(name: str, given: Any, known: Any, usual: Any) -> None
             parts = (getattr(value, field.name) for value in (given, known, usual))
             _refuse_contradiction(f"{name}.{field.name}", *parts)
     elif given not in (known, usual):
-        flag = name.replace("_", "-")
-        raise InputError(f"the start has {name}={known}, not {given}; leave out --{flag}")
+        raise ConfigError(
+            TrainConfig,
+            f"the start has {name}={{known}}, not {{given}}; leave out {{{name}}}",
+            known=known,
+            given=given,
+        )

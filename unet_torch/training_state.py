@@ -107,8 +107,9 @@ def read(path: Path | str, *, config: UNetConfig = UNetConfig()) -> TrainingStat
     try:
         return _of_checkpoint(content, config, source=str(path))
     except InputError as error:
-        said = str(error)
-        raise InputError(said if said.startswith(f"{path}: ") else f"{path}: {said}") from error
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise InputError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(
             f"{path}: its optimizer or scheduler is not what torch's state_dict() gives ({error!r})"
