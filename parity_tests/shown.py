@@ -16,8 +16,17 @@ import pytest
 
 import unet_cli
 from unet_command.parsing import Command, parse
+from unet_spec import Preprocessing, UNetConfig
+from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_train import loop
-from unet_train.config import PRESETS, TrainConfig
+from unet_train.config import (
+    PRESETS,
+    AugmentConfig,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    TrainConfig,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
@@ -157,6 +166,62 @@ def template_of(node: ast.AST) -> str:
     for name in values:
         template = template.replace(f"{{{name}}}", "{}")
     return template
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigErrorCall:
+    """A place in the code that makes a `ConfigError`.
+
+    Attributes:
+        place: file and line.
+        owners: the classes of which its config may be.
+        template: its sentence, with the fields marked.
+        marks: the paths of fields that the template marks, as far as the code spells them out.
+    """
+
+    place: str
+    owners: tuple[type, ...]
+    template: str
+    marks: tuple[str, ...]
+
+
+CONFIGS = {one.__name__: one for one in (
+    UNetConfig, Preprocessing, Optimizer, Schedule, Recipe, DataConfig, AugmentConfig, LossConfig,
+    MeshConfig, TrainConfig,
+)}  # fmt: skip
+
+
+def config_errors() -> Iterator[ConfigErrorCall]:
+    """Yield every place in the product's code that makes a `ConfigError` of a known config."""
+    for path in SOURCES:
+        for outer in ast.parse(path.read_text()).body:
+            yield from _config_errors(outer, {}, str(path.relative_to(ROOT)))
+
+
+def _config_errors(node: ast.AST, names: dict[str, str], place: str) -> Iterator[ConfigErrorCall]:
+    """Yield those in a node.
+
+    Args:
+        names: the types of names that are known there, as they are written.
+        place: the file.
+    """
+    if isinstance(node, ast.ClassDef):
+        names = names | {"self": node.name}
+    if isinstance(node, ast.FunctionDef):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        names = names | {a.arg: ast.unparse(a.annotation) for a in arguments if a.annotation}
+    if is_config_error(node):
+        assert isinstance(node, ast.Call)
+        config = node.args[0]
+        written = ast.unparse(config.func if isinstance(config, ast.Call) else config)
+        owners = [CONFIGS[n] for n in names.get(written, written).split(" | ") if n in CONFIGS]
+        assert owners or names[written] == "Any", f"{place}:{node.lineno}: of what config?"
+        if owners:
+            template = template_of(node)
+            marks = re.findall(r"{([A-Za-z_][\w.]*)(?:=[^{}]*|={})?}", template)
+            yield ConfigErrorCall(f"{place}:{node.lineno}", tuple(owners), template, tuple(marks))
+    for child in ast.iter_child_nodes(node):
+        yield from _config_errors(child, names, place)
 
 
 def _word_markers(template: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -314,6 +315,34 @@ def test_every_message_that_advises_is_followed_or_says_why_not():
     assert [code for code in known if code not in every] == []
 
 
+def test_every_field_that_an_error_marks_is_one_of_its_config():
+    """A misspelt one would only be met when somebody gets the error."""
+    marks = [mark for error in shown.config_errors() for mark in error.marks]
+    assert {"data.batch", "net.padding", "schedule.max_lr", "widths", "window_px"} <= {*marks}
+    unknown = [
+        (error.place, mark)
+        for error in shown.config_errors()
+        for mark in error.marks
+        if not any(has_field(owner, mark) for owner in error.owners)
+    ]
+    assert unknown == []
+
+
+def test_a_field_stands_in_no_sentence_but_as_a_mark_so_the_command_line_can_name_its_flag():
+    fields = "|".join(map(re.escape, shown.run_fields()))
+    plain = re.compile(rf"(?<![-\w.{{])({fields})\b")
+    texts = {m.place: m.text for m in shown.sentences() if not m.names_fields}
+    texts |= {error.place: error.template for error in shown.config_errors()}
+    assert [(place, text) for place, text in texts.items() if plain.search(text)] == []
+
+
+def has_field(owner: Any, path: str) -> bool:
+    """Return whether a path of names leads to a field of a dataclass."""
+    first, _, rest = path.partition(".")
+    types = {field.name: field.type for field in dataclasses.fields(owner)}
+    return first in types and (not rest or has_field(types[first], rest))
+
+
 def test_every_flag_that_a_message_names_is_one_of_the_command():
     unknown = [
         (message.place, flag)
@@ -384,10 +413,10 @@ def safetensors_of(tensors: dict[str, np.ndarray]) -> bytes:
 def test_what_a_message_advises_is_not_refused(folder, row):
     done = run_unet(_with_output(row.command, "FIRST"), folder, compiles=row.whole)
     assert done.status == row.status, done.text
-    found = re.search(row.says, done.text)
-    assert found is not None, done.text
+    match = re.search(row.says, done.text)
+    assert match is not None, done.text
     for index, command in enumerate(row.advised):
-        command = _with_output(command.format(*found.groups()), f"ADVISED_{index}")
+        command = _with_output(command.format(*match.groups()), f"ADVISED_{index}")
         done = run_unet(command, folder, compiles=row.whole)
         assert done.status == 0, f"{command}: {done.text}"
 
