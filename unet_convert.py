@@ -13,6 +13,7 @@ from unet_spec import (
     weight_file,
 )
 from unet_spec.environment import need
+from unet_spec.errors import ConfigError
 from unet_spec.files import refuse_existing
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -184,7 +185,11 @@ def refuse_contradiction(given: UNetConfig, config: UNetConfig, *, source: Path 
     for field in dataclasses.fields(given):
         flag, value = getattr(given, field.name), getattr(config, field.name)
         if flag not in (value, getattr(default, field.name)):
-            raise InputError(
-                f"{source}: its config says {field.name}={value}, not {flag}; "
-                f"leave out --config.{field.name.replace('_', '-')}"
+            raise ConfigError(
+                UNetConfig,
+                f"{{source}}: its config says {field.name}={{of_file}}, not {{flag}}; leave out "
+                f"{{{field.name}}}",
+                source=source,
+                of_file=value,
+                flag=flag,
             )

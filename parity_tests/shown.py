@@ -15,14 +15,24 @@ from pathlib import Path
 import pytest
 
 import unet_cli
+from unet_command.parsing import Command, parse
+from unet_spec import Preprocessing, UNetConfig
+from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_train import loop
-from unet_train.config import PRESETS, TrainConfig
+from unet_train.config import (
+    PRESETS,
+    AugmentConfig,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    TrainConfig,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
              *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
 PACKAGES = ("unet_spec", "unet_torch", "unet_jax", "unet_parity", "unet_page", "unet_bench",
-            "unet_demo", "train")  # fmt: skip
+            "unet_demo", "unet_command", "train")  # fmt: skip
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 SOURCES += sorted(ROOT.glob("unet_*.py"))
 
@@ -91,17 +101,24 @@ def inline_code(document: Path) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """A sentence in the code, with {} for what is filled in."""
+    """A sentence in the code, with {} for what is filled in.
+
+    Attributes:
+        place: file and line.
+        text: the sentence; a field that it names stands as Python has it: `data.crop_px={}`.
+        names_fields: whether it is that of a `ConfigError`, which names fields of a config.
+    """
 
     place: str
     text: str
+    names_fields: bool = False
 
 
 def messages() -> Iterator[Message]:
-    """Yield the sentences in the product's code that name a command, a flag or a field of a run."""
+    """Yield the sentences in the product's code that name a command, a flag or a field."""
     fields = "|".join(map(re.escape, run_fields()))
     advice = re.compile(rf"--[a-z]|\bunet [a-z]+ |pip install|git lfs|numpy\.savez|\b({fields})\b")
-    return (sentence for sentence in sentences() if advice.search(sentence.text))
+    return (one for one in sentences() if one.names_fields or advice.search(one.text))
 
 
 def sentences() -> Iterator[Message]:
@@ -112,15 +129,111 @@ def sentences() -> Iterator[Message]:
         parts = {
             id(part)
             for node in ast.walk(tree)
-            if isinstance(node, ast.JoinedStr | ast.BinOp)
+            if isinstance(node, ast.JoinedStr | ast.BinOp) or is_config_error(node)
             for part in ast.walk(node)
             if part is not node
         }
         for node in ast.walk(tree):
-            text = None if id(node) in parts else _text_of(node)
-            if text and " " in text and id(node) not in docstrings:
+            if id(node) in parts or id(node) in docstrings:
+                continue
+            names_fields = is_config_error(node)
+            text = template_of(node) if names_fields else _text_of(node)
+            if text and " " in text:
                 place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-                yield Message(place, " ".join(text.split()))
+                text = _word_markers(text) if names_fields else text
+                yield Message(place, " ".join(text.split()), names_fields)
+
+
+def is_config_error(node: ast.AST) -> bool:
+    """Return whether a node makes a `ConfigError` or a `FieldError`."""
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") in {
+        "ConfigError",
+        "FieldError",
+    }
+
+
+def template_of(node: ast.AST) -> str:
+    """Return the template of a `ConfigError` in the code, without those values that have a name."""
+    assert isinstance(node, ast.Call)
+    arguments = [_text_of(argument) or "{}" for argument in node.args]
+    values = {keyword.arg: _text_of(keyword.value) or "{}" for keyword in node.keywords}
+    if getattr(node.func, "id", "") == "FieldError":
+        _, field, rule = arguments
+        remedy = f"; {values['remedy']}" if "remedy" in values else ""
+        template = f"{{{field}}} {rule}, got {{}}{remedy}"
+    else:
+        _, template = arguments
+    for name in values:
+        template = template.replace(f"{{{name}}}", "{}")
+    return template
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigErrorCall:
+    """A place in the code that makes a `ConfigError`.
+
+    Attributes:
+        place: file and line.
+        owners: the classes of which its config may be.
+        template: its sentence, with the fields marked.
+        marks: the paths of fields that the template marks, as far as the code spells them out.
+    """
+
+    place: str
+    owners: tuple[type, ...]
+    template: str
+    marks: tuple[str, ...]
+
+
+CONFIGS = {one.__name__: one for one in (
+    UNetConfig, Preprocessing, Optimizer, Schedule, Recipe, DataConfig, AugmentConfig, LossConfig,
+    MeshConfig, TrainConfig,
+)}  # fmt: skip
+
+
+def config_errors() -> Iterator[ConfigErrorCall]:
+    """Yield every place in the product's code that makes a `ConfigError` of a known config."""
+    for path in SOURCES:
+        for outer in ast.parse(path.read_text()).body:
+            yield from _config_errors(outer, {}, str(path.relative_to(ROOT)))
+
+
+def _config_errors(node: ast.AST, names: dict[str, str], place: str) -> Iterator[ConfigErrorCall]:
+    """Yield those in a node.
+
+    Args:
+        names: the types of names that are known there, as they are written.
+        place: the file.
+    """
+    if isinstance(node, ast.ClassDef):
+        names = names | {"self": node.name}
+    if isinstance(node, ast.FunctionDef):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        names = names | {a.arg: ast.unparse(a.annotation) for a in arguments if a.annotation}
+    if is_config_error(node):
+        assert isinstance(node, ast.Call)
+        config = node.args[0]
+        written = ast.unparse(config.func if isinstance(config, ast.Call) else config)
+        owners = [CONFIGS[n] for n in names.get(written, written).split(" | ") if n in CONFIGS]
+        assert owners or names[written] == "Any", f"{place}:{node.lineno}: of what config?"
+        if owners:
+            template = template_of(node)
+            marks = re.findall(r"{([A-Za-z_][\w.]*)(?:=[^{}]*|={})?}", template)
+            yield ConfigErrorCall(f"{place}:{node.lineno}", tuple(owners), template, tuple(marks))
+    for child in ast.iter_child_nodes(node):
+        yield from _config_errors(child, names, place)
+
+
+def _word_markers(template: str) -> str:
+    """Return a template with the fields that it marks as Python has them."""
+
+    def word(match: re.Match[str]) -> str:
+        path, equals, value = match.groups()
+        return f"{path}={value or filled}" if equals else path
+
+    filled = "\0"
+    template = template.replace("{}", filled)
+    return re.sub(rf"{{([\w.{filled}]+)(=?)([^{{}}]*)}}", word, template).replace(filled, "{}")
 
 
 def _docstrings(tree: ast.AST) -> set[int]:
@@ -164,8 +277,8 @@ def flags() -> frozenset[str]:
         patch.setenv("COLUMNS", "400")
         for verb in verbs:
             with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-                unet_cli._parsed([*verb, "--help"])
-    return frozenset(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", shown.getvalue()))
+                parse(Command((*verb, "--help")), unet_cli.VERBS)
+    return frozenset(re.findall(r"--[a-z][A-Za-z0-9.-]*[a-z0-9]", shown.getvalue()))
 
 
 @dataclasses.dataclass(frozen=True)

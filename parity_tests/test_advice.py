@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from unet_spec.recipe import Recipe, Schedule
 
 TRAIN = ("unet train cells --net.widths 4 6 --data.synthetic 4 --data.batch 2 --data.crop-px 32 "
          "--steps 2 --validate-every 2 --checkpoint-every 2 --mesh.data 1")  # fmt: skip
+PAPER = TRAIN.replace("cells", "paper").replace("--data.crop-px 32", "--data.crop-px 44")
 IMAGES = "--data.images IMAGES --data.masks"
 VERIFY = "unet verify cells.safetensors --steps 0"
 
@@ -65,7 +67,7 @@ ADVICE = (
         (f"{TRAIN} --schedule.total-steps 1 {{0}}", f"{TRAIN} {{1}} cells.safetensors"), whole=True,
     ),
     Advice(
-        "loss.cross_entropy, loss.dice and loss.focal are all 0",
+        "cross_entropy, dice and focal are all 0",
         f"{TRAIN} --loss.cross-entropy 0", r"(--loss\.dice) and (--loss\.focal) are all 0; give",
         (f"{TRAIN} --loss.cross-entropy 0 {{0}} 1", f"{TRAIN} --loss.cross-entropy 0 {{1}} 1"),
     ),
@@ -85,7 +87,7 @@ ADVICE = (
         r"count nothing: (--loss\.ignore-index 255)", (f"{TRAIN} {IMAGES} WITH_255 {{0}}",),
     ),
     Advice(
-        "numbers of objects need data.mask_values=instances", f"{TRAIN} {IMAGES} NUMBERS",
+        "numbers of objects need", f"{TRAIN} {IMAGES} NUMBERS",
         r"numbers of objects need (--data\.mask-values instances)",
         (f"{TRAIN} {IMAGES} NUMBERS {{0}}",),
     ),
@@ -95,7 +97,7 @@ ADVICE = (
         (f"{TRAIN} {IMAGES} COLOURS {{0}} {{1}} 000000 FF0000",),
     ),
     Advice(
-        "pixels have a colour that is not in data.palette",
+        "pixels have a colour that is not in palette",
         f"{TRAIN} {IMAGES} COLOURS --data.mask-values colours --data.palette 000000 00FF00",
         r"pixels have a colour that is not in (--data\.palette), \d+ of them (\w{6}); add it",
         (f"{TRAIN} {IMAGES} COLOURS --data.mask-values colours {{0}} 000000 00FF00 {{1}} "
@@ -116,7 +118,7 @@ ADVICE = (
         (f"{TRAIN} --mesh.rows 4 --data.crop-px {{0}}0", f"{TRAIN} --mesh.rows 2"),
     ),
     Advice(
-        "preprocessing.window_px={} is not legal", f"{TRAIN} --preprocessing.window-px 33",
+        "window_px={} is not legal", f"{TRAIN} --preprocessing.window-px 33",
         r"(--preprocessing\.window-px) 33 is not legal for the net; use (\d+) or (\d+)",
         (f"{TRAIN} {{0}} {{1}}", f"{TRAIN} {{0}} {{2}}"),
     ),
@@ -176,7 +178,7 @@ ADVICE = (
         (f"{{0}} {TRAIN.partition('cells ')[2]} --net.groups 2",),
     ),
     Advice(
-        "--optimizer.lr counts nothing", f"{TRAIN} --optimizer.lr 1e-3",
+        "optimizer.lr counts nothing", f"{TRAIN} --optimizer.lr 1e-3",
         r"whose peak is (--schedule\.max-lr); give that", (f"{TRAIN} {{0}} 1e-3",),
     ),
     Advice(
@@ -204,16 +206,74 @@ ADVICE = (
     ),
     Advice(
         "its norm keeps no statistics", "unet convert group.pth a.safetensors",
-        r"say which: (--config\.norm) (group) \(with (--config\.groups)\) or (instance)",
-        ("unet convert group.pth a.safetensors {0} {1} {2} 2",
-         "unet convert group.pth b.safetensors {0} {3}"),
+        r"say which: (--config\.norm group) \(with (--config\.groups)\) or "
+        r"(--config\.norm instance)",
+        ("unet convert group.pth a.safetensors {0} {1} 2",
+         "unet convert group.pth b.safetensors {2}"),
     ),
     Advice(
         "its up-sampling has no 2x2 kernels", "unet convert bilinear.pth a.safetensors",
-        r"say it: (--config\.up) (bilinear), (bilinear_aligned) or (nearest)",
-        ("unet convert bilinear.pth a.safetensors {0} {1}",
-         "unet convert bilinear.pth b.safetensors {0} {2}",
-         "unet convert bilinear.pth c.safetensors {0} {3}"),
+        r"say it: (--config\.up bilinear), (--config\.up bilinear_aligned) or "
+        r"(--config\.up nearest)",
+        ("unet convert bilinear.pth a.safetensors {0}",
+         "unet convert bilinear.pth b.safetensors {1}",
+         "unet convert bilinear.pth c.safetensors {2}"),
+    ),
+    Advice(
+        "its tensors have {}={}, not", "unet convert model.pth a.safetensors --config.classes 3",
+        r"its tensors have classes=2, not --config\.classes 3; leave that out",
+        ("unet convert model.pth a.safetensors",),
+    ),
+    Advice(
+        "widths needs multiples of groups={}", f"{TRAIN} --net.norm group --net.groups 4",
+        r"(--net\.widths) needs multiples of (--net\.groups) 4 with --net\.norm group, got 4 6; "
+        "change either",
+        (f"{TRAIN} --net.norm group --net.groups 4 {{0}} 4 8",
+         f"{TRAIN} --net.norm group {{1}} 2"),
+    ),
+    Advice(
+        "fit={} needs padding=same",
+        f"{TRAIN} --net.padding valid --data.crop-px 44 --net.fit zeros",
+        r"use (--net\.fit error) or (--net\.fit crop)",
+        (f"{TRAIN} --net.padding valid --data.crop-px 44 {{0}}",
+         f"{TRAIN} --net.padding valid --data.crop-px 44 {{1}}"),
+    ),
+    Advice(
+        "name={} does not use", f"{TRAIN} --optimizer.momentum 0.9",
+        r"--optimizer\.name adamw does not use --optimizer\.momentum 0\.9; leave out", (TRAIN,),
+    ),
+    Advice(
+        "name=step needs step_size", f"{TRAIN} --schedule.name step",
+        r"(--schedule\.name step) needs (--schedule\.step-size); give it",
+        (f"{TRAIN} {{0}} {{1}} 2",),
+    ),
+    Advice(
+        "name=one_cycle needs max_lr", f"{PAPER} --schedule.name one_cycle",
+        r"(--schedule\.name one_cycle) needs (--schedule\.max-lr); give it",
+        (f"{PAPER} {{0}} {{1}} 1e-3",),
+    ),
+    Advice(
+        "pct_start={} of total_steps={} gives",
+        f"{TRAIN} --schedule.total-steps 10 --schedule.pct-start 0.1",
+        r"(--schedule\.pct-start) 0\.1 of (--schedule\.total-steps) 10 gives .*; change either",
+        (f"{TRAIN} --schedule.total-steps 10 {{0}} 0.5",
+         f"{TRAIN} --schedule.pct-start 0.1 {{1}} 20"),
+    ),
+    Advice(
+        "{} needs {} as well", f"{TRAIN} --data.images IMAGES",
+        r"(--data\.images) needs (--data\.masks) as well; give",
+        (f"{TRAIN} {{0}} IMAGES {{1}} MASKS",),
+    ),
+    Advice(
+        "it is at step {} already", f"{TRAIN} --start started.safetensors",
+        r"it is at step 2 already, and (--steps) 2; give",
+        (f"{TRAIN} --start started.safetensors {{0}} 3",),
+    ),
+    Advice(
+        "the start has {}={}, not {}",
+        f"{TRAIN} --start cells.safetensors --net.classes 3 --class-names a b c",
+        r"the start has net\.classes=2, not 3; leave out (--net\.classes)",
+        (f"{TRAIN} --start cells.safetensors",),
     ),
     Advice(
         "both give the input; leave one out", f"{VERIFY} --image IMAGES/0.png --recorded xy.npz",
@@ -226,12 +286,13 @@ ADVICE = (
 )  # fmt: skip
 OTHERWISE = {
     "--report PAGE.html or --json FILE shows": "the README has both flags, and its test runs them",
+    "is not known yet; give it": "test_a_schedule_gets_its_length_as_the_message_says does it",
     "numpy.savez": "test_a_recording_is_made_as_the_message_says runs it",
     "pip install 'unet-twins[{}]'": "test_installed.py runs it where it is missing",
     "git lfs pull": "it needs a server that has the file",
     "the device has too little memory": "it needs a device that is full",
     "that all processes see": "it needs machines with file systems of their own",
-    "mesh.coordinator and mesh.process belong": "test_processes.py starts processes with both",
+    "coordinator and process belong": "test_processes.py starts processes with both",
     "but the cluster has {}": "it needs a cluster manager",
     "processes did not find each other": "test_processes.py starts processes that do",
     "this process cannot listen": "it needs a second port; test_processes.py starts processes",
@@ -258,6 +319,34 @@ def test_every_message_that_advises_is_followed_or_says_why_not():
     assert not unknown, "\n".join(f"{m.place}: {m.text}" for m in unknown)
     every = " ".join(sentence.text for sentence in shown.sentences())
     assert [code for code in known if code not in every] == []
+
+
+def test_every_field_that_an_error_marks_is_one_of_its_config():
+    """A misspelt one would only be met when somebody gets the error."""
+    marks = [mark for error in shown.config_errors() for mark in error.marks]
+    assert {"data.batch", "net.padding", "schedule.max_lr", "widths", "window_px"} <= {*marks}
+    unknown = [
+        (error.place, mark)
+        for error in shown.config_errors()
+        for mark in error.marks
+        if not any(has_field(owner, mark) for owner in error.owners)
+    ]
+    assert unknown == []
+
+
+def test_a_field_stands_in_no_sentence_but_as_a_mark_so_the_command_line_can_name_its_flag():
+    fields = "|".join(map(re.escape, shown.run_fields()))
+    plain = re.compile(rf"(?<![-\w.{{])({fields})\b")
+    texts = {m.place: m.text for m in shown.sentences() if not m.names_fields}
+    texts |= {error.place: error.template for error in shown.config_errors()}
+    assert [(place, text) for place, text in texts.items() if plain.search(text)] == []
+
+
+def has_field(owner: Any, path: str) -> bool:
+    """Return whether a path of names leads to a field of a dataclass."""
+    first, _, rest = path.partition(".")
+    types = {field.name: field.type for field in dataclasses.fields(owner)}
+    return first in types and (not rest or has_field(types[first], rest))
 
 
 def test_every_flag_that_a_message_names_is_one_of_the_command():
@@ -309,14 +398,15 @@ def advice_folder(tmp_path_factory):
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     amsgrad = torch.optim.Adam(net.parameters(), amsgrad=True)
     for name, moments in {"run": optimizer, "amsgrad": amsgrad}.items():
-        content = {"model": net.state_dict(), "optimizer": moments.state_dict()}
+        content = {"model": net.state_dict(), "optimizer": moments.state_dict(), "step": 2}
         torch.save(content, here / f"{name}.pt")
     (here / "net.py").write_text(
         "import unet_torch\nfrom unet_spec import UNetConfig\n\n"
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
     )
-    done = run_unet(f"{TRAIN} --out OLD", here)
-    assert done.status == 0, done.text
+    for command in (f"{TRAIN} --out OLD", "unet convert run.pt started.safetensors"):
+        done = run_unet(command, here)
+        assert done.status == 0, done.text
     return here
 
 
@@ -331,10 +421,10 @@ def safetensors_of(tensors: dict[str, np.ndarray]) -> bytes:
 def test_what_a_message_advises_is_not_refused(folder, row):
     done = run_unet(_with_output(row.command, "FIRST"), folder, compiles=row.whole)
     assert done.status == row.status, done.text
-    found = re.search(row.says, done.text)
-    assert found is not None, done.text
+    match = re.search(row.says, done.text)
+    assert match is not None, done.text
     for index, command in enumerate(row.advised):
-        command = _with_output(command.format(*found.groups()), f"ADVISED_{index}")
+        command = _with_output(command.format(*match.groups()), f"ADVISED_{index}")
         done = run_unet(command, folder, compiles=row.whole)
         assert done.status == 0, f"{command}: {done.text}"
 

@@ -1,6 +1,8 @@
 """The command as a person types it: status, sentence, files."""
 
+import ast
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -16,8 +18,12 @@ from PIL import Image
 import unet_cli
 import unet_image
 import unet_torch
+from parity_tests import shown
 from parity_tests.shown import run_unet
+from unet_command import training
+from unet_command.wording import list_flags, word_error
 from unet_spec import InputError, UNetConfig, weight_file
+from unet_spec.errors import ConfigError
 from unet_spec.recipe import Optimizer, Schedule
 from unet_spec.weight_file import WeightFile
 from unet_train.config import PRESETS, presets
@@ -189,6 +195,14 @@ def _illegal_widths(tmp_path, weights):
     return "verify", "--config.widths", 8
 
 
+def _illegal_widths_of_training(tmp_path, weights):
+    return "train", "cells", "--net.widths", 8, "--out", "run"
+
+
+def _illegal_rate(tmp_path, weights):
+    return "train", "cells", "--optimizer.momentum", 0.9, "--out", "run"
+
+
 def _empty_folder(tmp_path, weights):
     (tmp_path / "none").mkdir()
     return "train", "nuclei", "--data.images", "none", "--data.masks", "none", "--out", "run"
@@ -245,7 +259,12 @@ def _illegal_crop(tmp_path, weights):
         (_existing_output, "exists already"),
         (_existing_target, "exists already"),
         (_json_elsewhere, "does not exist"),
-        (_illegal_widths, "at least 2 levels"),
+        (_illegal_widths, "unet: --config.widths needs at least 2 levels, got 8"),
+        (_illegal_widths_of_training, "unet: --net.widths needs at least 2 levels, got 8"),
+        (
+            _illegal_rate,
+            "unet: --optimizer.name adamw does not use --optimizer.momentum 0.9",
+        ),
         (_empty_folder, "holds no image"),
         (_image_without_mask, "no mask named"),
         (_illegal_crop, "unet: --data.crop-px 50 is not legal"),
@@ -265,9 +284,9 @@ def test_wrong_input_is_one_sentence_status_2_and_no_file(
     with pytest.raises(SystemExit) as ended:
         unet_cli.main()
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert says in " ".join(told.split())
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert says in " ".join(printed.split())
+    assert "Traceback" not in printed
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert after == before
 
@@ -287,19 +306,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, weights, targe
 
 @pytest.mark.parametrize("given", [("--schedule.name", "cosine"), ("--schedule.name=cosine",)])
 def test_another_schedule_takes_nothing_of_the_presets(tmp_path, monkeypatch, given):
-    seen = []
+    configs = []
 
     def train(config, **_):
-        seen.append(config)
+        configs.append(config)
         return 0
 
-    monkeypatch.setattr(unet_cli, "_train", train)
+    monkeypatch.setattr(training, "train", train)
     command = ["unet", "train", "nuclei", *given, "--schedule.eta-min", "1e-5", "--out", "run"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
         unet_cli.main()
     assert ended.value.code == 0
-    assert seen == [replace(PRESETS["nuclei"], schedule=Schedule("cosine", eta_min=1e-5))]
+    assert configs == [replace(PRESETS["nuclei"], schedule=Schedule("cosine", eta_min=1e-5))]
 
 
 def test_another_optimizer_keeps_of_the_presets_what_it_uses():
@@ -313,7 +332,8 @@ def test_a_signal_before_the_first_step_is_one_sentence(tmp_path, number):
     """It comes where the run would begin to import JAX."""
     program = f"""
 import os, sys, unet_cli
-unet_cli._trained = lambda *_, **__: os.kill(os.getpid(), {int(number)}) or 0
+from unet_command import training
+training._train_here = lambda *_, **__: os.kill(os.getpid(), {int(number)}) or 0
 sys.argv = ["unet", "train", "cells", "--out", "run"]
 unet_cli.main()
 """
@@ -325,11 +345,82 @@ unet_cli.main()
     assert not list(tmp_path.iterdir())
 
 
-def test_only_where_flags_are_those_of_training_fields_become_flags(monkeypatch):
-    told = "w.safetensors: preprocessing.window_px=50 is not legal for data.json, use class_names"
-    monkeypatch.setattr(sys, "argv", ["unet", "train", "cells"])
-    assert unet_cli._sentence(InputError(told)) == (
-        "w.safetensors: --preprocessing.window-px 50 is not legal for data.json, use --class-names"
-    )
-    monkeypatch.setattr(sys, "argv", ["unet", "predict", "w.safetensors"])
-    assert unet_cli._sentence(InputError(told)) == told
+# what each verb calls a field that is not legal, and what a verb without flags for it says
+WORDED = {
+    "train": ("--net.widths needs multiples of --net.groups 4 with --net.norm group, got 4 6",
+              "w.json: --data.batch 3, --data.palette nothing, --net.no-bias and --remat"),
+    "verify": ("--config.widths needs multiples of --config.groups 4 with --config.norm group, "
+               "got 4 6", "w.json: data.batch=3, data.palette=(), --config.no-bias and remat=True"),
+    "predict": ("widths needs multiples of groups=4 with norm=group, got 4 6",
+                "w.json: data.batch=3, data.palette=(), net.bias=False and remat=True"),
+}  # fmt: skip
+WORDED["convert"] = WORDED["verify"]
+
+
+@pytest.mark.parametrize("verb", WORDED)
+def test_a_field_is_named_as_the_flag_of_the_verb_where_it_has_one(verb):
+    flags = list_flags(unet_cli.VERBS[verb])
+    with pytest.raises(InputError) as refusal:
+        UNetConfig(norm="group", groups=4, widths=(4, 6))
+    of_a_field, of_several = WORDED[verb]
+    assert word_error(refusal.value, flags) == f"{of_a_field}; change either"
+    config = replace(PRESETS["cells"], remat=True, net=UNetConfig(bias=False))
+    template = "{file}: {data.batch=3}, {data.palette=}, {net.bias=} and {remat=}"
+    assert word_error(ConfigError(config, template, file="w.json"), flags) == of_several
+
+
+def test_words_of_a_file_are_no_flags():
+    """What looks like a template in a name or in somebody's text stays as it is."""
+    flags = list_flags(unet_cli.train)
+    for error in (
+        InputError("a {data.batch=3} data.batch=3 b"),
+        ConfigError(PRESETS["cells"], "a {file} b", file="{data.batch=3} data.batch=3"),
+    ):
+        assert word_error(error, flags) == "a {data.batch=3} data.batch=3 b"
+    text = UNetConfig().to_json().replace("[64, 128, 256, 512, 1024]", "[8]")
+    with pytest.raises(InputError) as refusal:
+        UNetConfig.from_json(text)
+    sentence = "UNetConfig: widths needs at least 2 levels, got (8,)"
+    assert word_error(refusal.value, flags) == sentence
+
+
+def test_every_type_of_config_stands_once_in_a_verb_so_a_field_has_one_flag():
+    for name, verb in unet_cli.VERBS.items():
+        flags = list_flags(verb)
+        assert len(set(flags.values())) == len(flags), name
+        for (_, field), flag in flags.items():
+            assert flag in shown.flags() or field == "preset", flag
+
+
+def test_what_was_typed_is_read_once():
+    """All else gets it as an argument, so that a verb can be called from anywhere."""
+    readers = [
+        f"{path.name}: {function.name}"
+        for path in shown.SOURCES
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "argv"
+    ]
+    assert readers == ["unet_cli.py: main"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "cells", "-h"]])
+@pytest.mark.parametrize("place", ["folder", "installed"])
+def test_somebody_elses_train_harms_nothing(tmp_path, arguments, place):
+    """In the folder where somebody works it comes first, and among what is installed last."""
+    for name in ("train.py", "benchmarks.py", "train/__init__.py"):
+        path = tmp_path / "foreign" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise RuntimeError('not ours')")
+    (tmp_path / "empty").mkdir()
+    environment, folder = dict(os.environ), tmp_path / "foreign"
+    if place == "installed":
+        folder = tmp_path / "empty"
+        paths = [str(shown.ROOT), str(tmp_path / "foreign")]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    done = subprocess.run(
+        [sys.executable, "-m", "unet_cli", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unet_spec import PAPER, SLIDES, InputError, UNetConfig
+from unet_spec.errors import FieldError, Name, Setting
 
 GROUPS = 2
 
@@ -102,7 +104,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown_fit": ({"fit": "pad"}, "fit is one of error, zeros, edge, crop, got 'pad'"),
     "undivided_groups": (
         {"norm": "group", "groups": 4, "widths": (8, 6)},
-        "groups=4 must divide every width with norm=group, got (8, 6)",
+        "widths needs multiples of groups=4 with norm=group, got (8, 6)",
     ),
     "padded_valid": (
         {"padding": "valid", "fit": "zeros"}, "fit=zeros needs padding=same",
@@ -120,6 +122,17 @@ def test_refusal_names_field_rule_and_value(case):
     with pytest.raises(InputError) as refusal:
         UNetConfig(**fields)
     assert words in str(refusal.value)
+
+
+def test_an_error_of_a_field_is_a_value_and_pickles_as_its_sentence():
+    with pytest.raises(FieldError) as refusal:
+        UNetConfig(norm="group", groups=4, widths=(8, 6))
+    error = refusal.value
+    assert (error.field, error.value, error.remedy) == ("widths", (8, 6), "change either")
+    assert error.rule == "needs multiples of {groups=} with {norm=group}"
+    assert Setting(Name(UNetConfig, "groups"), 4) in error.parts
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (InputError, str(error))
 
 
 def test_what_only_matters_with_a_norm_is_free_without_it():

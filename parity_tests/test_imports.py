@@ -61,6 +61,11 @@ def test_package_imports_only_what_lies_below_it(package):
 )
 def test_applications_do_not_import_the_command_or_the_tests(package):
     for path in sources(package):
+        assert not imports(path) & {"unet_cli", "unet_command", "parity_tests"}, path
+
+
+def test_what_stands_behind_the_verbs_does_not_import_them():
+    for path in sources("unet_command"):
         assert not imports(path) & {"unet_cli", "parity_tests"}, path
 
 
@@ -76,7 +81,7 @@ def test_only_applications_import_training():
 
 
 @pytest.mark.parametrize(
-    "package", ["unet_cli", "unet_convert", "unet_demo", "benchmarks", "train"]
+    "package", ["unet_cli", "unet_command", "unet_convert", "unet_demo", "benchmarks", "train"]
 )
 def test_nothing_is_imported_under_a_name_that_other_packages_have_too(package):
     """Somebody's own `train` or `benchmarks` comes first in a folder that holds one."""
@@ -88,11 +93,12 @@ def test_nothing_is_imported_under_a_name_that_other_packages_have_too(package):
 
 
 def test_command_imports_no_framework_before_a_verb_asks_for_it():
-    for path in sources("unet_cli"):
+    for path in (*sources("unet_cli"), *sources("unet_command")):
         top = ast.Module([n for n in ast.parse(path.read_text()).body
                           if isinstance(n, ast.Import | ast.ImportFrom)], [])  # fmt: skip
         names = {a.name for n in top.body if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module or "" for n in top.body if isinstance(n, ast.ImportFrom)}
+        names -= {"unet_train.config"}  # plain values, of which the flags are made
         frameworks = {"torch", "jax", "flax", "optax", "unet_torch", "unet_jax", "unet_parity",
                       "unet_train"}  # fmt: skip
         assert not {name.partition(".")[0] for name in names} & frameworks

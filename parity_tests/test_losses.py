@@ -223,7 +223,7 @@ def test_no_loss_gathers_or_scatters():
 
 def test_class_weights_of_another_number_are_refused():
     logits, truth, _ = _batch(LossConfig())
-    with pytest.raises(InputError, match=r"loss\.class_weights needs 3 values"):
+    with pytest.raises(InputError, match=r"class_weights needs 3 values"):
         _ours(logits, truth, None, LossConfig(class_weights=(1.0, 2.0)))
 
 

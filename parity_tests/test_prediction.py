@@ -242,7 +242,7 @@ def test_the_mask_of_a_mirrored_image_is_the_mirrored_mask(axes, window_px):
 @pytest.mark.parametrize("fit", ["error", "edge"])
 def test_windows_that_the_net_does_not_take_are_refused(fit):
     reference, _ = windowed(replace(GRAY, fit=fit), 18)
-    with pytest.raises(InputError, match=r"preprocessing\.window_px=18 .* use 16 or 20"):
+    with pytest.raises(InputError, match=r"window_px=18 .* use 16 or 20"):
         unet_torch.predict(reference, picture((40, 40), np.float32))
 
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-import unet_cli
 from parity_tests.compiling import CHEAP_FLAGS
+from unet_command import training
 from unet_spec import training_state, weight_file
 from unet_train.devices import supervise
 from unet_train.report.metrics_log import read_metrics
@@ -110,7 +110,7 @@ def test_only_a_lost_exchange_is_another_process_that_died(monkeypatch, capsys, 
     monkeypatch.setattr(supervise, "is_watched", lambda: True)
     monkeypatch.setattr(supervise, "exit_now", left.append)
     with pytest.raises(jax.errors.JaxRuntimeError):
-        unet_cli._failed(jax.errors.JaxRuntimeError(text))
+        training._end(jax.errors.JaxRuntimeError(text))
     said = capsys.readouterr().err
     assert left[0] == (supervise.LOST if lost else 1)
     assert said.startswith("unet: another process") == lost

@@ -69,7 +69,7 @@ def test_a_start_from_weights_begins_at_step_0(run):
             {"optimizer": MODERN.optimizer}, r"optimizer\.lr=0\.002, not 0\.001; leave out",
         ),
         ({"preprocessing": Preprocessing(mirror=True)}, r"mirror=False, not True; leave out"),
-        ({"class_names": ("a", "b")}, r"class_names=.*cell.*, not .*; leave out --class-names"),
+        ({"class_names": ("a", "b")}, r"class_names=.*cell.*, not .*; leave out class_names"),
     ],
     ids=["net", "optimizer", "preprocessing", "names"],
 )  # fmt: skip

@@ -1,17 +1,17 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from unet_spec import InputError, Preprocessing
 from unet_spec.recipe import Optimizer, Schedule
-from unet_train.config import CELLS, DataConfig, LossConfig, MeshConfig
+from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig
 
 
 @pytest.mark.parametrize(
     ("change", "names"),
     [
         ({"data": DataConfig(crop_px=33)}, "crop_px=33"),
-        ({"data": DataConfig(holdout=1.0)}, "holdout"),
         ({"steps": 0}, "steps"),
         ({"accumulate": 3}, "accumulate=3 does not divide"),
         ({"ema": 1.0}, "ema"),
@@ -32,7 +32,6 @@ from unet_train.config import CELLS, DataConfig, LossConfig, MeshConfig
             {"schedule": Schedule("one_cycle", max_lr=1.0, total_steps=149)},
             "total_steps=149 ends before steps=150",
         ),
-        ({"data": DataConfig(synthetic=1)}, "synthetic"),
         ({"net": replace(CELLS.net, classes=1)}, "counts the background as well"),
         (
             {"data": DataConfig(mask_values="instances"), "loss": LossConfig(ignore_index=255)},
@@ -41,7 +40,6 @@ from unet_train.config import CELLS, DataConfig, LossConfig, MeshConfig
     ],
     ids=[
         "crop",
-        "holdout",
         "steps",
         "accumulate",
         "ema",
@@ -52,7 +50,6 @@ from unet_train.config import CELLS, DataConfig, LossConfig, MeshConfig
         "window",
         "rows of an unpadded net",
         "schedule",
-        "synthetic",
         "classes",
         "ignored",
     ],
@@ -65,11 +62,16 @@ def test_a_config_that_cannot_be_is_refused(change, names):
 @pytest.mark.parametrize(
     ("part", "fields", "names"),
     [
+        (DataConfig, {"holdout": 1.0}, "holdout is a part between 0 and 1, got 1.0"),
+        (DataConfig, {"synthetic": 1}, "synthetic needs at least 2, got 1"),
+        (DataConfig, {"batch": 0}, "batch needs at least 1, got 0"),
+        (DataConfig, {"masks": Path("a")}, "masks needs images as well; give the folder of images"),
+        (AugmentConfig, {"noise": -1}, "noise needs at least 0, got -1"),
         (LossConfig, {"ignore_index": 256}, "a mask value from 0 to 255, got 256"),
         (LossConfig, {"class_weights": (1.0, float("nan"))}, "class_weights needs finite"),
         (LossConfig, {"border_sigma_px": float("nan")}, "border_sigma_px"),
-        (MeshConfig, {"processes": 2, "coordinator": "node0"}, "HOST:PORT.*got node0"),
-        (MeshConfig, {"processes": 2, "coordinator": "node0:abc"}, "HOST:PORT.*got node0:abc"),
+        (MeshConfig, {"processes": 2, "coordinator": "node0"}, "HOST:PORT.*got 'node0'"),
+        (MeshConfig, {"processes": 2, "coordinator": "node0:abc"}, "HOST:PORT.*got 'node0:abc'"),
     ],
 )
 def test_a_part_of_a_config_that_cannot_be_is_refused(part, fields, names):

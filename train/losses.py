@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from unet_spec import InputError
+from unet_spec.errors import FieldError
 
 from .config import LossConfig
 
@@ -67,9 +67,8 @@ def loss(
     """
     classes = logits.shape[-1]
     if config.class_weights and len(config.class_weights) != classes:
-        raise InputError(
-            f"loss.class_weights needs {classes} values, one for each class, got "
-            f"{config.class_weights}"
+        raise FieldError(
+            config, "class_weights", "needs {classes} values, one for each class", classes=classes
         )
     divisors = counts(truth, weight, config=config) if over is None else over
     log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))

@@ -1,10 +1,12 @@
+"""Which U-Net is meant: the axes on which two nets may differ, as one frozen config."""
+
 import dataclasses
 import json
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from unet_spec.errors import InputError
+from unet_spec.errors import ConfigError, FieldError
 from unet_spec.fields import check_types, from_json
 
 
@@ -20,35 +22,39 @@ class UNetConfig:
     """
 
     in_channels: int = 1
-    """Channels of the input image."""
+    """The input image has this many channels."""
     classes: int = 2
-    """Channels of the output: one logit per class and pixel."""
+    """The output has this many channels: one logit for each class and pixel."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Channels at each level, from the top to the neck; one max-pool between neighbours."""
+    """Each level has this many channels, from the top to the neck; a max-pool halves the size
+    between two levels."""
     padding: Literal["same", "valid"] = "same"
-    """Of the 3x3 convolutions: `same` pads with zeros, `valid` does not and crops the skips."""
+    """A 3x3 convolution pads with zeros (`same`), or it does not and the skips are cropped
+    (`valid`)."""
     norm: Literal["none", "batch", "group", "instance"] = "none"
-    """Normalisation after each 3x3 convolution, with learned scale and shift."""
+    """This normalisation follows each 3x3 convolution, with a learned scale and shift."""
     norm_place: Literal["before", "after"] = "before"
-    """Whether the normalisation comes before or after the activation."""
+    """The normalisation stands before or after the activation."""
     groups: int = 8
-    """Number of groups of `norm=group`; divides every width."""
+    """The channels are normalised in this many groups with `norm=group`; it divides every
+    width."""
     bias: bool = True
-    """Bias in the 3x3 convolutions; the up-convolutions and the last layer always have one."""
+    """The 3x3 convolutions add a bias; the up-convolutions and the last layer always do."""
     activation: Literal["relu", "leaky_relu"] = "relu"
-    """Activation after each 3x3 convolution."""
+    """This activation follows each 3x3 convolution."""
     negative_slope: float = 0.01
-    """Slope of `activation=leaky_relu` below zero."""
+    """The activation `leaky_relu` has this slope below zero."""
     up: Literal["transposed", "bilinear", "bilinear_aligned", "nearest"] = "transposed"
-    """Up-sampling by 2: a 2x2 transposed convolution with stride 2; or an interpolation
-    (`bilinear_aligned` is torch's `align_corners=True`) followed by a 1x1 convolution."""
+    """A map is doubled in size by a 2x2 transposed convolution with stride 2, or by an
+    interpolation (`bilinear_aligned` is torch's `align_corners=True`) and a 1x1 convolution."""
     concat: Literal["up_first", "skip_first"] = "up_first"
-    """Order of the channels where the up-sampled map and the skip are concatenated."""
+    """The channels of the up-sampled map stand before or after those of the skip."""
     fit: Literal["error", "zeros", "edge", "crop"] = "error"
-    """For sizes that a pool does not halve evenly: refuse them; or pad the up-sampled map at
-    its bottom and right with zeros or its edge; or crop the skip (and so the output)."""
+    """A size that a pool does not halve evenly is refused (`error`); or the up-sampled map is
+    padded at its bottom and right with zeros (`zeros`) or its edge (`edge`); or the skip is
+    cropped (`crop`), and with it the output."""
     dropout: float = 0.0
-    """Rate of dropout at the end of the contracting path: on the last level and the neck."""
+    """Dropout sets this part of the values to 0 in training, on the last level and the neck."""
 
     def __post_init__(self) -> None:
         if isinstance(self.widths, list):
@@ -56,44 +62,49 @@ class UNetConfig:
         check_types(self)
         for name in ("in_channels", "classes", "groups"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} needs at least 1, got {getattr(self, name)}")
+                raise FieldError(self, name, "needs at least 1")
         if len(self.widths) < 2:
-            raise InputError(f"widths needs at least 2 levels, got {self.widths}")
+            raise FieldError(self, "widths", "needs at least 2 levels")
         if min(self.widths) < 1:
-            raise InputError(f"widths needs positive channel counts, got {self.widths}")
+            raise FieldError(self, "widths", "needs positive channel counts")
         if self.norm == "group" and any(width % self.groups for width in self.widths):
-            raise InputError(
-                f"groups={self.groups} must divide every width with norm=group, got {self.widths}"
+            raise FieldError(
+                self,
+                "widths",
+                "needs multiples of {groups=} with {norm=group}",
+                remedy="change either",
             )
         if self.padding == "valid" and self.fit in ("zeros", "edge"):
-            raise InputError(
-                f"fit={self.fit} needs padding=same: with padding=valid the skip is always "
-                "cropped; use fit=error or fit=crop"
+            raise ConfigError(
+                self,
+                "{fit=} needs {padding=same}: with {padding=valid} the skip is always cropped; "
+                "use {fit=error} or {fit=crop}",
             )
         if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is a rate in [0, 1), got {self.dropout}")
+            raise FieldError(self, "dropout", "is a rate in [0, 1)")
 
     @property
     def depth(self) -> int:
-        """Number of max-pools, and of up-samplings."""
+        """Return the number of max-pools, which is that of up-samplings."""
         return len(self.widths) - 1
 
     @property
     def downs(self) -> tuple[tuple[int, int], ...]:
-        """(in, out) channels of `down_1`, `down_2`, ..."""
+        """Return the (in, out) channels of `down_1`, `down_2`, and so on."""
         return tuple(pairwise((self.in_channels, *self.widths[:-1])))
 
     @property
     def ups(self) -> tuple[tuple[int, int], ...]:
-        """(in, out) channels of `up_1` (the deepest), `up_2`, ..."""
+        """Return the (in, out) channels of `up_1` (the deepest), `up_2`, and so on."""
         return tuple(pairwise(reversed(self.widths)))
 
     def to_json(self) -> str:
+        """Return the config as JSON, with its fields in the order of the alphabet."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "UNetConfig":
-        """The config that `to_json` wrote.
+        """Return the config that `to_json` wrote.
 
         Raises:
             InputError: not JSON, an unknown field, or a value that a field does not allow.

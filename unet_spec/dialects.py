@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from unet_spec.config import UNetConfig
-from unet_spec.errors import InputError
+from unet_spec.errors import ConfigError, InputError
 from unet_spec.parameters import Tensors, check_tensors
 
 _FROM_SHAPES = ("in_channels", "classes", "widths", "bias", "norm", "norm_place", "up")
@@ -60,7 +60,12 @@ def config_of(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetConfig
     for name in _FROM_SHAPES:
         told, seen = getattr(given, name), getattr(found, name)
         if told not in (seen, getattr(default, name)):
-            raise InputError(f"{source}: its tensors have {name}={seen}, not config.{name}={told}")
+            raise ConfigError(
+                given,
+                f"{{source}}: its tensors have {name}={{known}}, not {{{name}=}}; leave that out",
+                source=source,
+                known=seen,
+            )
     check_tensors(found, tensors, source=source)
     return found
 
@@ -85,17 +90,21 @@ def _norm(tensors: Tensors, given: UNetConfig, *, source: str) -> dict[str, Any]
     if f"neck.conv.{vectors[0]}.running_mean" in tensors:
         return {"norm": "batch", "norm_place": place}
     if given.norm not in ("group", "instance"):
-        raise InputError(
-            f"{source}: its norm keeps no statistics, so it is group or instance norm, which look "
-            "the same; say which: --config.norm group (with --config.groups) or instance"
+        raise ConfigError(
+            given,
+            "{source}: its norm keeps no statistics, so it is group or instance norm, which look "
+            "the same; say which: {norm=group} (with {groups}) or {norm=instance}",
+            source=source,
         )
     return {"norm": given.norm, "norm_place": place}
 
 
 def _interpolation(given: UNetConfig, *, source: str) -> Any:
     if given.up == "transposed":
-        raise InputError(
-            f"{source}: its up-sampling has no 2x2 kernels, so it interpolates, and how leaves no "
-            "trace; say it: --config.up bilinear, bilinear_aligned or nearest"
+        raise ConfigError(
+            given,
+            "{source}: its up-sampling has no 2x2 kernels, so it interpolates, and how leaves no "
+            "trace; say it: {up=bilinear}, {up=bilinear_aligned} or {up=nearest}",
+            source=source,
         )
     return given.up

@@ -1,4 +1,4 @@
-"""The fields of frozen dataclasses of plain values: their types, and their JSON."""
+"""Fields of frozen dataclasses of plain values: their types, and their JSON."""
 
 import dataclasses
 import json
@@ -6,32 +6,42 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from unet_spec.errors import InputError
+from unet_spec.errors import ConfigError, FieldError, InputError
 
 T = TypeVar("T")
 
 
 def from_json(cls: type[T], text: str) -> T:
-    """A frozen dataclass of plain values, or of such dataclasses, from its JSON form."""
+    """Return a frozen dataclass of plain values, or of such dataclasses, from its JSON form.
+
+    Raises:
+        InputError: not JSON, an unknown field, or a value that a field does not allow. It is not
+            a `ConfigError`: what a file says was typed by nobody.
+    """
     try:
-        fields = json.loads(text)
+        return _from_plain(cls, json.loads(text))
     except json.JSONDecodeError as error:
         raise InputError(f"{cls.__name__}: not JSON ({error})") from error
-    return _from_plain(cls, fields)
+    except ConfigError as error:
+        raise InputError(f"{cls.__name__}: {error}") from error
 
 
 def check_types(config: Any) -> None:
-    """Refuse a value that is not of its field's type: `InputError` with field and value."""
+    """Refuse a value that is not of its field's type.
+
+    Raises:
+        FieldError: it has another type, or is none of the words that are allowed.
+    """
     for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if _fits(value, kind):
+        if _fits(getattr(config, name), kind):
             continue
         if typing.get_origin(kind) is Literal:
             allowed = ", ".join(typing.get_args(kind))
-            raise InputError(f"{name} is one of {allowed}, got {value!r}")
+            raise FieldError(config, name, "is one of {allowed}", allowed=allowed)
         if typing.get_origin(kind) is tuple:
-            raise InputError(f"{name} holds {typing.get_args(kind)[0].__name__}s, got {value!r}")
-        raise InputError(f"{name} is of type {_name(kind)}, got {value!r}")
+            (item, *_) = typing.get_args(kind)
+            raise FieldError(config, name, "holds {kind}s", kind=item.__name__)
+        raise FieldError(config, name, "is of type {kind}", kind=_describe_type(kind))
 
 
 def _from_plain(cls: type[T], fields: Any) -> T:
@@ -42,27 +52,29 @@ def _from_plain(cls: type[T], fields: Any) -> T:
         raise InputError(
             f"{cls.__name__}: unknown field {', '.join(unknown)}; a newer version may have made it"
         )
-    return cls(**{name: _value(kinds[name], value) for name, value in fields.items()})
+    return cls(**{name: _convert(kinds[name], value) for name, value in fields.items()})
 
 
-def _value(kind: Any, value: Any) -> Any:
+def _convert(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         return _from_plain(typing.cast(type, kind), value)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a type as `typing` writes it."""
+    items = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
+        return value in items
     if typing.get_origin(kind) is tuple:
-        items = typing.get_args(kind)
-        counted = Ellipsis in items or len(items) == len(value) if type(value) is tuple else False
-        return counted and all(_fits(item, items[0]) for item in value)
+        if type(value) is not tuple or not (Ellipsis in items or len(items) == len(value)):
+            return False
+        return all(_fits(item, items[0]) for item in value)
     if typing.get_origin(kind) is types.UnionType:
-        return any(_fits(value, one) for one in typing.get_args(kind))
+        return any(_fits(value, one) for one in items)
     return type(value) is kind or (kind is float and type(value) is int)
 
 
-def _name(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     kinds = typing.get_args(kind) or (kind,)
     return " or ".join("None" if one is types.NoneType else one.__name__ for one in kinds)

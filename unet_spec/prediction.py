@@ -9,7 +9,7 @@ import numpy as np
 
 from unet_spec import geometry
 from unet_spec.config import UNetConfig
-from unet_spec.errors import InputError
+from unet_spec.errors import ConfigError, InputError
 from unet_spec.preprocessing import Preprocessing, prepare
 
 TILE_PX = 2048  # side of the largest input
@@ -88,8 +88,10 @@ def check_window(config: UNetConfig, window_px: int | None) -> None:
     strict = replace(config, fit="error")
     if window_px is not None and not geometry.is_legal(strict, window_px):
         near = " or ".join(map(str, geometry.nearest_legal(strict, window_px)))
-        raise InputError(
-            f"preprocessing.window_px={window_px} is not legal for the net; use {near}"
+        raise ConfigError(
+            Preprocessing(window_px=window_px),
+            "{window_px=} is not legal for the net; use {near}",
+            near=near,
         )
 
 

@@ -1,4 +1,4 @@
-"""How an image becomes the net's input, and is put before it; it travels in the weight file."""
+"""Preprocessing makes the net's input of an image; how it does travels in the weight file."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,24 +22,28 @@ class Preprocessing:
     """
 
     normalize: Literal["image", "range", "none"] = "image"
-    """`image`: mean 0 and standard deviation 1 over the whole image; `range`: an integer image
-    divided by the largest value of its type, a float image as it is; `none`: as it is."""
+    """The values are scaled to mean 0 and standard deviation 1 over the whole image (`image`); or
+    an integer image is divided by the largest value of its type (`range`); or they stay as they
+    are (`none`)."""
     sqrt: bool = False
-    """Take the square root first (of a negative value, minus that of its size). Counted photons
-    then have the same noise everywhere, and dim objects beside bright ones are seen."""
+    """Take the square root of every value first (of a negative one, minus that of its size).
+    Counted photons then have the same noise everywhere, which brings out dim objects beside
+    bright ones."""
     window_px: int | None = None
-    """Predict in square windows of this side, every half of it, and average their logits, most
-    weight in the middle; None: the image as a whole. Group and instance norm answer by the mean
-    of what they see, so windows of the training's crop are what such a net knows."""
+    """Predict in square windows of this side in pixels, each shifted by half of it, and average
+    their logits with most weight in the middle; the default takes the image as a whole. Group and
+    instance norm depend on the mean of what they see, so give such a net windows of the size of
+    its training crops."""
     mirror: bool = False
-    """Average the logits over the four mirror images: a little better, at 4 times the work."""
+    """Average the logits over the four mirror images, which is a little better and takes 4 times
+    as long."""
 
     def __post_init__(self) -> None:
         check_types(self)
 
 
 def prepare(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -> np.ndarray:
-    """The net's input: float32 (h, w, channels).
+    """Return the net's input: float32 (h, w, channels).
 
     Args:
         image: (h, w) or (h, w, c) with c = 1, 3 or 4 (the fourth, alpha, is dropped); for
@@ -75,14 +79,14 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
         values = values[..., :3]
     if values.shape[-1] == 2:
         values = values[..., :1]
-    found = values.shape[-1]
-    if found == channels:
+    count = values.shape[-1]
+    if count == channels:
         return values
-    if (found, channels) == (3, 1):
+    if (count, channels) == (3, 1):
         # not `@`, which rounds otherwise on another processor
         red, green, blue = np.moveaxis(values * _LUMA, -1, 0)
         return (red + green + blue)[..., None]
-    if (found, channels) == (1, 3):
+    if (count, channels) == (1, 3):
         return np.repeat(values, 3, axis=-1)
     raise InputError(
         f"the image has {image.shape[-1]} channels and the net takes {channels}; "

@@ -1,4 +1,5 @@
-"""How weights move, as plain values; `unet_torch.recipe` and `unet_jax.recipe` build it.
+"""A recipe says how weights move, in plain values; `unet_torch.recipe` and `unet_jax.recipe`
+build it.
 
 Every field has torch's own name and meaning, so a recipe reads like the call that it stands for.
 """
@@ -9,9 +10,9 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
-from unet_spec.errors import InputError
+from unet_spec.errors import ConfigError, FieldError
 from unet_spec.fields import check_types, from_json
 
 Part = TypeVar("Part", "Optimizer", "Schedule")
@@ -19,31 +20,33 @@ Part = TypeVar("Part", "Optimizer", "Schedule")
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`torch.optim.SGD`, `Adam`, `AdamW` or `RMSprop`."""
+    """An `Optimizer` is `torch.optim.SGD`, `Adam`, `AdamW` or `RMSprop` with its settings."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
-    """Which."""
+    """This rule moves the weights."""
     lr: float = 1e-3
-    """Learning rate at the start; `schedule.name=one_cycle` sets its own."""
+    """The learning rate starts here; the schedule `one_cycle` has its own, `max_lr`."""
     momentum: float = 0.0
-    """Of `sgd` and `rmsprop`."""
+    """The momentum of `sgd` and `rmsprop` keeps this part of its past at each step."""
     dampening: float = 0.0
-    """Of the momentum of `sgd`."""
+    """The momentum of `sgd` leaves out this part of each new gradient."""
     nesterov: bool = False
-    """Nesterov's momentum, for `sgd`."""
+    """The optimizer `sgd` uses Nesterov's momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the two running averages of `adam` and `adamw`."""
+    """The two running averages of `adam` and `adamw` keep these parts of their past at each
+    step."""
     eps: float = 1e-8
-    """Added to the denominator of `adam`, `adamw` and `rmsprop`, outside the root."""
+    """The denominator of `adam`, `adamw` and `rmsprop` is raised by this, outside the root."""
     alpha: float = 0.99
-    """Decay of the running average of `rmsprop`."""
+    """The running average of `rmsprop` keeps this part of its past at each step."""
     centered: bool = False
-    """Whether `rmsprop` divides by the variance instead of the mean square."""
+    """The optimizer `rmsprop` divides by the variance instead of the mean square."""
     weight_decay: float | None = None
-    """Pull of every weight towards 0, apart from the gradient for `adamw`; by default 0.01 for
-    `adamw` and 0 for the others."""
+    """Every weight is pulled towards 0 by this, apart from the gradient with `adamw`; the
+    default is 0.01 for `adamw` and 0 for the others."""
     clip_norm: float | None = None
-    """`max_norm` of `torch.nn.utils.clip_grad_norm_` over all gradients; by default none."""
+    """The norm over all gradients is clipped to this, as by `torch.nn.utils.clip_grad_norm_`;
+    the default clips nothing."""
 
     def __post_init__(self) -> None:
         if isinstance(self.betas, list):
@@ -51,106 +54,115 @@ class Optimizer:
         check_types(self)
         _refuse_unused(self, _OPTIMIZER_USES)
         for name in ("lr", "momentum", "eps", "weight_decay"):
-            _check(name, getattr(self, name), 0 <= (getattr(self, name) or 0) < math.inf,
-                   "a finite number of at least 0")  # fmt: skip
-        _check("alpha", self.alpha, 0 <= self.alpha <= 1, "a number in [0, 1]")
-        _check("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two in [0, 1)")
-        _check("clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0,
-               "a number above 0")  # fmt: skip
+            holds = 0 <= (getattr(self, name) or 0) < math.inf
+            _check(self, name, "is a finite number of at least 0", holds)
+        _check(self, "alpha", "is a number in [0, 1]", 0 <= self.alpha <= 1)
+        _check(
+            self, "betas", "holds two numbers in [0, 1)", all(0 <= beta < 1 for beta in self.betas)
+        )
+        holds = self.clip_norm is None or self.clip_norm > 0
+        _check(self, "clip_norm", "is a number above 0", holds)
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise InputError(
-                "nesterov needs momentum above 0 and dampening 0, "
-                f"got momentum={self.momentum} and dampening={self.dampening}"
+            raise ConfigError(
+                self,
+                "{nesterov} needs {momentum} above 0 and {dampening} 0, got {momentum=} and "
+                "{dampening=}",
             )
 
     @property
     def decay(self) -> float:
-        """The number that `weight_decay` stands for."""
+        """Return the number that `weight_decay` stands for."""
         default = 1e-2 if self.name == "adamw" else 0.0
         return default if self.weight_decay is None else self.weight_decay
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`StepLR`, `CosineAnnealingLR`, `OneCycleLR`, `ReduceLROnPlateau`, or a constant rate."""
+    """A `Schedule` is a learning rate over time: `StepLR`, `CosineAnnealingLR`, `OneCycleLR` or
+    `ReduceLROnPlateau` of torch, or a constant rate."""
 
     name: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "constant"
-    """Which."""
+    """The learning rate follows this rule."""
     every: int = 1
-    """Steps of the optimizer for each step of the scheduler: 1, or the batches of an epoch."""
+    """The scheduler moves once in this many steps of the optimizer: 1, or the batches of an
+    epoch."""
     step_size: int | None = None
-    """Steps between two falls of `step`; it has no default."""
+    """The rate of `step` falls once in this many steps of the scheduler; it has no default."""
     gamma: float = 0.1
-    """Factor of each fall of `step`."""
+    """Each fall of `step` multiplies the rate by this."""
     T_max: int | None = None
-    """Steps of `cosine` down to `eta_min`; by default those of the whole run."""
+    """The rate of `cosine` reaches `eta_min` after this many steps of the scheduler; the default
+    is the whole run."""
     eta_min: float = 0.0
-    """Lowest learning rate of `cosine`."""
+    """The rate of `cosine` falls to this."""
     max_lr: float | None = None
-    """Peak of `one_cycle`; it has no default."""
+    """The rate of `one_cycle` peaks here; it has no default."""
     total_steps: int | None = None
-    """Steps of `one_cycle`; by default those of the whole run."""
+    """The rate of `one_cycle` ends after this many steps of the scheduler; the default is the
+    whole run."""
     pct_start: float = 0.3
-    """Part of `one_cycle` over which the learning rate rises."""
+    """The rate of `one_cycle` rises over this part of its steps."""
     anneal_strategy: Literal["cos", "linear"] = "cos"
-    """Shape of the rise and the fall of `one_cycle`."""
+    """The rate of `one_cycle` rises and falls along this curve."""
     cycle_momentum: bool = True
-    """Whether `one_cycle` moves the momentum (`betas[0]` of Adam) against the learning rate."""
+    """The schedule `one_cycle` moves the momentum (`betas[0]` of Adam) against the rate."""
     base_momentum: float = 0.85
-    """Momentum of `one_cycle` at the peak."""
+    """The momentum of `one_cycle` is this at the peak of the rate."""
     max_momentum: float = 0.95
-    """Momentum of `one_cycle` at the start and the end."""
+    """The momentum of `one_cycle` is this at the start and the end."""
     div_factor: float = 25.0
-    """`one_cycle` starts at `max_lr / div_factor`."""
+    """The rate of `one_cycle` starts at `max_lr` divided by this."""
     final_div_factor: float = 1e4
-    """`one_cycle` ends at its start divided by this."""
+    """The rate of `one_cycle` ends at its start divided by this."""
     three_phase: bool = False
-    """Whether `one_cycle` falls to its start first, and to its end in a third phase."""
+    """The rate of `one_cycle` falls to its start first, and to its end in a third phase."""
     mode: Literal["min", "max"] = "min"
-    """Whether `plateau` watches a value that should fall or rise."""
+    """The schedule `plateau` watches a value that should fall (`min`) or rise (`max`)."""
     factor: float = 0.1
-    """Factor of each fall of `plateau`."""
+    """Each fall of `plateau` multiplies the rate by this."""
     patience: int = 10
-    """Steps without an improvement that `plateau` bears."""
+    """The schedule `plateau` bears this many steps without an improvement."""
     threshold: float = 1e-4
-    """How much is an improvement to `plateau`."""
+    """A change by more than this is an improvement to `plateau`."""
     threshold_mode: Literal["rel", "abs"] = "rel"
-    """Whether `threshold` is a part of the best value or a difference."""
+    """The `threshold` is a part of the best value (`rel`) or a difference (`abs`)."""
     cooldown: int = 0
-    """Steps after a fall of `plateau` that count nothing."""
+    """The schedule `plateau` counts nothing in this many steps after a fall."""
     min_lr: float = 0.0
-    """Lowest learning rate of `plateau`."""
+    """The rate of `plateau` never falls below this."""
     eps: float = 1e-8
-    """A fall of `plateau` by no more than this is left out."""
+    """The schedule `plateau` leaves out a fall by no more than this."""
 
     def __post_init__(self) -> None:
         check_types(self)
         _refuse_unused(self, _SCHEDULE_USES)
         for name in ("every", "step_size", "T_max", "total_steps"):
             value = getattr(self, name)
-            _check(name, value, value is None or value >= 1, "a number of at least 1")
+            _check(self, name, "is a number of at least 1", value is None or value >= 1)
         for name in ("eta_min", "patience", "cooldown", "min_lr", "eps", "max_lr", "gamma"):
             value = getattr(self, name)
-            _check(name, value, value is None or value >= 0, "a number of at least 0")
+            _check(self, name, "is a number of at least 0", value is None or value >= 0)
         for name in ("div_factor", "final_div_factor"):
-            _check(name, getattr(self, name), getattr(self, name) > 0, "a number above 0")
+            _check(self, name, "is a number above 0", getattr(self, name) > 0)
         for name in ("base_momentum", "max_momentum"):
-            _check(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
-        _check("factor", self.factor, 0 <= self.factor < 1, "a number in [0, 1)")
-        _check("pct_start", self.pct_start, 0 <= self.pct_start <= 1, "a part in [0, 1]")
-        for name, needed in (("step", "step_size"), ("one_cycle", "max_lr")):
-            if self.name == name and getattr(self, needed) is None:
-                raise InputError(f"{needed} is needed by the schedule {name}, got None")
+            _check(self, name, "is between 0 and 1", 0 < getattr(self, name) < 1)
+        _check(self, "factor", "is a number in [0, 1)", 0 <= self.factor < 1)
+        _check(self, "pct_start", "is a part in [0, 1]", 0 <= self.pct_start <= 1)
+        if self.name == "step" and self.step_size is None:
+            raise ConfigError(self, "{name=step} needs {step_size}; give it")
+        if self.name == "one_cycle" and self.max_lr is None:
+            raise ConfigError(self, "{name=one_cycle} needs {max_lr}; give it")
         ends = self.phase_ends
         if any(start == end for start, end in zip((0, *ends), ends, strict=False)):
-            raise InputError(
-                f"pct_start={self.pct_start} of total_steps={self.total_steps} gives a phase of "
-                "no step, by whose length torch divides; change either"
+            raise ConfigError(
+                self,
+                "{pct_start=} of {total_steps=} gives a phase of no step, by whose length torch "
+                "divides; change either",
             )
 
     @property
     def phase_ends(self) -> tuple[float, ...]:
-        """Last step of each phase of `one_cycle`; empty where there is none to know."""
+        """Return the last step of each phase of `one_cycle`; empty where its length is open."""
         if self.name != "one_cycle" or self.total_steps is None:
             return ()
         rise = self.pct_start * self.total_steps
@@ -160,10 +172,12 @@ class Schedule:
 
     @property
     def cycles_momentum(self) -> bool:
+        """Return whether the momentum moves against the learning rate."""
         return self.name == "one_cycle" and self.cycle_momentum
 
     def for_steps(self, steps: int) -> "Schedule":
-        """The schedule of a run of so many steps of the optimizer: what was left open is filled."""
+        """Return the schedule of a run of so many steps of the optimizer: what was left open is
+        filled."""
         rounds = -(-steps // self.every)
         if self.name == "cosine" and self.T_max is None:
             return replace(self, T_max=rounds)
@@ -174,7 +188,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer and the schedule of its learning rate."""
+    """A `Recipe` is an optimizer with the schedule of its learning rate."""
 
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -182,13 +196,15 @@ class Recipe:
     def __post_init__(self) -> None:
         check_types(self)
         if self.optimizer.dampening != 0 and "momentum_buffer" not in self.slots:
-            raise InputError(
-                f"dampening={self.optimizer.dampening} needs momentum above 0, got momentum=0"
+            raise ConfigError(
+                self,
+                "{optimizer.dampening=} needs {optimizer.momentum} above 0, got "
+                "{optimizer.momentum=}",
             )
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """What the optimizer keeps for each parameter, by torch's names."""
+        """Return what the optimizer keeps for each parameter, by torch's names."""
         optimizer = self.optimizer
         if optimizer.name in ("adam", "adamw"):
             return "exp_avg", "exp_avg_sq"
@@ -199,23 +215,30 @@ class Recipe:
         return "square_avg", *momentum, *(("grad_avg",) if optimizer.centered else ())
 
     def for_steps(self, steps: int) -> "Recipe":
-        """The recipe of a run of so many steps."""
+        """Return the recipe of a run of so many steps."""
         return replace(self, schedule=self.schedule.for_steps(steps))
 
     def check_complete(self) -> None:
-        """Refuse a schedule that needs the length of the run and does not have it."""
-        for name, needed in (("cosine", "T_max"), ("one_cycle", "total_steps")):
-            if self.schedule.name == name and getattr(self.schedule, needed) is None:
-                raise InputError(
-                    f"{needed} is not known yet; give it, or use recipe.for_steps(steps)"
+        """Refuse a schedule that needs the length of the run and does not have it.
+
+        Raises:
+            ConfigError: it is `cosine` without `T_max`, or `one_cycle` without `total_steps`.
+        """
+        for name, field_ in (("cosine", "T_max"), ("one_cycle", "total_steps")):
+            if self.schedule.name == name and getattr(self.schedule, field_) is None:
+                raise ConfigError(
+                    self,
+                    f"{{schedule.{field_}}} is not known yet; give it, or use "
+                    "recipe.for_steps(steps)",
                 )
 
     def to_json(self) -> str:
+        """Return the recipe as JSON, with its fields in the order of the alphabet."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe that `to_json` wrote.
+        """Return the recipe that `to_json` wrote.
 
         Raises:
             InputError: not JSON, an unknown field, or a value that a field does not allow.
@@ -250,35 +273,35 @@ _SCHEDULE_USES = {
 }
 
 
-def renamed(part: Part, name: str | None) -> Part:
-    """An optimizer or schedule by another name, if it is one: what that does not use has its
-    default again.
+def rename(part: Part, name: str | None) -> Part:
+    """Return an optimizer or schedule by another name; what that does not use has its default.
 
     It is not checked, being only what flags start from: they may have to give a value that has no
-    default (`max_lr`).
+    default (`max_lr`). A name that there is not changes nothing.
     """
     uses = _OPTIMIZER_USES if isinstance(part, Optimizer) else _SCHEDULE_USES
     if name not in get_args(type(part).__annotations__["name"]):
         return part
-    found = copy(part)
-    object.__setattr__(found, "name", name)
+    other = copy(part)
+    object.__setattr__(other, "name", name)
     for one in dataclasses.fields(part):
         if name not in uses.get(one.name, (name,)):
-            object.__setattr__(found, one.name, one.default)
-    return found
+            object.__setattr__(other, one.name, one.default)
+    return other
 
 
-def _refuse_unused(config: Any, uses: Mapping[str, tuple[str, ...]]) -> None:
-    unused = [
-        f"{f.name}={getattr(config, f.name)}"
-        for f in dataclasses.fields(config)
-        if config.name not in uses.get(f.name, (config.name,))
-        and getattr(config, f.name) != f.default
-    ]
+def _refuse_unused(config: Optimizer | Schedule, uses: Mapping[str, tuple[str, ...]]) -> None:
+    unused = []
+    for one in dataclasses.fields(config):
+        used = config.name in uses.get(one.name, (config.name,))
+        if not used and getattr(config, one.name) != one.default:
+            unused.append(f"{{{one.name}=}}")
     if unused:
-        raise InputError(f"{config.name} does not use {', '.join(unused)}; leave it out")
+        raise ConfigError(
+            config, f"{{name=}} does not use {', '.join(unused)}; leave out what it does not use"
+        )
 
 
-def _check(name: str, value: Any, holds: bool, rule: str) -> None:
+def _check(config: Optimizer | Schedule, name: str, rule: str, holds: bool) -> None:
     if not holds:
-        raise InputError(f"{name} is {rule}, got {value}")
+        raise FieldError(config, name, rule)

@@ -120,8 +120,9 @@ def from_content(content: Any, config: UNetConfig, *, source: Path) -> TrainingS
     try:
         return _of_checkpoint(content, config, source=str(source))
     except InputError as error:
-        sentence = str(error).removeprefix(f"{source}: ")
-        raise InputError(f"{source}: {sentence}") from error
+        if str(error).startswith(f"{source}: "):
+            raise
+        raise InputError(f"{source}: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise InputError(
             f"{source}: its optimizer or scheduler is not what torch's state_dict() gives "

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from unet_spec import InputError
 from unet_spec.environment import cpu_model, environment, usable_cores
+from unet_spec.errors import ConfigError
 
 from ..config import TrainConfig
 
@@ -106,21 +106,29 @@ def make_placement(config: TrainConfig) -> Placement:
         data = max((n for n in range(1, data + 1) if part % n == 0), default=0)
     count = data * settings.rows
     if not 0 < count <= len(devices) or (jax.process_count() > 1 and count < len(devices)):
-        raise InputError(
-            f"mesh.data={settings.data} x mesh.rows={settings.rows} does not fit the number of "
-            f"devices, which is {len(devices)}; change or leave out either"
+        raise ConfigError(
+            config,
+            "{mesh.data=} x {mesh.rows=} does not fit the number of devices, which is {count}; "
+            "change or leave out either",
+            count=len(devices),
         )
     if part % data:
-        raise InputError(
-            f"{data} devices do not divide the {part} images of a step (data.batch="
-            f"{config.data.batch} in {config.accumulate} parts); change data.batch or mesh.data"
+        raise ConfigError(
+            config,
+            "{devices} devices do not divide the {images} images of a step ({data.batch=} in "
+            "{parts} parts); change {data.batch} or {mesh.data}",
+            devices=data,
+            images=part,
+            parts=config.accumulate,
         )
     # every level must divide, or XLA pads the rows of some devices
     multiple = settings.rows << config.net.depth
     if settings.rows > 1 and config.data.crop_px % multiple:
-        raise InputError(
-            f"mesh.rows={settings.rows} does not divide the rows of every level of "
-            f"data.crop_px={config.data.crop_px}; use a multiple of {multiple}, or fewer rows"
+        raise ConfigError(
+            config,
+            "{mesh.rows=} does not divide the rows of every level of {data.crop_px=}; use a "
+            "multiple of {multiple}, or fewer rows",
+            multiple=multiple,
         )
     grid = np.array(devices[:count]).reshape(data, settings.rows)
     mesh = Mesh(grid, ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from unet_spec import InputError
+from unet_spec.errors import ConfigError
 
 from ..config import MeshConfig
 
@@ -28,9 +28,10 @@ def join_processes(config: MeshConfig) -> None:
     if config.processes == 1:
         return
     if (config.coordinator is None) != (config.process is None):
-        raise InputError(
-            "mesh.coordinator and mesh.process belong together: give both, or neither where the "
-            "cluster knows them"
+        raise ConfigError(
+            config,
+            "{coordinator} and {process} belong together: give both, or neither where the cluster "
+            "knows them",
         )
     by_hand = config.coordinator is not None
     if config.coordinator is not None and config.process == 0:
@@ -43,15 +44,18 @@ def join_processes(config: MeshConfig) -> None:
             heartbeat_timeout_seconds=config.heartbeat_s,
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the {config.processes} processes did not find each other "
-            f"({' '.join(str(error).split())[:200]}); start all of them with the same "
-            "mesh.coordinator and mesh.processes"
+        raise ConfigError(
+            config,
+            "the {count} processes did not find each other ({reason}); start all of them with the "
+            "same {coordinator} and {processes}",
+            count=config.processes,
+            reason=" ".join(str(error).split())[:200],
         ) from error
     if jax.process_count() != config.processes:
-        raise InputError(
-            f"mesh.processes={config.processes}, but the cluster has {jax.process_count()}; "
-            "give that number"
+        raise ConfigError(
+            config,
+            "{processes=}, but the cluster has {count}; give that number",
+            count=jax.process_count(),
         )
 
 
@@ -97,9 +101,11 @@ def refuse_unlike_processes(identity: str) -> None:
     digest = np.frombuffer(hashlib.sha256(identity.encode()).digest(), np.uint8)
     digests = multihost_utils.process_allgather(digest)
     if unlike := [i for i, other in enumerate(digests) if (other != digests[0]).any()]:
-        raise InputError(
-            f"process {unlike[0]} was not given what process 0 was: all need the same flags, but "
-            "for mesh.process, and see the same images and masks"
+        raise ConfigError(
+            MeshConfig,
+            "process {other} was not given what process 0 was: all need the same flags, but for "
+            "{process}, and see the same images and masks",
+            other=unlike[0],
         )
 
 
@@ -133,7 +139,9 @@ def _refuse_taken_port(coordinator: str) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(("", port))
     except (OSError, OverflowError) as error:
-        raise InputError(
-            f"mesh.coordinator={coordinator}: this process cannot listen to port {port} ({error}); "
-            "name another"
+        raise ConfigError(
+            MeshConfig(coordinator=coordinator),
+            "{coordinator=}: this process cannot listen to port {port} ({reason}); name another",
+            port=port,
+            reason=error,
         ) from error

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from unet_spec import InputError, UNetConfig
+from unet_spec.errors import ConfigError, FieldError
 
-from ..config import DataConfig
+from ..config import DataConfig, TrainConfig
 
 Stored = Literal["0/255", "indices", "all 0", "colours", "instances"]
 
@@ -52,23 +53,27 @@ def check_settings(data: DataConfig, net: UNetConfig) -> None:
         InputError: with what fits.
     """
     if net.classes > 256:
-        raise InputError(f"net.classes={net.classes}: masks hold 256 classes at most")
+        raise FieldError(net, "classes", "is at most 256, as many as masks hold")
     if data.mask_values == "instances" and net.classes != 2:
-        raise InputError(
-            f"data.mask_values=instances makes 2 classes, and net.classes={net.classes}; use 2"
+        raise ConfigError(
+            TrainConfig,
+            "{data.mask_values=instances} makes 2 classes, and "
+            f"{{net.classes={net.classes}}}; use 2",
         )
     if data.mask_values == "colours":
         colours = _parse_palette(data.palette)
         if len(colours) != net.classes or len(set(colours)) != net.classes:
-            raise InputError(
-                f"data.palette needs {net.classes} different colours, one for each of "
-                f"net.classes, got {data.palette}"
+            raise FieldError(
+                data,
+                "palette",
+                "needs {count} different colours, one for each class of the net",
+                count=net.classes,
             )
 
 
 def _parse_palette(palette: Sequence[str]) -> list[int]:
     if not all(re.fullmatch("#?[0-9a-fA-F]{6}", colour) for colour in palette):
-        raise InputError(f"data.palette holds colours as RRGGBB, got {tuple(palette)}")
+        raise FieldError(DataConfig(palette=tuple(palette)), "palette", "holds colours as RRGGBB")
     return [int(colour.lstrip("#"), 16) for colour in palette]
 
 
@@ -88,10 +93,15 @@ def _classes_of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -
     hits = seen[..., None] == np.array(_parse_palette(palette))
     stray, pixels = np.unique(seen[~hits.any(-1)], return_counts=True)
     if stray.size:
-        raise InputError(
-            f"{source}: {pixels.sum()} pixels have a colour that is not in data.palette, "
-            f"{pixels.max()} of them {stray[pixels.argmax()]:06X}; add it, or paint them in a "
-            f"colour of the palette{_mention_jpeg(source)}"
+        raise ConfigError(
+            DataConfig,
+            "{source}: {count} pixels have a colour that is not in {palette}, {most} of them "
+            "{colour}; add it, or paint them in a colour of the palette{jpeg}",
+            source=source,
+            count=pixels.sum(),
+            most=pixels.max(),
+            colour=f"{stray[pixels.argmax()]:06X}",
+            jpeg=_mention_jpeg(source),
         )
     return hits.argmax(-1).astype(np.uint8)
 
@@ -99,10 +109,13 @@ def _classes_of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -
 def _take_one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray:
     colours = _pack_colours(mask)
     if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
-        raise InputError(
-            f"{source}: a mask in colours; say which with data.mask_values=colours and "
-            f"data.palette, or store class indices 0 to {classes - 1} in one channel"
-            f"{_mention_jpeg(source)}"
+        raise ConfigError(
+            DataConfig,
+            "{source}: a mask in colours; say which with {mask_values=colours} and {palette}, or "
+            "store class indices 0 to {last} in one channel{jpeg}",
+            source=source,
+            last=classes - 1,
+            jpeg=_mention_jpeg(source),
         )
     return colours[..., 0]
 
@@ -119,20 +132,28 @@ def _truth_of_values(
         return Truth(values.astype(np.uint8), stored="indices" if counted.any() else "all 0")
     listed = ", ".join(str(v) for v in counted[:6]) + (", ..." if counted.size > 6 else "")
     binary = "0 and 255, or " if classes == 2 else ""
-    raise InputError(
-        f"{source}: mask values {listed} do not fit {classes} classes: {binary}0 to {classes - 1} "
-        f"are needed{_mention_jpeg(source) or _guess_meaning(counted)}"
+    raise ConfigError(
+        TrainConfig,
+        "{source}: mask values {listed} do not fit {classes} classes: {binary}0 to {last} are "
+        f"needed{_mention_jpeg(source) or _guess_meaning(counted)}",
+        source=source,
+        listed=listed,
+        classes=classes,
+        binary=binary,
+        last=classes - 1,
     )
 
 
 def _guess_meaning(values: np.ndarray) -> str:
-    """What values that are no classes may be."""
+    """Return what values that are no classes may be, as a template of `ConfigError`."""
     if values.size > 16:
         return (
             "; a mask that was blended in resizing or as JPEG has to be made again, as PNG or "
-            "TIFF; numbers of objects need data.mask_values=instances"
+            "TIFF; numbers of objects need {data.mask_values=instances}"
         )
-    return "; if 255 marks pixels that count nothing: loss.ignore_index=255" * (255 in values)
+    if 255 in values:
+        return "; if 255 marks pixels that count nothing: {loss.ignore_index=255}"
+    return ""
 
 
 def _check_instances(values: np.ndarray, source: str) -> np.ndarray:

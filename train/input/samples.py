@@ -10,6 +10,7 @@ import numpy as np
 
 import unet_image
 from unet_spec import InputError, Preprocessing, UNetConfig
+from unet_spec.errors import ConfigError
 from unet_spec.preprocessing import prepare
 
 from ..config import DataConfig, TrainConfig
@@ -59,7 +60,7 @@ def read_samples(
             classes, a file that is not a whole image, settings that do not fit the net.
     """
     if data.images is None or data.masks is None:
-        raise InputError("data.images and data.masks say what is read; give both")
+        raise ConfigError(data, "{images} and {masks} say what is read; give both")
     check_settings(data, net)
     samples = []
     for image_path, mask_path in _pair_files(data.images, data.masks):

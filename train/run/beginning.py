@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state
+from unet_spec.errors import ConfigError
 from unet_spec.fields import from_json
 from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_spec.training_state import TrainingState
@@ -58,9 +59,12 @@ def read_start_settings(config: TrainConfig, *, run: Path | None = None) -> dict
         recipe = _add_clipping(source.recipe, config)
         settings |= {"optimizer": recipe.optimizer, "schedule": recipe.schedule}
         if source.step >= config.steps:
-            raise InputError(
-                f"{config.start}: it is at step {source.step} already, and steps={config.steps}; "
-                "give the step at which the run shall end"
+            raise ConfigError(
+                config,
+                "{start_file}: it is at step {reached} already, and {steps=}; give the step at "
+                "which the run shall end",
+                start_file=config.start,
+                reached=source.step,
             )
     return settings
 
@@ -126,5 +130,9 @@ def _refuse_contradiction(name: str, given: Any, of_start: Any, of_preset: Any) 
             parts = (getattr(value, field.name) for value in (given, of_start, of_preset))
             _refuse_contradiction(f"{name}.{field.name}", *parts)
     elif given not in (of_start, of_preset):
-        flag = name.replace("_", "-")
-        raise InputError(f"the start has {name}={of_start}, not {given}; leave out --{flag}")
+        raise ConfigError(
+            TrainConfig,
+            f"the start has {name}={{of_start}}, not {{given}}; leave out {{{name}}}",
+            of_start=of_start,
+            given=given,
+        )

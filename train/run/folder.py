@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_spec import InputError, training_state
+from unet_spec.errors import ConfigError
 from unet_spec.files import refuse_existing, written, written_folder
 from unet_spec.training_state import TrainingState
 
@@ -150,12 +151,17 @@ def compare_with_beginning(out: Path, config: TrainConfig, shown: Fingerprints) 
         if not any(name == one or name.startswith(f"{one}.") for one in free)
     }
     if fixed:
-        listed = "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in fixed.items())
+        listed = "; ".join(f"{{{name}}} was {{was {name}}}, now {{now {name}}}" for name in fixed)
         longer = "; its schedule ends at the last step" if "steps" in fixed else ""
-        raise InputError(
-            f"{out}: the run there cannot go on with another config ({listed}{longer}); give "
+        values = {f"was {name}": old for name, (old, _) in fixed.items()}
+        values |= {f"now {name}": new for name, (_, new) in fixed.items()}
+        raise ConfigError(
+            config,
+            f"{{out}}: the run there cannot go on with another config ({listed}{longer}); give "
             "the values that it began with, or name another --out, which may take its weights by "
-            "--start"
+            "{start}",
+            out=out,
+            **values,
         )
     if other := _describe_changed_samples(_read(out / DATA).get("samples") or {}, shown):
         raise InputError(

@@ -1,0 +1,103 @@
+"""Words that were typed become a verb, ready to run."""
+
+import contextlib
+import functools
+import inspect
+import io
+import shlex
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+from tyro.conf import arg
+
+from unet_spec import InputError
+from unet_train.config import PROMISES, presets
+
+
+class Command(NamedTuple):
+    """A `Command` is what was typed: the words after `unet`."""
+
+    words: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the command as a line that repeats it in a shell."""
+        return shlex.join(["unet", *self.words])
+
+    @property
+    def verb(self) -> str:
+        """Return the first word, which names the verb; empty where nothing was typed."""
+        return self.words[0] if self.words else ""
+
+    def find_value(self, flag: str) -> str | None:
+        """Return the value of a flag before all flags are parsed, or None where it is not given."""
+        words = [part for word in self.words for part in word.split("=", 1)]
+        values = [value for name, value in pairwise(words) if name == flag]
+        return values[-1] if values else None
+
+
+def parse(command: Command, verbs: Mapping[str, Callable[..., int]]) -> Callable[[], int]:
+    """Return the verb that a command names, with its arguments.
+
+    Args:
+        command: what was typed.
+        verbs: functions by their names; each takes `command`, and gets it.
+
+    Raises:
+        InputError: of a config; tyro itself would draw a box around it.
+        SystemExit: help was asked for, or tyro refused the words and has printed why.
+    """
+    ready = {name: _defer(verb, command) for name, verb in verbs.items()}
+    ready["train"].__annotations__["config"] = _list_presets(command)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.extras.subcommand_cli_from_dict(
+                ready,
+                args=command.words,
+                prog="unet",
+                description="One U-Net in PyTorch and JAX, proven the same.",
+                config=(tyro.conf.CascadeSubcommandArgs,),
+            )
+    except SystemExit as ended:
+        cause: BaseException | None = ended
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(printed.getvalue())
+        raise
+
+
+def _defer(verb: Callable[..., int], command: Command) -> Callable[..., Callable[[], int]]:
+    """Return a function with the flags of a verb, which gives the verb, ready to run."""
+
+    @functools.wraps(verb)
+    def ready(*arguments: Any, **flags: Any) -> Callable[[], int]:
+        return functools.partial(verb, *arguments, **{**flags, "command": command})
+
+    # tyro would read the annotations of what is wrapped, and those of `train` are changed
+    ready.__annotations__ = typing.get_type_hints(verb, include_extras=True)
+    attributes = vars(ready)
+    attributes["__signature__"] = inspect.signature(verb)
+    del attributes["__wrapped__"]
+    return ready
+
+
+def _list_presets(command: Command) -> Any:
+    """Return the type of which tyro makes `unet train PRESET`: flags begin as the preset says.
+
+    Raises:
+        InputError: no preset was typed.
+    """
+    if command.verb == "train" and not {*PROMISES, "-h", "--help"} & {*command.words}:
+        raise InputError(
+            f"train needs a preset, one of {', '.join(PROMISES)}: unet train nuclei --out RUN ..."
+        )
+    names = {part: command.find_value(f"--{part}.name") for part in ("optimizer", "schedule")}
+    configs = presets(**names)
+    preset = tyro.extras.subcommand_type_from_defaults(configs, PROMISES, prefix_names=False)
+    return Annotated[preset, arg(name="")]

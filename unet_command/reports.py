@@ -1,0 +1,32 @@
+"""Reports are what `--json` and `--report` name: refused before the work, written after it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unet_command.parsing import Command
+from unet_spec import InputError
+from unet_spec.files import written
+
+
+def check_target(path: Path | None, suffix: str = ".json") -> None:
+    """Refuse before the work what could not be written after it.
+
+    Raises:
+        InputError: the name ends in something else, or its folder does not exist.
+    """
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise InputError(f"{path}: the report's name ends in {suffix}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+
+
+def write_json(path: Path | None, content: dict[str, Any], *, command: Command) -> None:
+    """Write a report with the command that made it, where a path was given."""
+    if path is None:
+        return
+    report = {"command": str(command), **content}
+    with written(path) as stream:
+        stream.write(json.dumps(report, indent=2).encode() + b"\n")
