@@ -26,7 +26,7 @@ from unet_spec import InputError, UNetConfig, weight_file
 from unet_spec.errors import ConfigError
 from unet_spec.recipe import Optimizer, Schedule
 from unet_spec.weight_file import WeightFile
-from unet_train.config import PRESETS, presets
+from unet_train.config import PRESETS, list_presets
 
 SMALL = UNetConfig(widths=(4, 6))
 
@@ -322,9 +322,9 @@ def test_another_schedule_takes_nothing_of_the_presets(tmp_path, monkeypatch, gi
 
 
 def test_another_optimizer_keeps_of_the_presets_what_it_uses():
-    (named, given) = presets(optimizer="adam")["paper"].optimizer, PRESETS["paper"].optimizer
+    (named, given) = list_presets(optimizer="adam")["paper"].optimizer, PRESETS["paper"].optimizer
     assert named == Optimizer("adam", lr=given.lr)
-    assert presets(optimizer="none of them") == presets() == PRESETS
+    assert list_presets(optimizer="none of them") == list_presets() == PRESETS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

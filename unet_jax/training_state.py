@@ -21,7 +21,7 @@ Arrays = Mapping[str, Any]
 def from_training_state(
     state: TrainingState,
 ) -> tuple[dict[str, Array], dict[str, Array], State]:
-    """(params, stats, optimizer's state), for `unet_jax.functional` and `unet_jax.recipe.build`.
+    """Return (params, stats, optimizer's state) for `functional` and `recipe.build` of `unet_jax`.
 
     A float64 run stays so under `jax.enable_x64` and becomes float32 without.
     """
