@@ -408,7 +408,7 @@ def test_what_was_typed_is_read_once():
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "cells", "-h"]])
 @pytest.mark.parametrize("place", ["folder", "installed"])
 def test_somebody_elses_train_harms_nothing(tmp_path, arguments, place):
-    """In the folder where somebody works it comes first, and among what is installed last."""
+    """It is found first, in the folder where somebody works or among what is installed."""
     for name in ("train.py", "benchmarks.py", "train/__init__.py"):
         path = tmp_path / "foreign" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -417,7 +417,7 @@ def test_somebody_elses_train_harms_nothing(tmp_path, arguments, place):
     environment, folder = dict(os.environ), tmp_path / "foreign"
     if place == "installed":
         folder = tmp_path / "empty"
-        paths = [str(shown.ROOT), str(tmp_path / "foreign")]
+        paths = [str(tmp_path / "foreign"), str(shown.ROOT)]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
         [sys.executable, "-m", "unet_cli", *arguments],
