@@ -94,7 +94,7 @@ def configs() -> Iterator[UNetConfig]:
 
 
 def comparisons(config: UNetConfig) -> Iterator[tuple[Comparison, str, int]]:
-    """Of one net with random weights, in inference and training, on inputs of several scales."""
+    """Yield those of a net with random weights, in inference and training, at several scales."""
     for train in (False, True):
         comparer = Comparer(config, train=train)
         for seed in SEEDS:

@@ -26,7 +26,7 @@ from unet_spec import InputError, UNetConfig, weight_file
 from unet_spec.errors import ConfigError
 from unet_spec.recipe import Optimizer, Schedule
 from unet_spec.weight_file import WeightFile
-from unet_train.config import PRESETS, presets
+from unet_train.config import PRESETS, list_presets
 
 SMALL = UNetConfig(widths=(4, 6))
 
@@ -322,9 +322,9 @@ def test_another_schedule_takes_nothing_of_the_presets(tmp_path, monkeypatch, gi
 
 
 def test_another_optimizer_keeps_of_the_presets_what_it_uses():
-    (named, given) = presets(optimizer="adam")["paper"].optimizer, PRESETS["paper"].optimizer
+    (named, given) = list_presets(optimizer="adam")["paper"].optimizer, PRESETS["paper"].optimizer
     assert named == Optimizer("adam", lr=given.lr)
-    assert presets(optimizer="none of them") == presets() == PRESETS
+    assert list_presets(optimizer="none of them") == list_presets() == PRESETS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -408,7 +408,7 @@ def test_what_was_typed_is_read_once():
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "cells", "-h"]])
 @pytest.mark.parametrize("place", ["folder", "installed"])
 def test_somebody_elses_train_harms_nothing(tmp_path, arguments, place):
-    """In the folder where somebody works it comes first, and among what is installed last."""
+    """It is found first, in the folder where somebody works or among what is installed."""
     for name in ("train.py", "benchmarks.py", "train/__init__.py"):
         path = tmp_path / "foreign" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -417,7 +417,7 @@ def test_somebody_elses_train_harms_nothing(tmp_path, arguments, place):
     environment, folder = dict(os.environ), tmp_path / "foreign"
     if place == "installed":
         folder = tmp_path / "empty"
-        paths = [str(shown.ROOT), str(tmp_path / "foreign")]
+        paths = [str(tmp_path / "foreign"), str(shown.ROOT)]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
         [sys.executable, "-m", "unet_cli", *arguments],

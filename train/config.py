@@ -375,7 +375,9 @@ PROMISES = {
 }
 
 
-def presets(*, optimizer: str | None = None, schedule: str | None = None) -> dict[str, TrainConfig]:
+def list_presets(
+    *, optimizer: str | None = None, schedule: str | None = None
+) -> dict[str, TrainConfig]:
     """Return the presets as flags start from them that name another optimizer or schedule.
 
     They are not checked: `unet_spec.recipe.rename`.

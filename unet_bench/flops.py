@@ -4,7 +4,7 @@ from unet_spec import UNetConfig, geometry
 
 
 def forward_gflop(config: UNetConfig, height_px: int, width_px: int) -> float:
-    """10^9 operations of the convolutions of one forward pass over one image.
+    """Return the 10^9 operations of the convolutions in a forward pass over one image.
 
     2 k k c_in c_out h w each, over the pixels of its output; over those of its input for the 2x2
     up-convolution. The slides' net, and the paper's:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import io
+import re
 import shlex
 import sys
 import typing
@@ -15,7 +16,7 @@ import tyro
 from tyro.conf import arg
 
 from unet_spec import InputError
-from unet_train.config import PROMISES, presets
+from unet_train.config import PROMISES, list_presets
 
 
 class Command(NamedTuple):
@@ -51,7 +52,7 @@ def parse(command: Command, verbs: Mapping[str, Callable[..., int]]) -> Callable
         SystemExit: help was asked for, or tyro refused the words and has printed why.
     """
     ready = {name: _defer(verb, command) for name, verb in verbs.items()}
-    ready["train"].__annotations__["config"] = _list_presets(command)
+    ready["train"].__annotations__["config"] = _offer_presets(command)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -79,7 +80,9 @@ def _defer(verb: Callable[..., int], command: Command) -> Callable[..., Callable
     def ready(*arguments: Any, **flags: Any) -> Callable[[], int]:
         return functools.partial(verb, *arguments, **{**flags, "command": command})
 
-    # tyro would read the annotations of what is wrapped, and those of `train` are changed
+    # tyro keeps line breaks within an argument's text, and would wrap the lines once more
+    ready.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(verb) or "")
+    # it would read the annotations of what is wrapped, and those of `train` are changed
     ready.__annotations__ = typing.get_type_hints(verb, include_extras=True)
     attributes = vars(ready)
     attributes["__signature__"] = inspect.signature(verb)
@@ -87,7 +90,7 @@ def _defer(verb: Callable[..., int], command: Command) -> Callable[..., Callable
     return ready
 
 
-def _list_presets(command: Command) -> Any:
+def _offer_presets(command: Command) -> Any:
     """Return the type of which tyro makes `unet train PRESET`: flags begin as the preset says.
 
     Raises:
@@ -98,6 +101,6 @@ def _list_presets(command: Command) -> Any:
             f"train needs a preset, one of {', '.join(PROMISES)}: unet train nuclei --out RUN ..."
         )
     names = {part: command.find_value(f"--{part}.name") for part in ("optimizer", "schedule")}
-    configs = presets(**names)
+    configs = list_presets(**names)
     preset = tyro.extras.subcommand_type_from_defaults(configs, PROMISES, prefix_names=False)
     return Annotated[preset, arg(name="")]

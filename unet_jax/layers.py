@@ -68,7 +68,7 @@ def conv(
 def conv_block(
     in_channels: int, out_channels: int, config: UNetConfig, numerics: Numerics, rngs: nnx.Rngs
 ) -> list[Callable[[Array], Array]]:
-    """3x3 convolution, normalisation and activation, in the order of the config."""
+    """Return a 3x3 convolution, normalisation and activation, in the order of the config."""
     pad = 1 if config.padding == "same" else 0
     convolution = conv(
         in_channels, out_channels, 3, numerics, rngs, padding=pad, use_bias=config.bias
@@ -170,7 +170,7 @@ class BatchNorm(nnx.Module):
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """2x2 max-pool, stride 2; an odd last row or column is dropped, as in torch.
+    """Return the 2x2 max-pool with stride 2; an odd last row or column is dropped, as in torch.
 
     The gradient of a tie goes to the first maximum of the window in reading order, as in torch;
     `jnp.max` splits it. `nnx.max_pool`'s backward, select-and-scatter, is slow on CPU, and XLA
@@ -189,7 +189,9 @@ def _first_max(first: Array, second: Array) -> Array:
 
 
 class UpConv(nnx.Module):
-    """2x2 transposed convolution with stride 2: one matrix product and a pixel shuffle.
+    """An `UpConv` is a 2x2 transposed convolution with stride 2, as one matrix product.
+
+    A pixel shuffle follows the product.
 
     y[b, 2h+i, 2w+j, o] = sum_c x[b, h, w, c] kernel[i, j, c, o] + bias[o]
 
@@ -246,7 +248,7 @@ def interpolated(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*
 
 
 def aligned_weights(size: int) -> np.ndarray:
-    """(2 * size, size) weights of bilinear interpolation whose corners fall on corners."""
+    """Return (2 * size, size) weights of bilinear interpolation, corners falling on corners."""
     at = np.arange(2 * size) * (size - 1) / (2 * size - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
 

@@ -56,7 +56,7 @@ class _Now(NamedTuple):
 
 
 def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
-    """`init(params) -> State` and `update(gradients, state, params, value=None)`.
+    """Return `init(params) -> State` and `update(gradients, state, params, value=None)`.
 
     The updates are for `optax.apply_updates`. `value` is what `plateau` watches: without it its
     scheduler does not step. As in torch, a new learning rate holds from the next step on.
@@ -103,7 +103,7 @@ def momentum(recipe: Recipe, state: State) -> Scalar:
 
 
 def clipped(gradients: Any, max_norm: float | None) -> Any:
-    """`torch.nn.utils.clip_grad_norm_`: g * min(1, max_norm / (norm + 1e-6))."""
+    """Clip as `torch.nn.utils.clip_grad_norm_` does: g * min(1, max_norm / (norm + 1e-6))."""
     if max_norm is None:
         return gradients
     norms = [jnp.sqrt(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(gradients)]

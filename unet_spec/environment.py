@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages on which figures depend, where they are installed."""
+    """Return the versions of the packages on which figures depend, where they are installed."""
     found = {}
     for name in PACKAGES:
         try:

@@ -78,8 +78,11 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A `Schedule` is a learning rate over time: `StepLR`, `CosineAnnealingLR`, `OneCycleLR` or
-    `ReduceLROnPlateau` of torch, or a constant rate."""
+    """A `Schedule` says how the learning rate changes.
+
+    It is torch's `StepLR`, `CosineAnnealingLR`, `OneCycleLR` or `ReduceLROnPlateau`, or a constant
+    rate.
+    """
 
     name: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "constant"
     """The learning rate follows this rule."""

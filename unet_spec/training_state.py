@@ -75,7 +75,7 @@ class TrainingState:
 
     @property
     def dtype(self) -> str:
-        """float64 or float32: what the weights are kept in."""
+        """Return the type of the weights, float64 or float32."""
         kinds = {str(self.weights.tensors[p.name].dtype) for p in trained(self.weights)}
         return "float64" if kinds == {"float64"} else "float32"
 

@@ -63,7 +63,7 @@ def write(path: Path, tensors: Tensors) -> None:
 
 
 def write_content(path: Path, content: Any) -> None:
-    """`torch.save`, whole or not at all."""
+    """Write a file as `torch.save` does, whole or not at all."""
     # in memory first: on a full disk torch's own writer dies of a second error
     buffer = io.BytesIO()
     torch.save(content, buffer)

@@ -8,7 +8,7 @@ from unet_spec import UNetConfig
 
 
 def conv_block(in_channels: int, out_channels: int, config: UNetConfig) -> list[nn.Module]:
-    """3x3 convolution, normalisation and activation, in the order of the config."""
+    """Return a 3x3 convolution, normalisation and activation, in the order of the config."""
     pad = 1 if config.padding == "same" else 0
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=pad, bias=config.bias)
     act = nn.ReLU() if config.activation == "relu" else nn.LeakyReLU(config.negative_slope)
@@ -47,7 +47,7 @@ class Dropout(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], keep: Tensor | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """`keep`, of the shape of `x`, is 1 where a value stays; drawn at random without it."""
+        """Drop values where `keep`, of the shape of `x`, is 0; without it, at random."""
         if not self.training or self.rate == 0:
             return x
         if keep is None:

@@ -40,7 +40,7 @@ SCHEDULER_ARGUMENTS = {
 def build(
     recipe: Recipe, parameters: Iterable[Any]
 ) -> tuple[torch.optim.Optimizer, Scheduler | None]:
-    """(optimizer, scheduler); the scheduler is None where the learning rate is constant.
+    """Return (optimizer, scheduler); the scheduler is None where the learning rate is constant.
 
     Args:
         parameters: of the model, as `model.parameters()` gives them.
