@@ -40,4 +40,4 @@ def quiet():
 def begin(out, config, settings=()):
     """A run of the samples of TINY that was killed before its first checkpoint."""
     started = {"settings": sorted(settings), "sha256": beginning.hash_start(config.start)}
-    run_folder.write_beginning(out, config, shown=SHOWN, started=started)
+    run_folder.write_beginning(out, config, fingerprints=SHOWN, started=started)

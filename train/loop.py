@@ -49,7 +49,7 @@ LOGGED_PICTURES = 3  # of held-out images, at each validation
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with, as plain values.
+    """A `Result` is what a run ended with, as plain values.
 
     The scores are those of the last weights, not of the best, or, where a signal ended the run, of
     the last validation. None means not available: the run ended before it was measured.
@@ -81,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is settled before the first step.
+    """A `Plan` is all that is settled before the first step.
 
     Attributes:
         config: complete, with the settings of its start.
@@ -102,7 +102,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Validations:
-    """How the validations of a run went so far.
+    """A `Validations` says how the validations of a run went so far.
 
     Attributes:
         last_step: step of the last one; 0 for none.
@@ -125,7 +125,7 @@ class Validations:
 
 @dataclass(frozen=True)
 class End:
-    """Where the steps of this command ended.
+    """An `End` is where the steps of this command ended.
 
     Attributes:
         scores: of the last validation of this command, if there was one.
@@ -214,7 +214,7 @@ def open_run(plan: Plan, out: Path) -> Iterator[None]:
     config = plan.config
     if not plan.resuming:
         started = {"settings": plan.settings, "sha256": beginning.hash_start(config.start)}
-        run_folder.write_beginning(out, config, shown=plan.fingerprints, started=started)
+        run_folder.write_beginning(out, config, fingerprints=plan.fingerprints, started=started)
     with run_folder.lock_run(out):
         run_folder.remove_leftovers(out)
         if not (out / run_folder.AUGMENTED).exists():
@@ -310,12 +310,12 @@ def take_steps(
 
 
 def validates_at(step: int, config: TrainConfig) -> bool:
-    """Whether a validation follows after this step."""
+    """Return whether a validation follows after this step."""
     return step % config.validate_every == 0 or step >= config.steps
 
 
 def is_out_of_patience(config: TrainConfig, validations: Validations, progress: Progress) -> bool:
-    """Whether too many validations brought nothing better; it is said."""
+    """Return whether too many validations brought nothing better, and say so."""
     if config.patience is None or validations.since_best < config.patience:
         return False
     progress.say(
@@ -326,20 +326,22 @@ def is_out_of_patience(config: TrainConfig, validations: Validations, progress: 
 
 
 def collect_stop_requests() -> AbstractContextManager[list[str]]:
-    """The names of the signals that ask to stop; of several processes JAX itself hears SIGTERM, to
-    tell the others."""
+    """Yield a list that gets the names of the signals that ask to stop.
+
+    In a run of several processes JAX itself listens to SIGTERM, to tell the others.
+    """
     return signals.collect_signals() if jax.process_count() == 1 else nullcontext([])
 
 
 def is_stop_asked(requests: list[str], step: int) -> bool:
-    """Whether to stop after this step; all processes of a run agree on it."""
+    """Return whether to stop after this step; all processes of a run agree on it."""
     if jax.process_count() > 1 and was_preempted(step):
         requests.append("SIGTERM")
     return bool(requests)
 
 
 def open_log(out: Path, *, resume_at: int) -> AbstractContextManager[MetricsLog | None]:
-    """The log of the metrics, which the first process keeps."""
+    """Open the log of the metrics, which the first process keeps."""
     return MetricsLog(out, resume_at=resume_at) if is_first_process() else nullcontext()
 
 
@@ -368,8 +370,11 @@ def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float
 
 
 def save(plan: Plan, checkpoints: Checkpoints, state: State, validations: Validations) -> None:
-    """Begin to write a checkpoint. The arrays may be donated at once: they are on the host. On CPU
-    that is a view of the same memory, and XLA does not write to a buffer with a view."""
+    """Begin to write a checkpoint.
+
+    The arrays may be donated at once, because they are on the host. On a CPU that is a view of the
+    same memory, and XLA does not write to a buffer with a view.
+    """
     host, devices = gather_to_host(state), plan.placement.describe()
     make = partial(to_training_state, plan.config, host, devices=devices)
     checkpoints.save(int(host.step), make, best=validations.best_step or None)
@@ -384,8 +389,10 @@ def _validate_and_publish(
     state: State,
     validations: Validations,
 ) -> tuple[Scores | None, Validations]:
-    """Score a state whose checkpoint is there, and write its weight files and its line in the log;
-    or nothing of that, where a signal ends it half-way, for it may take minutes."""
+    """Score a state whose checkpoint is there; write its weight files and its line in the log.
+
+    A validation may take minutes. If a signal ends it half-way, nothing of it is written.
+    """
     step = int(state.step)
     weights = to_weight_file(plan.config, gather_to_host(state))
     try:
@@ -491,7 +498,7 @@ def _say_where_it_resumes(plan: Plan, checkpoint: TrainingState, progress: Progr
 
 
 def _read_validations(out: Path, *, until: int) -> Validations:
-    """The validations up to a step, as the first process reads them."""
+    """Return the validations up to a step, as the first process reads them."""
     validations = Validations()
     if is_first_process():
         for step, score in read_validations(out, until=until):

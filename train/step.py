@@ -25,12 +25,12 @@ from .metrics import confusion
 
 Arrays = dict[str, Array]
 
-# on CPU XLA takes half a minute to compile the initial weights well, which are drawn once
+# on a CPU XLA takes half a minute to compile the initial weights well, which are drawn once
 _ONCE = {"xla_backend_optimization_level": 0}
 
 
 class State(NamedTuple):
-    """All that a step changes.
+    """A `State` is all that a step changes.
 
     Attributes:
         params: trained arrays by the slides' names.
@@ -52,8 +52,14 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step measured: the batch's loss and confusion matrix, the learning rate that it
-    used, and the norm of its gradients before any clipping."""
+    """A `Metrics` is what a step measures.
+
+    Attributes:
+        loss: of the batch.
+        confusion: (classes, classes) numbers of pixels, of the batch.
+        lr: the learning rate that the step used.
+        grad_norm: the norm of the gradients before any clipping.
+    """
 
     loss: Array
     confusion: Array
@@ -62,7 +68,7 @@ class Metrics(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """A run as two compiled functions.
+    """A `Steps` is a run as two compiled functions.
 
     Attributes:
         init: `init() -> State` at step 0.
@@ -75,13 +81,17 @@ class Steps(NamedTuple):
 
 
 def jit_steps(config: TrainConfig, placement: Placement | None = None) -> Steps:
-    """The functions of a run, for the devices of a placement (by default, of the config)."""
+    """Return the functions of a run, which compile at their first call.
+
+    Args:
+        placement: the devices; by default those of the config.
+    """
     placement = placement or make_placement(config)
     return _jit(config, placement, partial(init_state, config))
 
 
 def _jit(config: TrainConfig, placement: Placement, first: Callable[[], State]) -> Steps:
-    """The functions of a run with such a first state; JAX traces one function once."""
+    """Return the functions of a run with such a first state; JAX traces one function once."""
     shardings = placement.state(jax.eval_shape(first))
     once = _ONCE if jax.default_backend() == "cpu" else None
     return Steps(
@@ -96,20 +106,22 @@ def _jit(config: TrainConfig, placement: Placement, first: Callable[[], State]) 
 
 @contextmanager
 def _pause_garbage_collection() -> Iterator[None]:
-    """Tracing makes a million objects that stay: looking for garbage costs a fifth of its time."""
-    was = gc.isenabled()
+    """Collect no garbage in the block.
+
+    Tracing makes a million objects that stay; looking among them takes a fifth of its time.
+    """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
 @_pause_garbage_collection()
 def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
-    """The functions of a run, compiled now and for ever: another shape is an error, not a
-    compilation."""
+    """Return the functions of a run, compiled once: another shape is an error, no compilation."""
     begin = partial(init_state, config)
     shapes = jax.eval_shape(begin)
     steps: Any = _jit(config, placement, begin)
@@ -126,7 +138,7 @@ def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
 
 
 def shapes_of_crops(config: TrainConfig, placement: Placement) -> Batch:
-    """Of a batch as it is cut."""
+    """Return the shapes of a batch as it is cut, and where its arrays live."""
     image = (config.data.batch, config.data.crop_px, config.data.crop_px)
     shape = partial(jax.ShapeDtypeStruct, sharding=placement.images)
     return Batch(
@@ -137,7 +149,7 @@ def shapes_of_crops(config: TrainConfig, placement: Placement) -> Batch:
 
 
 def init_state(config: TrainConfig) -> State:
-    """The state at step 0."""
+    """Return the state at step 0."""
     params, stats = functional(config.net).init(jax.random.key(config.seed))
     optimizer = optimizers.build(config.recipe).init(params)
     ema = copy_for_average(params, stats) if config.ema else {}
@@ -145,7 +157,7 @@ def init_state(config: TrainConfig) -> State:
 
 
 def copy_for_average(params: Arrays, stats: Arrays) -> Arrays:
-    """Copies of what a running average is of: all but counts."""
+    """Return copies of all arrays that are averaged, which are all but counts."""
     both = {**params, **stats}
     return {n: jnp.copy(a) for n, a in both.items() if jnp.issubdtype(a.dtype, jnp.floating)}
 
@@ -153,16 +165,16 @@ def copy_for_average(params: Arrays, stats: Arrays) -> Arrays:
 def train_step(
     config: TrainConfig, placement: Placement, state: State, crops: Batch
 ) -> tuple[State, Metrics]:
-    """What augmentation, net and optimizer make of a batch as it was cut."""
-    seen = prepare_batch(config, crops, state.step)
+    """Take a step: augment the crops, then update the state."""
+    batch = prepare_batch(config, crops, state.step)
     # whole images are augmented where they are, and their rows taken then: nothing is exchanged
     for sharding in (placement.images, placement.rows):
-        seen = jax.lax.with_sharding_constraint(seen, sharding)
-    return update_state(config, state, seen)
+        batch = jax.lax.with_sharding_constraint(batch, sharding)
+    return update_state(config, state, batch)
 
 
 def prepare_batch(config: TrainConfig, crops: Batch, now: Array) -> Batch:
-    """What the net sees at step `now`, and the truth of what it answers for."""
+    """Return what the net sees at step `now`, and the truth of the pixels that it predicts."""
     x, truth, weight = augment_batch(*crops, seed=config.seed, step=now, config=config.augment)
     out_px = geometry.output_size(config.net, config.data.crop_px)
     before = (config.data.crop_px - out_px) // 2
@@ -171,7 +183,7 @@ def prepare_batch(config: TrainConfig, crops: Batch, now: Array) -> Batch:
 
 
 def update_state(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """The next state; the same one, stopped, where loss, gradient or update is not finite."""
+    """Return the next state; the same one, stopped, if loss, gradient or update is not finite."""
     gradients, stats, loss, matrix = accumulate_gradients(config, state, batch)
     norm = optax.tree.norm(gradients)
     updates, optimizer = optimizers.build(config.recipe).update(
@@ -182,13 +194,13 @@ def update_state(config: TrainConfig, state: State, batch: Batch) -> tuple[State
     metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
     following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
     finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
-    fine = finite & ~state.stopped
-    kept = jax.tree.map(partial(jax.lax.select, fine), following, state)
-    return kept._replace(stopped=~fine), metrics
+    advances = finite & ~state.stopped
+    result = jax.tree.map(partial(jax.lax.select, advances), following, state)
+    return result._replace(stopped=~advances), metrics
 
 
 def dropout_keys(config: TrainConfig, state: State) -> Array:
-    """Of the next step, one for each of its parts."""
+    """Return the keys of the next step's dropout, one for each of its parts."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     if config.accumulate == 1:
         return key[None]
@@ -196,8 +208,7 @@ def dropout_keys(config: TrainConfig, state: State) -> Array:
 
 
 def numerics_of(config: TrainConfig) -> Numerics:
-    """The net's arithmetic: float32 without TF32 or passes of bfloat16; whoever wants speed asks
-    for bfloat16."""
+    """Return the net's arithmetic: bfloat16, or float32 without TF32 or passes of bfloat16."""
     precision = "highest" if config.compute == "float32" else None
     return Numerics(dtype=jnp.dtype(config.compute), precision=precision, remat=config.remat)
 
@@ -205,7 +216,7 @@ def numerics_of(config: TrainConfig) -> Numerics:
 def accumulate_gradients(
     config: TrainConfig, state: State, batch: Batch
 ) -> tuple[Arrays, Arrays, Array, Array]:
-    """(gradients, statistics, loss, confusion) of a batch, in `config.accumulate` parts.
+    """Return (gradients, statistics, loss, confusion), computed in `config.accumulate` parts.
 
     Each part counts for what it is of the whole batch, so the sum is that of one large step;
     only batch norm, as everywhere, sees each part by itself.
@@ -251,16 +262,20 @@ def _differentiate_part(
 
 
 def split_into_parts(batch: Batch, count: int) -> Batch:
-    """(parts, b / parts, ...): every part has images of every device. Of image i the part is
-    i % parts."""
+    """Return arrays (parts, b / parts, ...), in which every part has images of every device.
+
+    Image i goes into part i % parts.
+    """
     return jax.tree.map(
         lambda array: array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1), batch
     )
 
 
 def _update_average(decay: float, state: State, arrays: Arrays) -> Arrays:
-    """The running average after this step; `decay` is reached slowly, so that the first weights
-    are soon forgotten."""
+    """Return the running average after this step.
+
+    `decay` is reached slowly, so that the first weights are soon forgotten.
+    """
     done = state.step.astype(float)
     rate = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
     return {

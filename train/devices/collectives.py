@@ -12,8 +12,10 @@ _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def count_collectives(text: str) -> Counter[str]:
-    """How many of each kind a compiled function (`as_text()`) holds: halos of rows are
-    `collective-permute`, sums of gradients `all-reduce`."""
+    """Return how many collectives of each kind a compiled function (`as_text()`) holds.
+
+    Halos of rows are `collective-permute`, sums of gradients `all-reduce`.
+    """
     return Counter(kind for _, kind in _OPERATION.findall(text))
 
 

@@ -21,7 +21,7 @@ from ..config import TrainConfig
 
 @dataclass(frozen=True)
 class Placement:
-    """The mesh of a run, and who holds what on it.
+    """A `Placement` is the mesh of a run, and says which device holds what.
 
     Attributes:
         mesh: axes `data` and `rows`.
@@ -33,31 +33,31 @@ class Placement:
 
     @property
     def images(self) -> NamedSharding:
-        """Of whole images, (b, ...): what augmentation moves about."""
+        """Where whole images (b, ...) live, which augmentation turns and moves."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     @property
     def rows(self) -> NamedSharding:
-        """Of what the net sees, (b, h, ...)."""
+        """Where the net's input (b, h, ...) lives: its rows are spread too."""
         return NamedSharding(self.mesh, PartitionSpec("data", "rows"))
 
     @property
     def everywhere(self) -> NamedSharding:
-        """Of what every device holds."""
+        """Where an array lives that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def state(self, shapes: Any) -> Any:
-        """Of each array of a state."""
+        """Return where each array of a state lives."""
         return jax.tree.map(lambda array: self._part(array.shape), shapes)
 
     def local(self, batch: int) -> slice:
-        """The images of a batch that this process has to make."""
+        """Return which images of a batch this process has to make."""
         parts = self.images.addressable_devices_indices_map((batch,)).values()
         spans = [part[0].indices(batch) for part in parts if part is not None]
         return slice(min(start for start, *_ in spans), max(stop for _, stop, _ in spans))
 
     def put(self, tree: Any, *, batch: int) -> Any:
-        """The whole batch, of which this process has made its own images."""
+        """Return the whole batch on the devices; this process has made its own images of it."""
         return jax.tree.map(
             lambda array: jax.make_array_from_process_local_data(
                 self.images, array, (batch, *array.shape[1:])
@@ -73,9 +73,9 @@ class Placement:
         device = first.device_kind
         if first.platform == "cpu":
             device = f"{cpu_model()}, {usable_cores()} cores"
-        used, there = data * rows, jax.device_count()
-        of_all = "" if used == there else f" of {there}"
-        count = f"{used}{of_all} device{'s' if max(used, there) > 1 else ''}"
+        used, available = data * rows, jax.device_count()
+        of_all = "" if used == available else f" of {available}"
+        count = f"{used}{of_all} device{'s' if available > 1 else ''}"
         spread = "" if data * rows == 1 else f" (data {data} x rows {rows})"
         processes = "" if jax.process_count() == 1 else f" in {jax.process_count()} processes"
         sharded = ", parameters sharded" if self.shard_parameters else ""
@@ -83,7 +83,7 @@ class Placement:
         return f"{count}{spread}{processes}: {device}{sharded}; {compiler}"
 
     def _part(self, shape: tuple[int, ...]) -> NamedSharding:
-        """A part of the longest axis that the devices of `data` divide, or the whole."""
+        """Where an array lives: parts of its longest axis that divides, or the whole everywhere."""
         count = self.mesh.shape["data"]
         divisible = [axis for axis, size in enumerate(shape) if size % count == 0 and size > 0]
         if not self.shard_parameters or not divisible:
@@ -94,7 +94,7 @@ class Placement:
 
 
 def make_placement(config: TrainConfig) -> Placement:
-    """The mesh that a config asks for.
+    """Return the mesh that a config asks for.
 
     Raises:
         InputError: more devices than there are, or that do not divide the batch or the rows.

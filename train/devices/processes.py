@@ -21,9 +21,12 @@ WAIT_S = 600  # for the slowest process to read its data, compile or validate
 
 
 def join_processes(config: MeshConfig) -> None:
-    """Join the processes of the run; before anything else of JAX.
+    """Join the processes of the run, before anything else of JAX is called.
 
-    Where the cluster tells coordinator and process (TPU pods, Slurm), it is asked.
+    A cluster that knows coordinator and process (TPU pods, Slurm) is asked for them.
+
+    Raises:
+        ConfigError: the processes did not find each other, or are not as many as the config says.
     """
     if config.processes == 1:
         return
@@ -60,8 +63,9 @@ def join_processes(config: MeshConfig) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Meet all processes, by way of the coordinator: what they compile takes unlike long, and an
-    exchange between devices waits either too short or for ever.
+    """Wait until all processes are here, by way of the coordinator.
+
+    They compile for unlike times, and an exchange between devices would wait too short or for ever.
 
     Raises:
         JaxRuntimeError: one did not come within `WAIT_S`.
@@ -70,7 +74,7 @@ def wait_for_all(name: str) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes the run's files; a run of one process is."""
+    """Return whether this process writes the files of the run."""
     return jax.process_index() == 0
 
 
@@ -90,7 +94,10 @@ def broadcast_from_first(name: str, answer: Number) -> Number:
 
 
 def refuse_unlike_processes(identity: str) -> None:
-    """Refuse processes that would not run the same; each tells what it would run.
+    """Refuse processes that would not run the same.
+
+    Args:
+        identity: what this process would run.
 
     Raises:
         InputError: they differ.
@@ -110,12 +117,12 @@ def refuse_unlike_processes(identity: str) -> None:
 
 
 def was_preempted(step: int) -> bool:
-    """Whether one of the processes was asked to stop; the same answer in all of them."""
+    """Return whether any process was asked to stop; the answer is the same in all of them."""
     return multihost_utils.reached_preemption_sync_point(step)
 
 
 def gather_to_host(tree: Any) -> Any:
-    """The whole arrays on the host, in every process."""
+    """Return the whole arrays on the host, in every process."""
 
     def whole(array: jax.Array) -> np.ndarray:
         if not array.is_fully_replicated:

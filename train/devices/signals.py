@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop. Nothing here imports JAX: one may come before it is there."""
+"""Signals that ask a run to stop.
+
+Nothing here imports JAX, because a signal may come before JAX is there.
+"""
 
 import math
 import os
@@ -14,13 +17,16 @@ AGAIN_S = 1.0  # a terminal and a wrapper may both pass on the same Ctrl-C
 
 
 class StopAskedError(Exception):
-    """Somebody asked to stop."""
+    """A `StopAskedError` is raised when somebody asks to stop."""
 
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Where no steps are under way a signal ends the process: an exception would be swallowed in a
-    callback, as JAX has one in the garbage collection. Files are whole or not there."""
+    """End the process at once when a signal comes in the block, in which no steps are taken.
+
+    An exception would be swallowed in a callback, such as JAX's in the garbage collection. Files
+    are whole or not there.
+    """
 
     def leave(number: int) -> None:
         _print_line(f"unet: {signal.Signals(number).name}; what was written before is whole")
@@ -32,40 +38,46 @@ def exit_on_signal() -> Iterator[None]:
 
 @contextmanager
 def collect_signals() -> Iterator[list[str]]:
-    """The names of the signals that ask to stop; who asks again, later, is not kept waiting."""
-    asked: list[str] = []
-    since = math.inf
+    """Yield a list that gets the names of the signals that ask to stop.
+
+    A second one, more than `AGAIN_S` after the first, acts as if nobody had collected it.
+    """
+    names: list[str] = []
+    first_s = math.inf
 
     def ask(number: int) -> None:
-        nonlocal since
+        nonlocal first_s
         name, now = signal.Signals(number).name, time.monotonic()
-        if not asked:
-            asked.append(name)
-            since = now
+        if not names:
+            names.append(name)
+            first_s = now
             _print_line(f"{name}: saving, then it stops; once more, and it stops at once")
-        elif now - since > AGAIN_S:
+        elif now - first_s > AGAIN_S:
             signal.signal(number, before[number])
             os.kill(os.getpid(), number)
 
     with _install_handlers(ask) as before:
-        yield asked
+        yield names
 
 
-def iterate_until_stopped(asked: Sequence[str], items: Iterable[T]) -> Iterator[T]:
-    """The items, as long as nobody asks to stop.
+def iterate_until_stopped(requests: Sequence[str], items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, as long as nobody asks to stop.
+
+    Args:
+        requests: names of signals, as `collect_signals` yields them.
 
     Raises:
         StoppedError: somebody did, before the next one.
     """
     for item in items:
-        if asked:
+        if requests:
             raise StopAskedError
         yield item
 
 
 @contextmanager
 def _install_handlers(handler: Callable[[int], None]) -> Iterator[dict[int, Any]]:
-    """The handlers of before, which come back at the end."""
+    """Call a handler for signals in the block; yield the handlers that come back at its end."""
     before: dict[int, Any] = {}
     for wanted in (signal.SIGTERM, signal.SIGINT):
         before[wanted] = signal.signal(wanted, lambda number, _: handler(number))

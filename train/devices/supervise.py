@@ -1,4 +1,7 @@
-"""One process of several, watched: JAX ends it in a page of C++ where another one died."""
+"""A process of several runs in a child that this one watches.
+
+JAX ends a process with a page of C++ when another one died; here it ends with a sentence.
+"""
 
 import os
 import signal
@@ -23,13 +26,12 @@ ENDED = (
 
 
 def is_watched() -> bool:
-    """Whether this process runs under `watched`."""
+    """Return whether this process is a child of `run_watched`."""
     return os.environ.get(_WATCHED_VARIABLE) == "1"
 
 
 def run_watched(arguments: Sequence[str]) -> tuple[int, str | None]:
-    """Run the command `unet` again as a child: its exit status, and a sentence if another process
-    ended it.
+    """Run the command `unet` in a child; return its status, and a sentence if it was ended.
 
     Signals are passed on as SIGTERM, and its own sentences; all else that it says of errors, only
     where it has no sentence for them.
@@ -45,28 +47,28 @@ def run_watched(arguments: Sequence[str]) -> tuple[int, str | None]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: child.terminate())
     assert child.stderr is not None
-    said, rest = False, deque[str](maxlen=500)
+    has_spoken, rest = False, deque[str](maxlen=500)
     for line in child.stderr:
         if line.startswith(("unet: ", "SIG")):
-            said = True
+            has_spoken = True
             print(line, end="", file=sys.stderr, flush=True)
         else:
             rest.append(line)
     status = child.wait()
     ended_by_jax = status < 0 and any("coordination_service" in line for line in rest)
     if status == LOST or ended_by_jax:
-        return (1, None) if said else (1, DIED)
+        return (1, None) if has_spoken else (1, DIED)
     asked_from_outside = -status in (signal.SIGTERM, signal.SIGKILL)
-    if status and not said and not asked_from_outside:
+    if status and not has_spoken and not asked_from_outside:
         sys.stderr.writelines(rest)
     if status < 0:
-        told = None if said else ENDED.format(signal.Signals(-status).name)
-        return 128 - status, told
+        reason = None if has_spoken else ENDED.format(signal.Signals(-status).name)
+        return 128 - status, reason
     return status, None
 
 
 def die_with_the_parent() -> None:
-    """In a child: end at once when the process that watches is killed."""
+    """End this child at once when the process that watches it is killed."""
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin, whose lock Python would wait for at its end
@@ -77,8 +79,10 @@ def die_with_the_parent() -> None:
 
 
 def exit_now(status: int) -> None:
-    """End this process at once after an error: a goodbye would wait for the other processes, and
-    they wait for this one."""
+    """End this process at once after an error.
+
+    An orderly end would wait for the other processes, and they wait for this one.
+    """
     if is_watched():
         sys.stdout.flush()
         sys.stderr.flush()

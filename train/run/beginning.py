@@ -115,8 +115,8 @@ def refuse_changed(path: Path, *, run: Path) -> None:
 
 
 def _add_clipping(recipe: Recipe, config: TrainConfig) -> Recipe:
-    """The recipe, with the clipping of the flags where the file knows of none: a torch checkpoint
-    does not hold it."""
+    """Return the recipe, with the clipping of the flags if the file has none: torch does not save
+    it."""
     if recipe.optimizer.clip_norm is not None or config.optimizer.clip_norm is None:
         return recipe
     clipped = replace(recipe.optimizer, clip_norm=config.optimizer.clip_norm)

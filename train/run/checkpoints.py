@@ -18,9 +18,10 @@ from ..devices.processes import broadcast_from_first, is_first_process
 
 
 class Checkpoints:
-    """The last checkpoints of a run, and the best one, written in the background.
+    """A `Checkpoints` writes the last checkpoints of a run, and keeps the best one.
 
-    A context manager; of several processes the first writes, and the others do nothing.
+    It writes in the background, and is a context manager. Of several processes the first writes,
+    and the others do nothing.
 
     Args:
         keep: number of checkpoints that are kept besides the best; damaged ones do not count.
@@ -96,7 +97,7 @@ class Checkpoints:
                 checkpoint_path(self.folder, step).unlink()
 
     def _is_whole(self, step: int) -> bool:
-        """Whether the file is what was written; no file is hashed twice by a process."""
+        """Return whether the file is what was written; no process hashes a file twice."""
         if step not in self._whole:
             try:
                 training_state.check_whole(checkpoint_path(self.folder, step))

@@ -1,4 +1,4 @@
-"""RUN/: what a run leaves there, and whether the same command may go on in it."""
+"""RUN/ as a folder: the names of its files, how a run begins there, and whether it may resume."""
 
 import fcntl
 import hashlib
@@ -44,7 +44,7 @@ MAY_CHANGE = (
 
 
 def is_run(out: Path) -> bool:
-    """Whether a run has begun there."""
+    """Return whether a run has begun there."""
     return (out / CONFIG).exists()
 
 
@@ -52,20 +52,22 @@ Fingerprints = dict[str, str]  # sha256 of each sample, by its name
 
 
 def write_beginning(
-    out: Path, config: TrainConfig, *, shown: Fingerprints, started: Mapping[str, Any]
+    out: Path, config: TrainConfig, *, fingerprints: Fingerprints, started: Mapping[str, Any]
 ) -> None:
-    """Write what the run is; a kill leaves all of it or nothing, but where `out` is there and
-    empty, which may be a mount point: that is not replaced.
+    """Write what the run is.
+
+    A kill leaves all of it or nothing, except if `out` is there and empty: it may be a mount point,
+    and is not replaced.
 
     Args:
-        shown: of its samples.
+        fingerprints: of its samples.
         started: `settings`, the names of what `config.start` settles, and its `sha256`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
     with nullcontext(out) if out.is_dir() else written_folder(out) as folder:
         for name, content in (
-            (DATA, {"samples": shown}),
+            (DATA, {"samples": fingerprints}),
             (START, dict(started)),
             (CONFIG, to_plain(config)),
         ):
@@ -75,7 +77,9 @@ def write_beginning(
 
 @contextmanager
 def lock_run(out: Path) -> Iterator[None]:
-    """Nobody else trains in a run meanwhile; however this process ends, the next one may.
+    """Let nobody else train in this run while the block runs.
+
+    However this process ends, the next one may train there.
 
     Raises:
         InputError: somebody does.
@@ -102,19 +106,19 @@ def remove_leftovers(out: Path) -> None:
                 path.unlink()
 
 
-def describe_identity(config: TrainConfig, shown: Fingerprints) -> str:
-    """What all processes of a run must have in common."""
+def describe_identity(config: TrainConfig, fingerprints: Fingerprints) -> str:
+    """Return what all processes of a run must have in common."""
     mesh = replace(config.mesh, process=None)
-    return json.dumps([to_plain(replace(config, mesh=mesh)), shown])
+    return json.dumps([to_plain(replace(config, mesh=mesh)), fingerprints])
 
 
 def list_changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any]]:
-    """Names and new values of what differs."""
+    """Return the names and new values of the fields that differ."""
     return [(name, pair[1]) for name, pair in _iterate_differences(to_plain(old), to_plain(new))]
 
 
 def read_config(out: Path) -> dict[str, Any]:
-    """What `begin` wrote of the config.
+    """Return the config that `write_beginning` wrote, as plain values.
 
     Raises:
         InputError: it cannot be read.
@@ -123,7 +127,7 @@ def read_config(out: Path) -> dict[str, Any]:
 
 
 def read_started(out: Path) -> dict[str, Any]:
-    """What `begin` wrote of the start.
+    """Return what `write_beginning` wrote of the start.
 
     Raises:
         InputError: it cannot be read.
@@ -131,16 +135,17 @@ def read_started(out: Path) -> dict[str, Any]:
     return _read(out / START)
 
 
-def compare_with_beginning(out: Path, config: TrainConfig, shown: Fingerprints) -> list[str]:
-    """What this command says otherwise than the one that began the run, in words; a run goes on
-    with other devices, paths and intervals.
+def compare_with_beginning(out: Path, config: TrainConfig, fingerprints: Fingerprints) -> list[str]:
+    """Return what differs from the command that began the run, in words.
+
+    A run may go on with other devices, paths and intervals.
 
     Raises:
         InputError: it differs in something that the weights depend on, or the images do.
     """
-    # what an older version did not know, it did as the default of today
-    began = _fill_in(read_config(out), json.loads(_json(to_plain(TrainConfig()))))
-    changed = dict(_iterate_differences(began, json.loads(_json(to_plain(config)))))
+    # a field that an older version did not have, it used as the default of today
+    beginning = _fill_in(read_config(out), json.loads(_json(to_plain(TrainConfig()))))
+    changed = dict(_iterate_differences(beginning, json.loads(_json(to_plain(config)))))
     if config.schedule == config.schedule.for_steps(config.steps):
         free: tuple[str, ...] = (*MAY_CHANGE, "steps")  # the schedule does not depend on it
     else:
@@ -163,7 +168,7 @@ def compare_with_beginning(out: Path, config: TrainConfig, shown: Fingerprints) 
             out=out,
             **values,
         )
-    if other := _describe_changed_samples(_read(out / DATA).get("samples") or {}, shown):
+    if other := _describe_changed_samples(_read(out / DATA).get("samples") or {}, fingerprints):
         raise InputError(
             f"{out}: the images or masks are not those with which the run there began ({other}); "
             "bring them back, or name another --out"
@@ -191,7 +196,7 @@ def refuse_other_run(out: Path, checkpoint: TrainingState, config: TrainConfig) 
 
 
 def fingerprint_samples(samples: Sequence[Sample]) -> Fingerprints:
-    """Hashes of image and mask of all samples."""
+    """Return the sha256 of image and mask of each sample, by its name."""
     return {sample.name: _fingerprint(sample) for sample in samples}
 
 
@@ -203,13 +208,13 @@ def _fingerprint(sample: Sample) -> str:
     return digest.hexdigest()
 
 
-def _describe_changed_samples(began: Fingerprints, now: Fingerprints) -> str:
-    """What is gone, new or changed, in words."""
-    both = began.keys() & now.keys()
+def _describe_changed_samples(old: Fingerprints, new: Fingerprints) -> str:
+    """Return what is gone, new or changed, in words."""
+    both = old.keys() & new.keys()
     kinds = {
-        "gone": began.keys() - now.keys(),
-        "new": now.keys() - began.keys(),
-        "changed": {name for name in both if began[name] != now[name]},
+        "gone": old.keys() - new.keys(),
+        "new": new.keys() - old.keys(),
+        "changed": {name for name in both if old[name] != new[name]},
     }
     return "; ".join(
         f"{kind}: {', '.join(sorted(names)[:MAX_NAMES])}"
@@ -231,14 +236,14 @@ def _iterate_differences(
         yield path, (old, new)
 
 
-def _fill_in(known: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    """With the usual values in the place of those that are not known."""
+def _fill_in(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the values, with the defaults of those that are missing."""
     parts = {
-        name: _fill_in(known[name], value)
-        for name, value in usual.items()
-        if isinstance(value, dict) and isinstance(known.get(name), dict)
+        name: _fill_in(values[name], value)
+        for name, value in defaults.items()
+        if isinstance(value, dict) and isinstance(values.get(name), dict)
     }
-    return {**usual, **known, **parts}
+    return {**defaults, **values, **parts}
 
 
 def _read(path: Path) -> dict[str, Any]:

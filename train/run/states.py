@@ -65,7 +65,7 @@ def start_from_weights(source: WeightFile, like: State) -> State:
 
 
 def _place(state: State, like: State) -> State:
-    """The arrays of a state in the types and on the devices of another."""
+    """Return the arrays of a state in the types and on the devices of another."""
 
     def place(array: Any, model: Any) -> jax.Array:
         host = np.asarray(array, model.dtype)  # a file may hold float64
