@@ -282,10 +282,7 @@ def test_the_seed_is_that_of_the_weights_and_of_the_dropout():
     first, second = (init_state(replace(ONE, seed=seed)) for seed in (0, 1))
     name = "down_1.conv.conv.0.weight"
     assert (first.params[name] != second.params[name]).any()
-    keys = [
-        jax.random.key_data(dropout_keys(replace(ONE, seed=seed, accumulate=2), first))
-        for seed in (0, 1)
-    ]
+    keys = [jax.random.key_data(dropout_keys(seed, first.step, parts=2)) for seed in (0, 1)]
     assert len({tuple(np.asarray(key)) for key in np.concatenate(keys)}) == 4
 
 

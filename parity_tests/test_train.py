@@ -15,7 +15,7 @@ import unet_torch
 from parity_tests.tiny import TINY, quiet
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state, weight_file
 from unet_spec.recipe import Recipe, Schedule
-from unet_train import loop
+from unet_train import loop, plan
 from unet_train.check import nonfinite
 from unet_train.check.nonfinite import explain_nonfinite
 from unet_train.config import LossConfig, MeshConfig
@@ -248,7 +248,7 @@ def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
     bad = second[0]
     assert bad not in (*first, third[0])
     monkeypatch.setattr(
-        loop, "load_samples",
+        plan, "load_samples",
         lambda _: [replace(s, x=s.x * (np.nan if s.name == bad else 1)) for s in samples],
     )  # fmt: skip
     asked = []

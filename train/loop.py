@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,29 +13,25 @@ import numpy as np
 
 from unet_jax.weights import from_weights
 from unet_spec import InputError, weight_file
-from unet_spec.files import refuse_existing
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 
-from .check import data_doctor
 from .check.nonfinite import explain_step
 from .config import TrainConfig, to_plain
 from .devices import signals
-from .devices.placement import Placement, describe_environment, make_placement
+from .devices.placement import describe_environment
 from .devices.processes import (
     broadcast_from_first,
     gather_to_host,
     is_first_process,
-    refuse_unlike_processes,
     wait_for_all,
     was_preempted,
 )
 from .input.prefetch import prefetch_batches
-from .input.samples import Sample, load_samples
-from .input.split import split_samples
+from .plan import Plan, make_plan, open_run
 from .report.metrics_log import MetricsLog, read_metrics, read_validations
 from .report.page import Report, write_page
-from .report.pictures import draw_overlays, draw_worst_and_best, write_pictures, write_preview
+from .report.pictures import draw_overlays, draw_worst_and_best, write_pictures
 from .report.progress import Progress
 from .report.validation import Scores, validate
 from .run import beginning
@@ -77,27 +73,6 @@ class Result:
     seconds: float
     stopped_by: str | None
     environment: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A `Plan` is all that is settled before the first step.
-
-    Attributes:
-        config: complete, with the settings of its start.
-        settings: names of what the start settled.
-        fingerprints: sha256 of each sample, by its name.
-        resuming: the run has begun in its folder.
-    """
-
-    config: TrainConfig
-    settings: Sequence[str]
-    placement: Placement
-    training: list[Sample]
-    validation: list[Sample]
-    fingerprints: run_folder.Fingerprints
-    diagnosis: data_doctor.Diagnosis
-    resuming: bool
 
 
 @dataclass(frozen=True)
@@ -150,7 +125,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
             a loss that is not finite.
     """
     start = time.monotonic()
-    plan = make_plan(config, out, progress)
+    plan = make_plan(config, progress, out=out)
     with open_run(plan, out):
         progress.say(f"compiling for {plan.placement.describe()}")
         compile_start = time.monotonic()
@@ -165,64 +140,6 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         if end.stopped_by is None:
             end = write_end(plan, out, end, progress, command)
     return make_result(plan, out, end, compile_s=compile_s, seconds=time.monotonic() - start)
-
-
-def make_plan(config: TrainConfig, out: Path, progress: Progress) -> Plan:
-    """Settle all that comes before the first step; nothing is written.
-
-    Raises:
-        InputError: data, a config or an output that cannot be used.
-    """
-    resuming = broadcast_from_first("begun", run_folder.is_run(out))
-    settings = beginning.read_start_settings(config, run=out if resuming else None)
-    given, config = config, beginning.apply_start(config, settings)
-    for name, value in run_folder.list_changes(given, config):
-        progress.say(f"taken from {config.start}: {name}={value}")
-    placement = make_placement(config)
-    if is_first_process() and not resuming:
-        refuse_existing(out, why="exists, and holds no run")
-    samples = load_samples(config)
-    training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
-    fingerprints = run_folder.fingerprint_samples(samples)
-    refuse_unlike_processes(run_folder.describe_identity(config, fingerprints))
-    if resuming:
-        for change in run_folder.compare_with_beginning(out, config, fingerprints):
-            progress.say(f"other than before: {change}")
-    if config.data.images is None:
-        progress.say(f"no --data.images: {len(samples)} images of synthetic cells")
-    diagnosis = data_doctor.report_data(
-        training, validation, config=config, console=progress.console
-    )
-    return Plan(
-        config,
-        sorted(settings),
-        placement,
-        training,
-        validation,
-        fingerprints,
-        diagnosis,
-        resuming,
-    )
-
-
-@contextmanager
-def open_run(plan: Plan, out: Path) -> Iterator[None]:
-    """Write the beginning of a new run, and let nobody else train in the folder meanwhile."""
-    if not is_first_process():
-        yield
-        return
-    config = plan.config
-    if not plan.resuming:
-        started = {"settings": plan.settings, "sha256": beginning.hash_start(config.start)}
-        run_folder.write_beginning(out, config, fingerprints=plan.fingerprints, started=started)
-    with run_folder.lock_run(out):
-        run_folder.remove_leftovers(out)
-        if not (out / run_folder.AUGMENTED).exists():
-            write_preview(
-                out / run_folder.AUGMENTED, plan.training, data=config.data, net=config.net,
-                augment=config.augment, seed=config.seed,
-            )  # fmt: skip
-        yield
 
 
 def first_state(
@@ -279,18 +196,19 @@ def take_steps(
         collect_stop_requests() as requests,
         progress.steps(config.steps, start=step) as bar,
     ):
+        is_due = partial(is_validation_due, every=config.validate_every, last=config.steps)
         validate_and_publish = partial(_validate_and_publish, plan, out, log, requests, progress)
-        if step and validates_at(step, config) and validations.last_step != step:
+        if step and is_due(step) and validations.last_step != step:
             # the command before this one was stopped in that validation
             scores, validations = validate_and_publish(state, validations)
             bar.restart_clock()
-        if requests or is_out_of_patience(config, validations, progress):
+        if requests or is_out_of_patience(config.patience, validations, progress):
             return End(state, validations, scores, means, *requests[:1])
         for batch in batches:
             state, measured = steps.step(state, bar.wait_for(batch))
             step += 1
             stops = is_stop_asked(requests, step)
-            validates = validates_at(step, config) and not stops
+            validates = is_due(step) and not stops
             saves = stops or validates or step % config.checkpoint_every == 0
             window = bar.advance(measured, images=config.data.batch, settle=saves)
             if window is not None:
@@ -304,22 +222,22 @@ def take_steps(
                 scores = new_scores or scores
             if saves:
                 bar.restart_clock()
-                if requests or is_out_of_patience(config, validations, progress):
+                if requests or is_out_of_patience(config.patience, validations, progress):
                     break
         return End(state, validations, scores, means, *requests[:1])
 
 
-def validates_at(step: int, config: TrainConfig) -> bool:
+def is_validation_due(step: int, *, every: int, last: int) -> bool:
     """Return whether a validation follows after this step."""
-    return step % config.validate_every == 0 or step >= config.steps
+    return step % every == 0 or step >= last
 
 
-def is_out_of_patience(config: TrainConfig, validations: Validations, progress: Progress) -> bool:
+def is_out_of_patience(patience: int | None, validations: Validations, progress: Progress) -> bool:
     """Return whether too many validations brought nothing better, and say so."""
-    if config.patience is None or validations.since_best < config.patience:
+    if patience is None or validations.since_best < patience:
         return False
     progress.say(
-        f"no better validation since step {validations.best_step} ({config.patience} of them): "
+        f"no better validation since step {validations.best_step} ({patience} of them): "
         "the run ends"
     )
     return True

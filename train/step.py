@@ -17,7 +17,7 @@ from unet_jax import recipe as optimizers
 from unet_spec import geometry
 
 from . import losses
-from .config import TrainConfig
+from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
 from .input.augment import augment_batch
 from .input.crops import Batch
@@ -199,18 +199,18 @@ def update_state(config: TrainConfig, state: State, batch: Batch) -> tuple[State
     return result._replace(stopped=~advances), metrics
 
 
-def dropout_keys(config: TrainConfig, state: State) -> Array:
-    """Return the keys of the next step's dropout, one for each of its parts."""
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if config.accumulate == 1:
+def dropout_keys(seed: int, step: Array, *, parts: int) -> Array:
+    """Return the keys of a step's dropout, one for each of its parts."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    if parts == 1:
         return key[None]
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(config.accumulate))
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(parts))
 
 
-def numerics_of(config: TrainConfig) -> Numerics:
+def make_numerics(compute: str, *, remat: bool) -> Numerics:
     """Return the net's arithmetic: bfloat16, or float32 without TF32 or passes of bfloat16."""
-    precision = "highest" if config.compute == "float32" else None
-    return Numerics(dtype=jnp.dtype(config.compute), precision=precision, remat=config.remat)
+    precision = "highest" if compute == "float32" else None
+    return Numerics(dtype=jnp.dtype(compute), precision=precision, remat=remat)
 
 
 def accumulate_gradients(
@@ -222,15 +222,17 @@ def accumulate_gradients(
     only batch norm, as everywhere, sees each part by itself.
     """
     over = losses.counts(batch.truth, batch.weight, config=config.loss)
-    keys = dropout_keys(config, state)
+    keys = dropout_keys(config.seed, state.step, parts=config.accumulate)
+    numerics = make_numerics(config.compute, remat=config.remat)
+    differentiate = partial(
+        _differentiate, functional(config.net, numerics=numerics).apply, config.loss, over
+    )
     if config.accumulate == 1:
-        return _differentiate_part(config, state.params, state.stats, batch, keys[0], over)
+        return differentiate(state.params, state.stats, batch, keys[0])
 
     def add(sums: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
         (gradients, stats, loss, matrix), (key, images) = sums, part
-        new, stats, value, counted = _differentiate_part(
-            config, state.params, stats, images, key, over
-        )
+        new, stats, value, counted = differentiate(state.params, stats, images, key)
         return (optax.tree.add(gradients, new), stats, loss + value, matrix + counted), None
 
     classes = config.net.classes
@@ -243,20 +245,26 @@ def accumulate_gradients(
     return jax.lax.scan(add, nothing, (keys, split_into_parts(batch, config.accumulate)))[0]
 
 
-def _differentiate_part(
-    config: TrainConfig, params: Arrays, stats: Arrays, batch: Batch, key: Array, over: Any
+def _differentiate(
+    apply: Callable[..., Any],
+    loss_config: LossConfig,
+    over: losses.Counts,
+    params: Arrays,
+    stats: Arrays,
+    batch: Batch,
+    key: Array,
 ) -> tuple[Arrays, Arrays, Array, Array]:
-    apply = functional(config.net, numerics=numerics_of(config)).apply
+    """Return (gradients, statistics, loss, confusion) of one part of a batch."""
 
     def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
         logits, updated = apply(params, batch.x, stats, train=True, key=key)
-        value = losses.loss(logits, batch.truth, batch.weight, config=config.loss, over=over)
+        value = losses.loss(logits, batch.truth, batch.weight, config=loss_config, over=over)
         return value, (logits, updated)
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
     matrix = confusion(
         logits.argmax(-1), batch.truth,
-        classes=config.net.classes, ignore_index=config.loss.ignore_index,
+        classes=logits.shape[-1], ignore_index=loss_config.ignore_index,
     )  # fmt: skip
     return gradients, updated, loss, matrix
 

@@ -74,8 +74,8 @@ def _train_here(
     from rich.console import Console
 
     from unet_train import loop
-    from unet_train.check.overfit import learn_one_batch
     from unet_train.devices.processes import join_processes
+    from unet_train.overfit import learn_one_batch
     from unet_train.report.progress import Progress
 
     try:

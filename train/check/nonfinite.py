@@ -1,7 +1,6 @@
 """Where the first value was made that is not finite."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..step import (
     State,
     accumulate_gradients,
     dropout_keys,
-    numerics_of,
+    make_numerics,
     prepare_batch,
     split_into_parts,
 )
@@ -69,7 +68,7 @@ def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Se
             return f"{path} holds NaN or infinite values"
     count = config.accumulate
     parts = split_into_parts(batch, count)
-    for index, key in enumerate(dropout_keys(config, state)):
+    for index, key in enumerate(dropout_keys(config.seed, state.step, parts=count)):
         part = jax.tree.map(lambda array, i=index: array[i], parts)
         reason = _explain_part(config, state, part, names[index::count], key)
         if reason is not None:
@@ -111,7 +110,7 @@ def _module_outputs(
     config: TrainConfig, state: State, x: jax.Array, key: jax.Array
 ) -> list[tuple[str, jax.Array]]:
     """The output of every module that computes, in the order of the calls."""
-    plain = replace(numerics_of(config), remat=False)  # which would trace what is watched
+    plain = make_numerics(config.compute, remat=False)  # which would trace what is watched
     net = nnx.eval_shape(lambda: UNet(config.net, numerics=plain, rngs=nnx.Rngs(0)))
     model = with_arrays(net, {**state.params, **state.stats})
     model.train()
@@ -153,7 +152,7 @@ def _replace_module(model: nnx.Module, path: tuple[Any, ...], value: Any) -> Non
 def _loss(
     config: TrainConfig, params: Any, state: State, batch: Batch, key: jax.Array
 ) -> jax.Array:
-    apply = functional(config.net, numerics=numerics_of(config)).apply
+    apply = functional(config.net, numerics=make_numerics(config.compute, remat=config.remat)).apply
     logits, _ = apply(params, batch.x, state.stats, train=True, key=key)
     return losses.loss(logits, batch.truth, batch.weight, config=config.loss)
 

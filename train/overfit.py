@@ -7,45 +7,41 @@ import numpy as np
 from unet_spec import InputError
 from unet_spec.recipe import Optimizer, Schedule
 
-from ..check import data_doctor
-from ..config import AugmentConfig, TrainConfig
-from ..devices.placement import make_placement
-from ..input.crops import cut_batch
-from ..input.samples import load_samples
-from ..input.split import split_samples
-from ..metrics import foreground_iou
-from ..report.progress import WINDOW, Progress
-from ..run import beginning
-from ..step import compile_steps
+from .config import AugmentConfig, TrainConfig
+from .input.crops import cut_batch
+from .metrics import foreground_iou
+from .plan import make_plan
+from .report.progress import WINDOW, Progress
+from .step import compile_steps
 
 STEPS, LR, IOU = 400, 2e-3, 0.95
 
 
 def learn_one_batch(config: TrainConfig, *, progress: Progress) -> bool:
-    """Whether the net can learn its first batch by heart: what a net that cannot, will not learn
-    either. Nothing is augmented, dropped, averaged or written.
+    """Return whether the net can learn its first batch by heart; one that cannot learns nothing.
+
+    Nothing is augmented, dropped, averaged or written.
 
     Raises:
         InputError: data or a config that cannot be used; a batch of background alone, which
             proves nothing.
     """
-    config = beginning.apply_start(config, beginning.read_start_settings(config))
+    plan = make_plan(config, progress)
+    placement = plan.placement
     config = replace(
-        config,
-        net=replace(config.net, dropout=0.0),
+        plan.config,
+        net=replace(plan.config.net, dropout=0.0),
         augment=AugmentConfig(flips=False, quarter_turns=False),
         optimizer=Optimizer(lr=LR),
         schedule=Schedule(),
         ema=0.0,
     )
-    placement = make_placement(config)
-    samples = load_samples(config)
-    training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
-    data_doctor.report_data(training, validation, config=config, console=progress.console)
     progress.say(f"compiling for {placement.describe()}")
     steps = compile_steps(config, placement)
     rows = placement.local(config.data.batch)
-    batch = cut_batch(training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows)
+    batch = cut_batch(
+        plan.training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows
+    )
     crops = placement.put(batch, batch=config.data.batch)
     state, score = steps.init(), 0.0
     with progress.steps(STEPS) as bar:
