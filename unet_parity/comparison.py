@@ -10,6 +10,7 @@ from torch import nn
 from unet_parity import fault, oracle
 from unet_parity.decisions import decisions, flips, imposed
 from unet_parity.fault import Fault
+from unet_parity.jax_net import match_modules
 from unet_parity.layers import (
     GRADIENT_FACTOR,
     LOCAL_FACTOR,
@@ -18,9 +19,12 @@ from unet_parity.layers import (
     gradient_rows,
     layer_rows,
 )
+from unet_parity.leaves import JaxLeaves, LeafResult, TorchLeaves
 from unet_parity.oracle import Agreement
-from unet_parity.trace import Local, Maps, Port, TorchLocal, Trace, torch_trace
+from unet_parity.recording import Recorder
+from unet_parity.trace import Trace, torch_trace
 from unet_parity.twins import JaxRun, Masks, is_small
+from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors
 
@@ -55,6 +59,15 @@ class Numbers:
     keep: Masks = (None, None)
 
 
+@dataclass(frozen=True)
+class _Instruments:
+    """The three ways to look at JAX's net, in one type of numbers."""
+
+    recorder: Recorder
+    wiring: WiringProbe
+    leaves: JaxLeaves
+
+
 class Comparer:
     """Compares one net with itself, compiled once for many weights and inputs of one size.
 
@@ -76,7 +89,7 @@ class Comparer:
     ):
         self.config, self.train, self.reference = config, train, reference
         self.precision, self.quick = precision, quick
-        self._ports: dict[str, Port] = {}
+        self._instruments: dict[str, _Instruments] = {}
         self._whole: JaxRun | None = None
 
     def __call__(
@@ -106,11 +119,11 @@ class Comparer:
 
     def _located(
         self, numbers: Numbers, truth: Trace
-    ) -> tuple[tuple[Fault, ...], dict[str, Local | None]]:
+    ) -> tuple[tuple[Fault, ...], dict[str, LeafResult | None]]:
         """What is at fault, and every leaf of the port by itself."""
-        port = self._port(truth, "float64")
-        local = port.local(numbers.tensors, truth.calls, backward=True)
-        wiring = port.wired(
+        instruments = self._instruments_for(truth, "float64")
+        local = instruments.leaves.run(numbers.tensors, truth.calls, backward=True)
+        wiring = instruments.wiring.probe(
             numbers.tensors, truth.calls, numbers.x, numbers.cotangent, keep=numbers.keep
         )
         found = fault.find(self.config, numbers.tensors, truth, wiring, local, train=self.train)
@@ -121,7 +134,7 @@ class Comparer:
         numbers: Numbers,
         mode: str,
         truth: Trace,
-        local64: dict[str, Local | None],
+        local64: dict[str, LeafResult | None],
         faults: tuple[Fault, ...],
         say: Callable[[str], None],
     ) -> Comparison:
@@ -132,22 +145,22 @@ class Comparer:
         port = self._whole(*given, keep=numbers.keep)
         say(f"  {mode}: both in float32, forward and backward")
         ours = self._traced(numbers, "float32")
-        port32 = self._port(truth, "float32")
-        theirs, seen = port32.recorded(*given, keep=numbers.keep)
-        agreement = oracle.judge(truth.result, port, ours.result, theirs, mode=mode)
-        right, *runs = (decisions(truth.calls, maps) for maps in (_maps(truth), _maps(ours), seen))
+        instruments = self._instruments_for(truth, "float32")
+        theirs = instruments.recorder.record(*given, keep=numbers.keep)
+        agreement = oracle.judge(truth.result, port, ours.result, theirs.result, mode=mode)
+        right, *runs = (decisions(truth.calls, run.maps) for run in (truth, ours, theirs))
         turned = [flips(right, run) for run in runs]
         decided = [
             self._traced(numbers, "float64", decided=run).result if turn else truth.result
             for run, turn in zip(runs, turned, strict=True)
         ]
         say(f"  {mode}: every module by itself in float32")
-        local = self._local(numbers, truth, port32)
-        layers = layer_rows(truth, ours, seen, local, local64, (turned[0], turned[1]))
+        local = self._local(numbers, truth, instruments.leaves)
+        layers = layer_rows(truth, ours, theirs, local, local64, (turned[0], turned[1]))
         gradients = gradient_rows(
             truth,
             (ours.result, decided[0]),
-            (theirs, decided[1]),
+            (theirs.result, decided[1]),
             agreement.input_gradient,
             agreement.gradients,
         )
@@ -158,7 +171,7 @@ class Comparer:
             gradients,
             faults,
             (first, second),
-            (truth.result.output, ours.result.output, theirs.output),
+            (truth.result.output, ours.result.output, theirs.result.output),
             (*map(str, faults[:1]), *_out_of_line(layers, gradients), *agreement.problems),
         )
 
@@ -177,39 +190,39 @@ class Comparer:
             replace=None if decided is None else imposed(decided),
         )
 
-    def _port(self, truth: Trace, dtype: str) -> Port:
-        if dtype not in self._ports:
-            self._ports[dtype] = Port(
-                self.config,
-                truth.calls,
-                dtype=dtype,
-                train=self.train,
-                precision=self.precision,
-                quick=self.quick,
+    def _instruments_for(self, truth: Trace, dtype: str) -> _Instruments:
+        if dtype not in self._instruments:
+            net = match_modules(
+                self.config, truth.calls, dtype=dtype, train=self.train, precision=self.precision
             )
-        return self._ports[dtype]
+            self._instruments[dtype] = _Instruments(
+                Recorder(net, quick=self.quick),
+                WiringProbe(net, quick=self.quick),
+                JaxLeaves(net, quick=self.quick),
+            )
+        return self._instruments[dtype]
 
     def _local(
-        self, numbers: Numbers, truth: Trace, port: Port
-    ) -> dict[str, tuple[np.ndarray, np.ndarray, Local | None]]:
+        self, numbers: Numbers, truth: Trace, leaves: JaxLeaves
+    ) -> dict[str, tuple[np.ndarray, np.ndarray, LeafResult | None]]:
         """Float64, torch and JAX on the truth's input, rounded once, for all three, to float32."""
         inputs = {
             path: tuple(m.astype(np.float32) for m in call.inputs)
             for path, call in truth.leaves.items()
         }
-        theirs = port.local(numbers.tensors, truth.calls, inputs=inputs, backward=False)
-        exact, ours = (self._torch_local(numbers, dtype) for dtype in ("float64", "float32"))
+        theirs = leaves.run(numbers.tensors, truth.calls, inputs=inputs, backward=False)
+        exact, ours = (self._torch_leaves(numbers, dtype) for dtype in ("float64", "float32"))
         return {
             path: (
-                exact.output(call, inputs=inputs[path]),
-                ours.output(call, inputs=inputs[path]),
+                exact.run(call, inputs=inputs[path]),
+                ours.run(call, inputs=inputs[path]),
                 theirs[path],
             )
             for path, call in truth.leaves.items()
         }
 
-    def _torch_local(self, numbers: Numbers, dtype: str) -> TorchLocal:
-        return TorchLocal(
+    def _torch_leaves(self, numbers: Numbers, dtype: str) -> TorchLeaves:
+        return TorchLeaves(
             self.config, numbers.tensors, dtype=dtype, train=self.train, reference=self.reference
         )
 
@@ -278,7 +291,3 @@ def _out_of_line(layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]) -> 
         if not 1 / GRADIENT_FACTOR <= gradient.ratio <= GRADIENT_FACTOR
     ][:1]
     return tuple(problems)
-
-
-def _maps(trace: Trace) -> dict[str, tuple[Maps, Maps]]:
-    return {path: (call.inputs, call.outputs) for path, call in trace.calls.items()}

@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet_parity.trace import Call, Maps, Replace
+from unet_parity.trace import Call, ModuleMaps, Replace
 
 Decisions = dict[str, np.ndarray]
 
 
-def decisions(calls: Mapping[str, Call], seen: Mapping[str, tuple[Maps, Maps]]) -> Decisions:
+def decisions(calls: Mapping[str, Call], run: Mapping[str, ModuleMaps]) -> Decisions:
     """By path: where a ReLU lets through, and which of the four a 2x2 max-pool takes.
 
     Args:
         calls: of the reference, for the kinds of the modules.
-        seen: inputs and outputs of every module in the run that is asked about.
+        run: the maps around every module in the run that is asked about.
     """
     found: Decisions = {}
     for path, call in calls.items():
-        inputs, outputs = seen[path]
+        inputs, outputs = run[path]
         if call.kind in ("ReLU", "LeakyReLU"):
             found[path] = outputs[0] > 0
         elif call.kind == "MaxPool2d":

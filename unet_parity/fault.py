@@ -13,7 +13,9 @@ import numpy as np
 
 from unet_parity import recognise
 from unet_parity.differences import difference, module_of, module_scales
-from unet_parity.trace import OUTPUT, Call, Local, Maps, Place, Trace, Wiring
+from unet_parity.leaves import LeafResult
+from unet_parity.trace import OUTPUT, Call, Maps, Place, Trace
+from unet_parity.wiring import Wiring
 from unet_spec import UNetConfig
 from unet_spec.parameters import Tensors
 
@@ -54,7 +56,7 @@ def find(
     tensors: Tensors,
     truth: Trace,
     wiring: Wiring,
-    local: Mapping[str, Local | None],
+    local: Mapping[str, LeafResult | None],
     *,
     train: bool,
 ) -> tuple[Fault, ...]:
@@ -79,7 +81,7 @@ def find(
 
 
 def _forward(
-    places: list[Place], truth: Trace, wiring: Wiring, local: Mapping[str, Local | None]
+    places: list[Place], truth: Trace, wiring: Wiring, local: Mapping[str, LeafResult | None]
 ) -> Iterator[tuple[Fault, Place]]:
     for place in places:
         path = place[0]
@@ -96,7 +98,7 @@ def _forward(
 
 
 def _backward(
-    places: list[Place], truth: Trace, wiring: Wiring, local: Mapping[str, Local | None]
+    places: list[Place], truth: Trace, wiring: Wiring, local: Mapping[str, LeafResult | None]
 ) -> Iterator[tuple[Fault, Place]]:
     for place in places:
         path, side = place
@@ -113,7 +115,7 @@ def _backward(
                 yield Fault(owner, where, size, allowed=LOCAL_GRADIENT_BOUND), place
 
 
-def _computed(call: Call, truth: Trace, local: Local | None) -> Iterator[tuple[str, float]]:
+def _computed(call: Call, truth: Trace, local: LeafResult | None) -> Iterator[tuple[str, float]]:
     if local is None:
         yield "its output", np.inf
         return
@@ -126,7 +128,9 @@ def _computed(call: Call, truth: Trace, local: Local | None) -> Iterator[tuple[s
             yield f"its {name.rpartition('.')[2]}", size
 
 
-def _differentiated(call: Call, truth: Trace, local: Local | None) -> Iterator[tuple[str, float]]:
+def _differentiated(
+    call: Call, truth: Trace, local: LeafResult | None
+) -> Iterator[tuple[str, float]]:
     assert local is not None
     size = _largest(call.input_gradients, local.input_gradients)
     if size > LOCAL_GRADIENT_BOUND:

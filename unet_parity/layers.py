@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unet_parity.differences import difference, error_ratio, module_of, rms, ulp
-from unet_parity.trace import Call, Local, Maps, Trace
+from unet_parity.leaves import LeafResult
+from unet_parity.recording import Recording
+from unet_parity.trace import Call, Maps, Trace
 from unet_parity.twins import Pass
 
 # healthy modules stay within 3.4 by themselves (benchmarks/results/verdicts.json), but gradients of
@@ -82,9 +84,9 @@ class Gradient:
 def layer_rows(
     truth: Trace,
     ours: Trace,
-    theirs: Mapping[str, tuple[Maps, Maps]],
-    local: Mapping[str, tuple[np.ndarray, np.ndarray, Local | None]],
-    local64: Mapping[str, Local | None],
+    theirs: Recording,
+    local: Mapping[str, tuple[np.ndarray, np.ndarray, LeafResult | None]],
+    local64: Mapping[str, LeafResult | None],
     flips: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> tuple[Layer, ...]:
     """A row for every module, in the order of the calls.
@@ -109,7 +111,7 @@ def layer_rows(
                 scale=scale,
                 ulp=ulp(scale),
                 torch_error=_error(call.outputs, ours.calls[path].outputs),
-                jax_error=_error(call.outputs, theirs[path][1]),
+                jax_error=_error(call.outputs, theirs.maps[path].outputs),
                 local_torch_error=alone[0],
                 local_jax_error=alone[1],
                 local_float64=None if exact is None else difference(call.outputs[0], exact.output),

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_parity.differences import difference
-from unet_parity.trace import OUTPUT, Call, Local, Place, Trace, Wiring
+from unet_parity.leaves import LeafResult
+from unet_parity.trace import OUTPUT, Call, Place, Trace
 from unet_parity.twins import torch_model
+from unet_parity.wiring import Wiring
 from unet_spec import UNetConfig
 from unet_spec.parameters import Tensors
 
@@ -31,7 +33,7 @@ def looks_like(
     tensors: Tensors,
     truth: Trace,
     wiring: Wiring,
-    local: Mapping[str, Local | None],
+    local: Mapping[str, LeafResult | None],
     *,
     place: Place,
     where: str,

@@ -23,7 +23,7 @@ import unet_torch.recipe
 from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity import oracle
-from unet_parity.twins import Masks, compiled, is_small, nhwc, statistic, torch_model
+from unet_parity.twins import Masks, compiled, is_small, jax_arrays, nhwc, torch_model
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.recipe import Recipe
@@ -238,17 +238,6 @@ def mover(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..., Any
         return optax.apply_updates(params, updates), state
 
     return move
-
-
-def jax_arrays(config: UNetConfig, tensors: Tensors, *, dtype: str) -> tuple[Any, Any]:
-    """(params, stats) of a `state_dict`."""
-    arrays = layout.to_jax(config, tensors)
-    trained = {p.name for p in parameters(config) if p.trained}
-    kind = jnp.dtype(dtype)
-    return (
-        {n: jnp.asarray(a, kind) for n, a in arrays.items() if n in trained},
-        {n: statistic(a, kind) for n, a in arrays.items() if n not in trained},
-    )
 
 
 def jax_batch(batch: Batch, *, dtype: str) -> tuple[Any, Any, Any]:

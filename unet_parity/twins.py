@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_jax.functional import functional
+from unet_jax.functional import functional, split
 from unet_jax.layers import Numerics
 from unet_spec import UNetConfig, layout
-from unet_spec.parameters import Tensors, parameters
+from unet_spec.parameters import Tensors
 from unet_torch.model import UNet
 
 Masks = Sequence[np.ndarray | None]
@@ -150,21 +150,15 @@ class JaxRun:
         """Forward and backward; maps in torch's layout."""
         with jax.enable_x64(self.dtype == "float64"):
             kind = jnp.dtype(self.dtype)
-            trained = {p.name for p in parameters(self.config) if p.trained}
-            arrays = layout.to_jax(self.config, tensors)
+            params, stats = jax_arrays(self.config, tensors, dtype=self.dtype)
             output, stats, gradients, input_gradient = self._run(
-                {n: jnp.asarray(a, kind) for n, a in arrays.items() if n in trained},
+                params,
                 jnp.asarray(nhwc(x), kind),
-                {n: statistic(a, kind) for n, a in arrays.items() if n not in trained},
+                stats,
                 [None if mask is None else jnp.asarray(nhwc(mask)) for mask in keep],
                 jnp.asarray(nhwc(cotangent), kind),
             )
-            return Pass(
-                nchw(wide(output)),
-                nchw(wide(input_gradient)),
-                layout.to_torch(self.config, wide(gradients)),
-                layout.to_torch(self.config, wide(stats)),
-            )
+            return to_pass(self.config, output, stats, gradients, input_gradient)
 
 
 def _differentiated(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[..., Any]:
@@ -202,8 +196,27 @@ def is_small(x: np.ndarray) -> bool:
     return x.size <= QUICK_PIXELS * x.shape[1]
 
 
-def statistic(array: np.ndarray, kind: Any) -> jax.Array:
-    return jnp.asarray(array, kind if np.issubdtype(array.dtype, np.floating) else None)
+def jax_arrays(
+    config: UNetConfig, tensors: Tensors, *, dtype: str
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Move a `state_dict` to JAX's device and layout, as (params, stats); counts stay integers."""
+    arrays = {}
+    for name, array in layout.to_jax(config, tensors).items():
+        kind = dtype if np.issubdtype(array.dtype, np.floating) else None
+        arrays[name] = jnp.asarray(array, kind)
+    return split(config, arrays)
+
+
+def to_pass(
+    config: UNetConfig, output: jax.Array, stats: Any, gradients: Any, input_gradient: jax.Array
+) -> Pass:
+    """Fetch what a pass through JAX's net gave, in torch's layout."""
+    return Pass(
+        nchw(wide(output)),
+        nchw(wide(input_gradient)),
+        layout.to_torch(config, wide(gradients)),
+        layout.to_torch(config, wide(stats)),
+    )
 
 
 def numpy_of(tensor: torch.Tensor) -> np.ndarray:
