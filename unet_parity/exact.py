@@ -13,7 +13,8 @@ vacuous. What cannot be certified is refused, not passed.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,6 +113,10 @@ class Row:
     def holds(self) -> bool:
         wrong = self.mismatches + self.gradients["mismatches"] + self.input_gradient["mismatches"]
         return not self.refused and wrong == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values; what a fault differs in is in words."""
+        return {**asdict(self), "fault": None if self.fault is None else self.fault.to_json()}
 
     @property
     def outcome(self) -> str:

@@ -53,6 +53,11 @@ class Layer:
     def local_ratio(self) -> float:
         return error_ratio(self.local_torch_error, self.local_jax_error, self.scale * self.floor)
 
+    @property
+    def holds(self) -> bool:
+        """Whether, by itself, neither framework is too far from float64 for the other."""
+        return 1 / LOCAL_FACTOR <= self.local_ratio <= LOCAL_FACTOR
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -79,6 +84,11 @@ class Gradient:
     @property
     def ratio(self) -> float:
         return error_ratio(self.torch_error, self.jax_error, self.scale * self.floor)
+
+    @property
+    def holds(self) -> bool:
+        """Whether neither framework is too far from float64 for the other."""
+        return 1 / GRADIENT_FACTOR <= self.ratio <= GRADIENT_FACTOR
 
 
 def layer_rows(

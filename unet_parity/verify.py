@@ -108,11 +108,15 @@ class Report:
             },
             "config": asdict(self.config),
             "structure": self.structure,
-            "exact": [asdict(row) for row in self.exact],
+            "exact": [row.to_json() for row in self.exact],
             "float64": [asdict(c.agreement) for c in self.comparisons],
             "layers": rows("layers"),
             "gradients": rows("gradients"),
-            "faults": rows("faults"),
+            "faults": [
+                {"mode": c.agreement.mode, **fault.to_json()}
+                for c in self.comparisons
+                for fault in c.faults
+            ],
             "flips": [
                 {"mode": c.agreement.mode, "torch": c.flips[0], "jax": c.flips[1]}
                 for c in self.comparisons
@@ -280,8 +284,41 @@ def judge_recorded(comparison: Comparison, recorded: np.ndarray) -> Recorded:
     return Recorded(scale, error, ours_error, theirs_error, ratio)
 
 
+@dataclass(frozen=True)
+class ShapeDifference:
+    """A tensor that one framework's net has in another shape than the table.
+
+    Attributes:
+        shape: None where the net does not have the tensor.
+        expected: None where the table does not.
+    """
+
+    framework: str
+    tensor: str
+    shape: tuple[int, ...] | None
+    expected: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        shape = "missing" if self.shape is None else self.shape
+        expected = "there" if self.expected is None else self.expected
+        return f"{self.framework}: {self.tensor} is {shape}, not {expected}"
+
+
 def check_structure(config: UNetConfig) -> dict[str, Any]:
-    """Names and shapes of both twins against the table, a third witness."""
+    """Compare names and shapes of both twins with the table, a third witness."""
+    with torch.device("meta"):
+        reference = TorchUNet(config)
+    convolutions = [m for m in reference.modules() if isinstance(m, torch.nn.modules.conv._ConvNd)]
+    return {
+        "tensors": len(parameters(config)),
+        "parameters": parameter_count(config),
+        "convolutions": len(convolutions),
+        "problems": list(map(str, compare_shapes(config))),
+    }
+
+
+def compare_shapes(config: UNetConfig) -> list[ShapeDifference]:
+    """List the tensors of both twins whose shapes are not those of the table."""
     table = {p.name: p.shape for p in parameters(config)}
     with torch.device("meta"):
         reference = TorchUNet(config)
@@ -289,17 +326,16 @@ def check_structure(config: UNetConfig) -> dict[str, Any]:
     port = nnx.eval_shape(lambda: JaxUNet(config, rngs=nnx.Rngs(0)))
     jax_shapes = {name: tuple(a.shape) for name, a in to_arrays(port).items()}
     blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in table.items()}
-    expected = {name: array.shape for name, array in layout.to_jax(config, blank).items()}
-    problems = _differences("torch", torch_shapes, table) + _differences(
-        "JAX", jax_shapes, expected
-    )
-    convolutions = [m for m in reference.modules() if isinstance(m, torch.nn.modules.conv._ConvNd)]
-    return {
-        "tensors": len(table),
-        "parameters": parameter_count(config),
-        "convolutions": len(convolutions),
-        "problems": problems,
-    }
+    jax_table = {name: array.shape for name, array in layout.to_jax(config, blank).items()}
+    return [
+        ShapeDifference(framework, name, shapes.get(name), expected.get(name))
+        for framework, shapes, expected in (
+            ("torch", torch_shapes, table),
+            ("JAX", jax_shapes, jax_table),
+        )
+        for name in sorted(shapes.keys() | expected.keys())
+        if shapes.get(name) != expected.get(name)
+    ]
 
 
 def _exact_rows(
@@ -355,14 +391,6 @@ def _hash(tensors: Tensors) -> str:
         digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
         digest.update(np.ascontiguousarray(tensor).tobytes())
     return digest.hexdigest()
-
-
-def _differences(who: str, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    return [
-        f"{who}: {name} is {found.get(name, 'missing')}, not {expected.get(name, 'there')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
 
 
 def _refuse_single_values(config: UNetConfig, x: np.ndarray) -> None:
