@@ -23,7 +23,7 @@ from tyro.conf import Positional, arg
 
 from unet_spec import InputError, UNetConfig
 from unet_spec.environment import need
-from unet_spec.files import refuse_existing, written
+from unet_spec.files import atomic_write, refuse_existing
 
 Json = Annotated[Path | None, arg(metavar="FILE")]
 
@@ -171,8 +171,8 @@ def verify(
     if report is not None:
         from unet_parity import page
 
-        with written(report) as stream:
-            stream.write(page.html(found, command=_command()).encode())
+        with atomic_write(report) as stream:
+            stream.write(page.make_page(found, command=_command()).encode())
         console.print(f"the page: {report}", markup=False)
     _write_json(json, found.to_json())
     return int(found.verdict == "different")
@@ -478,7 +478,7 @@ def _command() -> str:
 
 def _write_json(path: Path | None, content: dict[str, Any]) -> None:
     if path is not None:
-        with written(path) as stream:
+        with atomic_write(path) as stream:
             report = {"command": _command(), **content}
             stream.write(json_format.dumps(report, indent=2).encode() + b"\n")
 

@@ -57,15 +57,15 @@ def read_weights(source: Path, config: UNetConfig) -> tuple[WeightFile, bool]:
         need("torch")
         from unet_torch import checkpoint, training_state
 
-        content = checkpoint.content(source)
+        content = checkpoint.read_content(source)
         if training_state.holds_optimizer(content):
             print(f"{source}: its optimizer is left out; name a folder as target to keep it")
         if training_state.knows_config(content):
             weights = training_state.read(source).weights
             refuse_contradiction(config, weights.config, source=source)
             return weights, False
-        tensors = checkpoint.tensors_of(content, source=str(source))
-    found = dialects.config_of(tensors, given=config, source=str(source))
+        tensors = checkpoint.select_tensors(content, source=str(source))
+    found = dialects.infer_config(tensors, given=config, source=str(source))
     return WeightFile(found, tensors), True
 
 
@@ -95,7 +95,7 @@ def _run(source: Path, target: Path, *, config: UNetConfig, dtype: str) -> dict[
     if (source / training_state.LAST).is_dir():
         source = source / training_state.LAST
     state = torch_state.read(source, config=config)
-    assumed = source == pair[1] and not torch_state.knows_config(checkpoint.content(source))
+    assumed = source == pair[1] and not torch_state.knows_config(checkpoint.read_content(source))
     refuse_contradiction(config, state.weights.config, source=source)
     if dtype not in ("float32", state.dtype):
         raise InputError(f"{source}: the run is in {state.dtype} and stays so; leave out --dtype")
@@ -117,7 +117,8 @@ def _sentence(source: Path, target: Path, state: TrainingState) -> str:
 
 def _told(source: Path, target: Path, weights: WeightFile, *, assumed: bool) -> dict[str, Any]:
     if assumed:
-        print(f"not in the tensors, taken from the flags: {dialects.assumed(weights.config)}")
+        axes = dialects.describe_assumptions(weights.config)
+        print(f"not in the tensors, taken from the flags: {axes}")
     return {
         "source": str(source),
         "target": str(target),

@@ -49,7 +49,7 @@ def pipeline(folder: Path) -> dict[str, Any]:
     made = batches(config, placement, samples, first=0)
     state, crops = steps.init(), next(made).result()
     seen = jax.jit(partial(prepare, config))(crops, state.step)
-    step, _ = timing.compiled(jax.jit(partial(update, config), donate_argnums=0), state, seen)
+    step, _ = timing.compile_timed(jax.jit(partial(update, config), donate_argnums=0), state, seen)
     done = 0
     with (
         closing(made),

@@ -24,7 +24,7 @@ from jax import lax
 from unet_jax import layers, model
 from unet_jax.layers import BatchNorm, Dropout, GroupNorm, UpConv
 from unet_parity import exact, oracle, verify
-from unet_parity.comparison import Comparer, Numbers, compare
+from unet_parity.comparison import Comparer, Numbers, compare_twins
 from unet_parity.differences import module_of
 from unet_parity.fault import Fault
 from unet_spec import UNetConfig, layout
@@ -105,7 +105,7 @@ def without_relu_at_neck(right, in_channels, out_channels, *args):
 
 def skip_after_pool(right, self, *args):
     _, pooled = right(self, *args)
-    return layers.interpolated(pooled, mode="nearest"), pooled
+    return layers.interpolate(pooled, mode="nearest"), pooled
 
 
 def interleaved_groups(right, self, x):
@@ -279,18 +279,18 @@ BUGS = {
         changed("out.weight", lambda t: np.roll(t, 1, axis=0)), "out"
     ),
     # wiring
-    "concat swapped": Bug(around(model, "fitted", lambda r, *a: r(*a)[::-1]), "up_1"),
+    "concat swapped": Bug(around(model, "match_sizes", lambda r, *a: r(*a)[::-1]), "up_1"),
     "crop off by one": Bug(
-        around(model, "fitted", lambda r, x, skip, c: r(x, jnp.roll(skip, 1, 1), c)),
+        around(model, "match_sizes", lambda r, x, skip, c: r(x, jnp.roll(skip, 1, 1), c)),
         "up_1", VALID,
     ),
-    "crop at a corner": Bug(around(model, "fitted", cropped_at_a_corner), "up_1", VALID),
-    "padded at the top and left": Bug(around(model, "fitted", padded_at_the_top), "up_2", ODD),
+    "crop at a corner": Bug(around(model, "match_sizes", cropped_at_a_corner), "up_1", VALID),
+    "padded at the top and left": Bug(around(model, "match_sizes", padded_at_the_top), "up_2", ODD),
     "skip missing": Bug(
-        around(model, "fitted", lambda r, x, skip, c: r(x, jnp.zeros_like(skip), c)), "up_1"
+        around(model, "match_sizes", lambda r, x, skip, c: r(x, jnp.zeros_like(skip), c)), "up_1"
     ),
     "skip without a gradient": Bug(
-        around(model, "fitted", lambda r, x, skip, c: r(x, lax.stop_gradient(skip), c)), "up_2"
+        around(model, "match_sizes", lambda r, x, skip, c: r(x, lax.stop_gradient(skip), c)), "up_2"
     ),
     "skip taken after the pool": Bug(around(model.Down, "__call__", skip_after_pool), "down_1"),
     "input channels reversed": Bug(with_input(lambda x: x[..., ::-1]), NET),
@@ -332,15 +332,15 @@ BUGS = {
         constant(model, "max_pool", lambda x: windows(x).mean(axis=(2, 4))), "down_1.pool"
     ),
     "nearest off by one": Bug(
-        around(layers, "interpolated", lambda r, x, *, mode: jnp.roll(r(x, mode=mode), 1, 2)),
+        around(layers, "interpolate", lambda r, x, *, mode: jnp.roll(r(x, mode=mode), 1, 2)),
         "up_1.up.0", NEAREST,
     ),
     "align_corners where it is not": Bug(
-        around(layers, "interpolated", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
+        around(layers, "interpolate", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
         "up_1.up.0", BILINEAR, FLOAT64,
     ),
     "no align_corners where it is": Bug(
-        around(layers, "interpolated", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
+        around(layers, "interpolate", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
         "up_1.up.0", ALIGNED, FLOAT64,
     ),
     "leaky slope of another framework": Bug(
@@ -430,7 +430,7 @@ def diagnose(bug: Bug) -> Diagnosis | None:
         return Diagnosis(module_of(differences[0].tensor)) if differences else None
     if bug.catcher == EXACT:
         case, certificate = certified(config, FP32)
-        row = exact.compare(config, case, FP32, certificate)
+        row = exact.compare_exactly(config, case, FP32, certificate)
         assert not row.refused
         if row.holds:
             return None
@@ -438,7 +438,7 @@ def diagnose(bug: Bug) -> Diagnosis | None:
         return Diagnosis(row.fault.module, row.fault)
     tensors = oracle.random_tensors(config, seed=1)
     if bug.catcher == FLOAT32:
-        compared = compare(config, tensors, train=bug.train)
+        compared = compare_twins(config, tensors, train=bug.train)
         assert not compared.faults
         wrong = [layer for layer in compared.layers if not layer.holds]
         return Diagnosis(wrong[0].name) if wrong else None

@@ -33,7 +33,7 @@ class State(NamedTuple):
 
     params: dict[str, jax.Array]
     stats: dict[str, jax.Array]
-    optimizer: recipe.State
+    optimizer: recipe.OptimizerState
     ema: dict[str, jax.Array]
     step: jax.Array
     stopped: jax.Array
@@ -53,7 +53,7 @@ def _state(step: int) -> State:
         "seen": {"a": jnp.asarray(bits[:, 1])},
     }
     now, lr = jnp.asarray(step, jnp.int32), jnp.asarray(bits[0, 0] / 7, jnp.float32)
-    return State(params, {}, recipe.State(now, lr, slots, None), {}, now + 0, now % 2 == 0)
+    return State(params, {}, recipe.OptimizerState(now, lr, slots, None), {}, now + 0, now % 2 == 0)
 
 
 def _bits(tree: Any) -> list[tuple[str, str, tuple[int, ...], bytes]]:

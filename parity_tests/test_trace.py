@@ -8,12 +8,12 @@ from torch import nn
 
 from parity_tests.slides import UNet as SlidesUNet
 from unet_parity import jax_net, oracle
-from unet_parity.comparison import Comparer, Numbers, compare
-from unet_parity.decisions import decisions, flips, imposed
+from unet_parity.comparison import Comparer, Numbers, compare_twins
+from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.differences import difference
 from unet_parity.jax_net import match_modules
 from unet_parity.leaves import JaxLeaves
-from unet_parity.trace import torch_trace
+from unet_parity.trace import trace_torch
 from unet_parity.twins import torch_pass
 from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig
@@ -36,7 +36,7 @@ def probe(config, given, trace):
 
 
 def traced(config, given, **options):
-    return torch_trace(config, given.tensors, given.x, given.cotangent, keep=given.keep, **options)
+    return trace_torch(config, given.tensors, given.x, given.cotangent, keep=given.keep, **options)
 
 
 @pytest.mark.parametrize("config", [SMALL, BATCH], ids=["plain", "batch_norm_and_dropout"])
@@ -97,7 +97,7 @@ def test_a_pass_that_stops_says_how_far_it_came_and_the_next_one_starts_anew(mon
     trace = traced(SMALL, given, dtype="float64")
     whole = probe(SMALL, given, trace)
     with monkeypatch.context() as patch:
-        patch.setattr("unet_jax.model.fitted", lambda x, skip, config: (x, skip[:, 1:]))
+        patch.setattr("unet_jax.model.match_sizes", lambda x, skip, config: (x, skip[:, 1:]))
         stopped = probe(SMALL, given, trace)
     assert (stopped.arrived, stopped.gradients) == ({}, {})
     assert stopped.order == whole.order[: whole.order.index(("up_1.up", "output")) + 1]
@@ -130,8 +130,8 @@ def test_every_map_is_moved_to_jax_once(monkeypatch):
 def test_imposed_decisions_change_nothing_where_they_are_the_runs_own():
     given = numbers(SMALL)
     trace = traced(SMALL, given, dtype="float64")
-    own = decisions(trace.calls, trace.maps)
-    again = traced(SMALL, given, dtype="float64", replace=imposed(own))
+    own = read_decisions(trace.calls, trace.maps)
+    again = traced(SMALL, given, dtype="float64", replace=impose(own))
     np.testing.assert_array_equal(again.result.output, trace.result.output)
     for name, gradient in trace.result.gradients.items():
         assert difference(gradient, again.result.gradients[name]) < 1e-14
@@ -140,12 +140,12 @@ def test_imposed_decisions_change_nothing_where_they_are_the_runs_own():
 def test_a_flip_is_counted_and_its_gradient_is_not_held_against_anybody():
     given = numbers(SMALL)
     trace = traced(SMALL, given, dtype="float64")
-    own = decisions(trace.calls, trace.maps)
+    own = read_decisions(trace.calls, trace.maps)
     path = "neck.conv.1"
     turned = {**own, path: own[path].copy()}
     turned[path].flat[0] ^= True
-    assert flips(own, turned) == {path: 1}
-    other = traced(SMALL, given, dtype="float64", replace=imposed(turned))
+    assert count_flips(own, turned) == {path: 1}
+    other = traced(SMALL, given, dtype="float64", replace=impose(turned))
     moved = max(
         difference(gradient, other.result.gradients[name])
         for name, gradient in trace.result.gradients.items()
@@ -156,7 +156,7 @@ def test_a_flip_is_counted_and_its_gradient_is_not_held_against_anybody():
 def test_the_slides_module_can_be_the_reference():
     config = UNetConfig(in_channels=3, classes=4, widths=(2, 4, 8, 16, 32))
     tensors = oracle.random_tensors(config, seed=0)
-    compared = compare(config, tensors, train=False, reference=SlidesUNet(3, 4, 2))
+    compared = compare_twins(config, tensors, train=False, reference=SlidesUNet(3, 4, 2))
     assert compared.problems == ()
 
 
@@ -187,4 +187,4 @@ class CalledTwice(UNet):
 )
 def test_a_reference_that_cannot_be_matched_is_refused(reference, sentence):
     with pytest.raises(InputError, match=sentence):
-        compare(SMALL, oracle.random_tensors(SMALL, seed=0), train=False, reference=reference)
+        compare_twins(SMALL, oracle.random_tensors(SMALL, seed=0), train=False, reference=reference)

@@ -79,7 +79,7 @@ def in_jax(state, steps):
     """The run after some more steps in JAX."""
     with jax.enable_x64(True):
         params, stats, moments = from_training_state(state)
-        move = jax.jit(training.mover(unet_jax.recipe.build(state.recipe)))
+        move = jax.jit(training.make_update(unet_jax.recipe.build(state.recipe)))
         differentiate = compiled_gradients(NET, "float64")
         for batch in batches(state, steps):
             loss, stats, gradients = differentiate(

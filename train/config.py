@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress
 
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
-from unet_spec.recipe import Optimizer, Recipe, Schedule, renamed
+from unet_spec.recipe import Optimizer, Recipe, Schedule, rename
 
 _ADDRESS = re.compile(r"\S+:(?!0*$)\d{1,5}")
 
@@ -374,9 +374,9 @@ PROMISES = {
 
 def presets(*, optimizer: str | None = None, schedule: str | None = None) -> dict[str, TrainConfig]:
     """The presets as flags start from them that name another optimizer or schedule (unchecked:
-    `unet_spec.recipe.renamed`)."""
+    `unet_spec.recipe.rename`)."""
     found = {name: copy(config) for name, config in PRESETS.items()}
     for config in found.values():
-        object.__setattr__(config, "optimizer", renamed(config.optimizer, optimizer))
-        object.__setattr__(config, "schedule", renamed(config.schedule, schedule))
+        object.__setattr__(config, "optimizer", rename(config.optimizer, optimizer))
+        object.__setattr__(config, "schedule", rename(config.schedule, schedule))
     return found

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 
 NAME = "manifest.json"
 
@@ -95,7 +95,7 @@ def verified(folder: Path) -> Manifest:
 
 def _write(folder: Path, manifest: Manifest) -> Manifest:
     content = asdict(manifest)
-    with written(folder / NAME) as stream:
+    with atomic_write(folder / NAME) as stream:
         stream.write(json.dumps({"sha256": _digest(content), "manifest": content}).encode())
     return manifest
 

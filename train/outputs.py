@@ -11,7 +11,7 @@ import unet_image
 from unet_jax.training_state import to_training_state
 from unet_spec import layout, training_state, weight_file
 from unet_spec.environment import environment
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 from unet_spec.weight_file import WeightFile
 
 from . import data, page, run_folder
@@ -85,7 +85,7 @@ def write_page(
         class_names=config.class_names,
         findings=diagnosis.findings,
     )
-    with written(out / run_folder.PAGE) as stream:
+    with atomic_write(out / run_folder.PAGE) as stream:
         stream.write(page.html(report, command=command).encode())
 
 

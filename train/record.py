@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from unet_spec import InputError
-from unet_spec.files import named, written
+from unet_spec.files import atomic_write, name_errors
 
 from .run_folder import METRICS
 from .tensorboard import EventFile
@@ -40,7 +40,7 @@ class Record:
 
     def __exit__(self, *_: object) -> None:
         try:
-            with named(self._path):
+            with name_errors(self._path):
                 self._lines.close()
         finally:
             self._events.close()
@@ -55,7 +55,7 @@ class Record:
             line = lines.setdefault(kind, {"step": step, "kind": kind})
             line[name] = value if math.isfinite(value) else None
         for line in lines.values():
-            with named(self._path):
+            with name_errors(self._path):
                 self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._events.scalars(step, numbers)
 
@@ -81,7 +81,7 @@ def _forget(path: Path, *, after: int, scored_at: int) -> None:
         if line["step"] <= (scored_at if line["kind"] == "validation" else after)
     )
     if path.exists() and kept != path.read_bytes():
-        with written(path) as stream:
+        with atomic_write(path) as stream:
             stream.write(kept)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_spec import InputError, training_state
-from unet_spec.files import refuse_existing, written, written_folder
+from unet_spec.files import atomic_write, atomic_write_folder, refuse_existing
 
 from .config import TrainConfig, to_plain
 from .data import Sample
@@ -63,13 +63,13 @@ def begin(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
-    with nullcontext(out) if out.is_dir() else written_folder(out) as folder:
+    with nullcontext(out) if out.is_dir() else atomic_write_folder(out) as folder:
         for name, content in (
             (DATA, {"samples": shown}),
             (START, dict(started)),
             (CONFIG, to_plain(config)),
         ):
-            with written(folder / name) as stream:
+            with atomic_write(folder / name) as stream:
                 stream.write(_json(content))
 
 

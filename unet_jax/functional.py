@@ -73,7 +73,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     ) -> Any:
         arrays = {**params, **stats}
         _check_statistics(config, arrays)
-        model = with_arrays(abstract(), arrays)
+        model = fill_arrays(abstract(), arrays)
         if not train:
             model.eval()
             return model(x)
@@ -109,7 +109,7 @@ def to_arrays(model: nnx.Module) -> dict[str, Any]:
     return {_name(path): variable.get_value() for path, variable in state}
 
 
-def with_arrays(model: Part, arrays: Arrays) -> Part:
+def fill_arrays(model: Part, arrays: Arrays) -> Part:
     """A copy of `model` that holds these arrays.
 
     Raises:

@@ -224,12 +224,12 @@ def up_sampling(
     if config.up == "transposed":
         return UpConv(in_channels, out_channels, numerics, rngs)
     return nnx.Sequential(
-        partial(interpolated, mode=config.up),
+        partial(interpolate, mode=config.up),
         conv(in_channels, out_channels, 1, numerics, rngs),
     )
 
 
-def interpolated(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*h 2*w c"]:
+def interpolate(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*h 2*w c"]:
     """Twice the height and width: `nearest`, `bilinear`, or `bilinear_aligned`, which is
     torch's `align_corners=True` and does not exist in `jax.image.resize`."""
     b, h, w, c = x.shape
@@ -274,7 +274,7 @@ class Dropout(nnx.Module):
         return x * keep.astype(x.dtype) / (1 - self.rate)
 
 
-def fitted(
+def match_sizes(
     x: Float[Array, "b h w c"], skip: Float[Array, "b H W k"], config: UNetConfig
 ) -> tuple[Array, Array]:
     """The two maps of a concatenation at one size: the skip cropped at its centre, or, for

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from unet_parity import fault, oracle
-from unet_parity.decisions import decisions, flips, imposed
+from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.fault import Fault
 from unet_parity.jax_net import match_modules
 from unet_parity.layers import (
@@ -16,13 +16,13 @@ from unet_parity.layers import (
     LOCAL_FACTOR,
     Gradient,
     Layer,
-    gradient_rows,
-    layer_rows,
+    compare_gradients,
+    compare_layers,
 )
 from unet_parity.leaves import JaxLeaves, LeafResult, TorchLeaves
 from unet_parity.oracle import Agreement
 from unet_parity.recording import Recorder
-from unet_parity.trace import Trace, torch_trace
+from unet_parity.trace import Trace, trace_torch
 from unet_parity.twins import JaxRun, Masks, is_small
 from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig
@@ -75,7 +75,7 @@ class Comparer:
         train: with batch statistics and dropout, and not in inference.
         reference: a torch module with the same names, in place of `unet_torch.UNet`.
         precision: of JAX's products.
-        quick: as of `twins.compiled`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(
@@ -102,22 +102,22 @@ class Comparer:
         """
         mode = "training" if self.train else "inference"
         say(f"  {mode}: torch in float64, the truth")
-        truth = self._traced(numbers, "float64")
+        truth = self._trace_torch(numbers, "float64")
         _refuse_dead(truth)
         say(f"  {mode}: every module of JAX by itself in float64")
-        faults, local64 = self._located(numbers, truth)
+        faults, local64 = self._find_faults(numbers, truth)
         try:
-            return self._compared(numbers, mode, truth, local64, faults, say)
+            return self._compare_all(numbers, mode, truth, local64, faults, say)
         except (TypeError, ValueError):
             if not faults:
                 raise
-            return _broken(mode, truth, faults)
+            return _report_broken_net(mode, truth, faults)
 
     def faults(self, numbers: Numbers) -> tuple[Fault, ...]:
         """Modules of the port that differ in float64, the first at fault first."""
-        return self._located(numbers, self._traced(numbers, "float64"))[0]
+        return self._find_faults(numbers, self._trace_torch(numbers, "float64"))[0]
 
-    def _located(
+    def _find_faults(
         self, numbers: Numbers, truth: Trace
     ) -> tuple[tuple[Fault, ...], dict[str, LeafResult | None]]:
         """What is at fault, and every leaf of the port by itself."""
@@ -131,7 +131,7 @@ class Comparer:
         )
         return faults, local
 
-    def _compared(
+    def _compare_all(
         self,
         numbers: Numbers,
         mode: str,
@@ -146,20 +146,22 @@ class Comparer:
             self._whole = JaxRun(self.config, dtype="float64", train=self.train, quick=self.quick)
         port = self._whole(*given, keep=numbers.keep)
         say(f"  {mode}: both in float32, forward and backward")
-        ours = self._traced(numbers, "float32")
+        ours = self._trace_torch(numbers, "float32")
         instruments = self._instruments_for(truth, "float32")
         theirs = instruments.recorder.record(*given, keep=numbers.keep)
-        agreement = oracle.judge(truth.result, port, ours.result, theirs.result, mode=mode)
-        right, *runs = (decisions(truth.calls, run.maps) for run in (truth, ours, theirs))
-        turned = [flips(right, run) for run in runs]
+        agreement = oracle.measure_agreement(
+            truth.result, port, ours.result, theirs.result, mode=mode
+        )
+        right, *runs = (read_decisions(truth.calls, run.maps) for run in (truth, ours, theirs))
+        turned = [count_flips(right, run) for run in runs]
         decided = [
-            self._traced(numbers, "float64", decided=run).result if turn else truth.result
+            self._trace_torch(numbers, "float64", decided=run).result if turn else truth.result
             for run, turn in zip(runs, turned, strict=True)
         ]
         say(f"  {mode}: every module by itself in float32")
-        local = self._local(numbers, truth, instruments.leaves)
-        layers = layer_rows(truth, ours, theirs, local, local64, (turned[0], turned[1]))
-        gradients = gradient_rows(
+        local = self._run_leaves(numbers, truth, instruments.leaves)
+        layers = compare_layers(truth, ours, theirs, local, local64, (turned[0], turned[1]))
+        gradients = compare_gradients(
             truth,
             (ours.result, decided[0]),
             (theirs.result, decided[1]),
@@ -174,13 +176,13 @@ class Comparer:
             faults,
             (first, second),
             (truth.result.output, ours.result.output, theirs.result.output),
-            (*map(str, faults[:1]), *_out_of_line(layers, gradients), *agreement.problems),
+            (*map(str, faults[:1]), *_describe_outliers(layers, gradients), *agreement.problems),
         )
 
-    def _traced(
+    def _trace_torch(
         self, numbers: Numbers, dtype: str, decided: dict[str, np.ndarray] | None = None
     ) -> Trace:
-        return torch_trace(
+        return trace_torch(
             self.config,
             numbers.tensors,
             numbers.x,
@@ -189,7 +191,7 @@ class Comparer:
             train=self.train,
             keep=numbers.keep,
             reference=self.reference,
-            replace=None if decided is None else imposed(decided),
+            replace=None if decided is None else impose(decided),
         )
 
     def _instruments_for(self, truth: Trace, dtype: str) -> _Instruments:
@@ -204,7 +206,7 @@ class Comparer:
             )
         return self._instruments[dtype]
 
-    def _local(
+    def _run_leaves(
         self, numbers: Numbers, truth: Trace, leaves: JaxLeaves
     ) -> dict[str, tuple[np.ndarray, np.ndarray, LeafResult | None]]:
         """Float64, torch and JAX on the truth's input, rounded once, for all three, to float32."""
@@ -229,7 +231,7 @@ class Comparer:
         )
 
 
-def compare(
+def compare_twins(
     config: UNetConfig,
     tensors: Tensors,
     *,
@@ -253,12 +255,12 @@ def compare(
     return comparer(Numbers(tensors, x, cotangent, keep), say=say)
 
 
-def _broken(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:
+def _report_broken_net(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:
     """The port does not run as a whole: nothing but its fault can be told."""
     nothing = np.full_like(truth.result.output, np.nan)
     empty = replace(truth.result, output=nothing)
     return Comparison(
-        oracle.judge(truth.result, empty, truth.result, empty, mode=mode),
+        oracle.measure_agreement(truth.result, empty, truth.result, empty, mode=mode),
         (),
         (),
         faults,
@@ -278,7 +280,9 @@ def _refuse_dead(truth: Trace) -> None:
         )
 
 
-def _out_of_line(layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]) -> tuple[str, ...]:
+def _describe_outliers(
+    layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]
+) -> tuple[str, ...]:
     """The first module and the first gradient whose float32 is out of line."""
     problems = [
         f"{layer.name}: in float32, by itself, JAX is {layer.local_ratio:.3g} times as far from "

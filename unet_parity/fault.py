@@ -1,6 +1,6 @@
 """Which module is at fault.
 
-In float64 rounding is 1e-16 and a bug is not, so every module is asked by itself, on the
+In float64 rounding is 1e-16 and a bug is not, so every module is run by itself, on the
 reference's own numbers: leaves by what they compute, forward and backward, and modules that hold
 others by what arrives between their parts. The first that is out of line is at fault; what comes
 after it only inherits.

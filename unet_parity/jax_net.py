@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unet_jax.functional import split, to_arrays, with_arrays
+from unet_jax.functional import fill_arrays, split, to_arrays
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet as JaxUNet
 from unet_parity.trace import Call, Maps
@@ -51,7 +51,7 @@ class JaxNet:
 
     def fill(self, arrays: Arrays) -> JaxUNet:
         """Return a net of its own that holds these arrays."""
-        model = with_arrays(self.abstract, arrays)
+        model = fill_arrays(self.abstract, arrays)
         if self.train:
             model.train()
         else:

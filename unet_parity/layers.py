@@ -91,7 +91,7 @@ class Gradient:
         return 1 / GRADIENT_FACTOR <= self.ratio <= GRADIENT_FACTOR
 
 
-def layer_rows(
+def compare_layers(
     truth: Trace,
     ours: Trace,
     theirs: Recording,
@@ -111,8 +111,8 @@ def layer_rows(
         alone = (0.0, 0.0)
         if path in local:
             right, torch_output, jax_output = local[path]
-            found = None if jax_output is None else jax_output.output
-            alone = (_error((right,), (torch_output,)), _error((right,), (found,)))
+            jax_map = None if jax_output is None else jax_output.output
+            alone = (_error((right,), (torch_output,)), _error((right,), (jax_map,)))
         exact = local64.get(path)
         rows.append(
             Layer(
@@ -133,7 +133,7 @@ def layer_rows(
     return tuple(rows)
 
 
-def gradient_rows(
+def compare_gradients(
     truth: Trace,
     torch_run: tuple[Pass, Pass],
     jax_run: tuple[Pass, Pass],
@@ -145,7 +145,7 @@ def gradient_rows(
     Args:
         truth: in float64.
         torch_run: in float32, and float64 with its decisions.
-        float64: differences by name, of `oracle.judge`.
+        float64: differences by name, of `oracle.measure_agreement`.
     """
     right = truth.result
     (ours, our_truth), (theirs, their_truth) = torch_run, jax_run
@@ -168,7 +168,10 @@ def gradient_rows(
             Gradient(
                 name,
                 scale,
-                max(1.0, _walk(truth.calls[module_of(name)], name, right) / (scale or 1.0)),
+                max(
+                    1.0,
+                    _random_walk_terms(truth.calls[module_of(name)], name, right) / (scale or 1.0),
+                ),
                 _error((our_truth.gradients[name],), (ours.gradients[name],)),
                 _error((their_truth.gradients[name],), (theirs.gradients[name],)),
                 float64[name],
@@ -177,7 +180,7 @@ def gradient_rows(
     return tuple(rows)
 
 
-def _walk(call: Call, name: str, right: Pass) -> float:
+def _random_walk_terms(call: Call, name: str, right: Pass) -> float:
     """Number of terms of a gradient, times their root mean square."""
     cotangent = call.cotangents[0]
     terms = cotangent.size / cotangent.shape[1] * rms(cotangent)
@@ -187,9 +190,9 @@ def _walk(call: Call, name: str, right: Pass) -> float:
     return terms * rms((call.inputs if right.gradients[name].ndim > 1 else call.outputs)[0])
 
 
-def _error(truth: Maps, found: tuple[np.ndarray | None, ...]) -> float:
+def _error(truth: Maps, maps: tuple[np.ndarray | None, ...]) -> float:
     """Of the first map; infinite where it is missing, misshapen or not finite."""
-    first = found[0] if found else None
+    first = maps[0] if maps else None
     if first is None or first.shape != truth[0].shape or not np.isfinite(first).all():
         return float("inf")
     return rms(first - truth[0])

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 from torch import nn
 
-from unet_jax.functional import to_arrays, with_arrays
+from unet_jax.functional import fill_arrays, to_arrays
 from unet_parity.jax_net import (
     Arrays,
     JaxMaps,
@@ -22,7 +22,7 @@ from unet_parity.jax_net import (
     move_masks,
 )
 from unet_parity.trace import Call, Maps, select_leaves
-from unet_parity.twins import compiled, jax_arrays, numpy_of, torch_model, wide
+from unet_parity.twins import compile_jax, fetch_tree, jax_arrays, numpy_of, torch_model
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors
 
@@ -47,12 +47,12 @@ class JaxLeaves:
     """Every leaf of JAX's net alone; compiled once for many weights.
 
     Args:
-        quick: as of `twins.compiled`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(self, net: JaxNet, *, quick: bool = True):
         self.net = net
-        self._run = compiled(partial(_run_leaves, net), net.dtype, quick=quick)
+        self._run = compile_jax(partial(_run_leaves, net), net.dtype, quick=quick)
 
     def run(
         self,
@@ -73,13 +73,13 @@ class JaxLeaves:
         if inputs is None:
             inputs = {path: call.inputs for path, call in leaves.items()}
         with net.x64():
-            mover = Mover(net.dtype)
+            make_update = Mover(net.dtype)
             cotangents = {}
             if backward:
-                cotangents = {path: mover.move(c.cotangents[0]) for path, c in leaves.items()}
+                cotangents = {path: make_update.move(c.cotangents[0]) for path, c in leaves.items()}
             results = self._run(
                 *jax_arrays(net.config, tensors, dtype=net.dtype),
-                {path: mover.move_all(maps) for path, maps in inputs.items()},
+                {path: make_update.move_all(maps) for path, maps in inputs.items()},
                 {path: move_masks(call.masks) for path, call in leaves.items()},
                 cotangents,
             )
@@ -161,7 +161,7 @@ def _run_leaf(
     def forward(trained: Arrays, inputs: JaxMaps) -> tuple[Any, Arrays]:
         if not arrays:
             return leaf(*inputs, *masks), {}
-        filled = with_arrays(leaf, {**arrays, **trained})
+        filled = fill_arrays(leaf, {**arrays, **trained})
         output = filled(*inputs, *masks)
         after = to_arrays(filled)
         return output, {f"{path}.{name}": a for name, a in after.items() if name not in trained}
@@ -187,6 +187,6 @@ def _fetch_result(config: UNetConfig, result: _JaxResult | None) -> LeafResult |
     return LeafResult(
         output,
         fetch_maps(result.input_gradients),
-        layout.to_torch(config, wide(result.gradients)),
-        wide(result.statistics),
+        layout.to_torch(config, fetch_tree(result.gradients)),
+        fetch_tree(result.statistics),
     )

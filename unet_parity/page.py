@@ -14,7 +14,7 @@ from unet_parity.differences import EPS, error_ratio
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.training import BOUND, Trajectory
-from unet_parity.verify import BIT_FOR_BIT, ROUNDING, Report
+from unet_parity.verify import BIT_FOR_BIT, ROUNDING, ParityReport
 
 SENTENCES = {
     "identical": f"PyTorch and JAX compute the same net. {BIT_FOR_BIT} {ROUNDING}",
@@ -25,7 +25,7 @@ WORST = 5
 LABELS, NARROW_LABELS = 8, 3  # of an axis, at most; a label needs about 3 rem
 
 
-def html(report: Report, *, command: str = "") -> str:
+def make_page(report: ParityReport, *, command: str = "") -> str:
     """The page.
 
     Args:
@@ -37,9 +37,9 @@ def html(report: Report, *, command: str = "") -> str:
         command=command,
         sentence=SENTENCES[report.verdict],
         tf32=exact.explain_tf32(report.bits),
-        no_proof=exact.why_not(report.config),
-        modes=[_mode(comparison, report.x) for comparison in report.comparisons],
-        steps=[_steps(trajectory) for trajectory in report.steps],
+        no_proof=exact.explain_no_proof(report.config),
+        modes=[_describe_mode(comparison, report.x) for comparison in report.comparisons],
+        steps=[_describe_steps(trajectory) for trajectory in report.steps],
         bounds={
             "output": OUTPUT_BOUND, "gradient": GRADIENT_BOUND, "factor": FACTOR,
             "local": LOCAL_FACTOR, "gradient_factor": GRADIENT_FACTOR, "steps": BOUND,
@@ -47,10 +47,15 @@ def html(report: Report, *, command: str = "") -> str:
     )  # fmt: skip
 
 
-def _mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
+def _describe_mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
     axis = _Axis(
-        [e / layer.scale for layer in comparison.layers if layer.scale for e in _errors(layer)]
-        + [e / g.scale for g in comparison.gradients if g.scale for e in _pair(g)]
+        [
+            e / layer.scale
+            for layer in comparison.layers
+            if layer.scale
+            for e in _errors_of_layer(layer)
+        ]
+        + [e / g.scale for g in comparison.gradients if g.scale for e in _errors_of_gradient(g)]
     )
     at_fault = comparison.faults[0].module if comparison.faults else None
     agreement = comparison.agreement
@@ -75,11 +80,11 @@ def _mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
             {
                 **asdict(gradient),
                 "ratio": gradient.ratio,
-                "dots": axis.dots(gradient.scale, *_pair(gradient)),
+                "dots": axis.dots(gradient.scale, *_errors_of_gradient(gradient)),
             }
             for gradient in comparison.gradients
         ],
-        "pixels": _pixels(comparison, x),
+        "pixels": _describe_pixels(comparison, x),
     }
 
 
@@ -123,7 +128,7 @@ class _Axis:
         return 100 * (math.log10(error) - self.low) / max(self.high - self.low, 1)
 
 
-def _steps(trajectory: Trajectory) -> dict[str, Any]:
+def _describe_steps(trajectory: Trajectory) -> dict[str, Any]:
     curves = {
         "JAX to PyTorch, parameters": trajectory.parameters,
         "JAX to PyTorch, batch statistics": trajectory.statistics,
@@ -167,7 +172,7 @@ def _steps(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
+def _describe_pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
     """Pictures of the first image and of both errors, and the worst pixels in numbers."""
     truth, ours, theirs = comparison.maps
     if not np.isfinite(theirs).all() or theirs.shape != truth.shape:
@@ -187,7 +192,7 @@ def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
         "largest": largest,
         "rows": rows,
         "pictures": [
-            ("the input", _gray(_stretched(image))),
+            ("the input", _gray(_stretch(image))),
             ("class, by PyTorch", _gray(ours[0].argmax(0) / max(len(ours[0]) - 1, 1))),
             ("class, by JAX", _gray(theirs[0].argmax(0) / max(len(theirs[0]) - 1, 1))),
             ("PyTorch's error", _gray(errors[0] / largest)),
@@ -196,7 +201,7 @@ def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
     }
 
 
-def _stretched(image: np.ndarray) -> np.ndarray:
+def _stretch(image: np.ndarray) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     return (image - low) / (high - low or 1.0)
 
@@ -206,11 +211,11 @@ def _gray(values: np.ndarray) -> str:
     return unet_page.picture_url((255 * values.clip(0, 1)).astype(np.uint8))
 
 
-def _errors(layer: Layer) -> tuple[float, ...]:
+def _errors_of_layer(layer: Layer) -> tuple[float, ...]:
     return (
         layer.torch_error, layer.jax_error, layer.local_torch_error, layer.local_jax_error,
     )  # fmt: skip
 
 
-def _pair(gradient: Gradient) -> tuple[float, float]:
+def _errors_of_gradient(gradient: Gradient) -> tuple[float, float]:
     return gradient.torch_error, gradient.jax_error

@@ -119,11 +119,13 @@ def _wiring_bugs(right: np.ndarray, wrong: np.ndarray) -> Candidates:
             continue
         if not wrong[:, part].any():
             yield f"a missing {name} half of a concatenation", wrong
-        yield from _anywhere(right[:, part], wrong[:, part], wrong, f"the {name} half ")
-    yield from _anywhere(right, wrong, wrong, "")
+        yield from _whole_map_bugs(right[:, part], wrong[:, part], wrong, f"the {name} half ")
+    yield from _whole_map_bugs(right, wrong, wrong, "")
 
 
-def _anywhere(right: np.ndarray, wrong: np.ndarray, answer: np.ndarray, what: str) -> Candidates:
+def _whole_map_bugs(
+    right: np.ndarray, wrong: np.ndarray, answer: np.ndarray, what: str
+) -> Candidates:
     """Shifts by a pixel, in which only a border may differ otherwise, and scalings."""
     for dy, dx in SHIFTS:
         inside = _overlap(right, -dy, -dx), _overlap(wrong, dy, dx)
@@ -155,14 +157,14 @@ class _LeafBugs:
         self.own = {n: t.detach() for n, t in self.module.state_dict().items()}
         self.groups = getattr(self.module, "num_groups", self.x.shape[1])
 
-    def outputs(self, found: np.ndarray) -> Candidates:
+    def outputs(self, wrong: np.ndarray) -> Candidates:
         if isinstance(self.module, nn.Conv2d | nn.ConvTranspose2d):
             yield from self._kernels()
         if isinstance(self.module, nn.Conv2d):
             yield from self._paddings()
         yield "a layer that is not there", self.x
         if isinstance(self.module, nn.ReLU | nn.LeakyReLU):
-            yield from self._activations(found)
+            yield from self._activations(wrong)
         if isinstance(self.module, nn.MaxPool2d):
             yield "average pooling", F.avg_pool2d(self.x, 2)
             yield "minimum pooling", -F.max_pool2d(-self.x, 2)
@@ -175,17 +177,17 @@ class _LeafBugs:
                 yield f"up-sampling {name}", F.interpolate(self.x, scale_factor=2, **how)
         if isinstance(self.module, nn.BatchNorm2d | nn.GroupNorm | nn.InstanceNorm2d):
             yield from self._norms()
-        yield from self._order(found)
-        yield from _anywhere(self.call.outputs[0], found, found, "an output ")
+        yield from self._order(wrong)
+        yield from _whole_map_bugs(self.call.outputs[0], wrong, wrong, "an output ")
 
-    def _order(self, found: np.ndarray) -> Candidates:
+    def _order(self, wrong: np.ndarray) -> Candidates:
         """The same channels in another order."""
         right = self.call.outputs[0]
-        if right.shape != found.shape:
+        if right.shape != wrong.shape:
             return
         order = [
             next((j for j in range(right.shape[1]) if difference(right[:, j], channel) <= SAME), -1)
-            for channel in found.swapaxes(0, 1)
+            for channel in wrong.swapaxes(0, 1)
         ]
         if -1 not in order:
             yield f"output channels in the order {order}", right[:, order]
@@ -194,14 +196,14 @@ class _LeafBugs:
         cotangent = torch.tensor(self.call.cotangents[0], dtype=torch.float64)
         right = self.call.input_gradients[0]
         if isinstance(self.module, nn.MaxPool2d):
-            yield "a tie's gradient shared among the equal values", _shared(self.x, cotangent)
+            yield "a tie's gradient shared among the equal values", _share_ties(self.x, cotangent)
         if isinstance(self.module, nn.ReLU | nn.LeakyReLU):
             for share in (0.5, 1.0):
                 at_zero = torch.where(self.x == 0, share * cotangent, torch.tensor(right))
                 yield f"a gradient of {share} at exactly 0", at_zero
         yield "a gradient that is stopped", np.zeros_like(right)
-        found = self.call.input_gradients[0]
-        yield "the cotangent itself", cotangent if cotangent.shape == found.shape else right
+        if cotangent.shape == right.shape:
+            yield "the cotangent itself", cotangent
 
     def statistics(self, name: str) -> Candidates:
         """Of batch norm, after the pass."""
@@ -254,7 +256,7 @@ class _LeafBugs:
                         basis = F.conv2d(part, unit, padding=self.padding)
                     yield name, basis[:, 0].numpy()
 
-    def _with(self, **changed: Tensor) -> Tensor:
+    def _run_with(self, **changed: Tensor) -> Tensor:
         return torch.func.functional_call(self.module, {**self.own, **changed}, self.x)
 
     def _kernels(self) -> Candidates:
@@ -273,16 +275,16 @@ class _LeafBugs:
         }
         for sentence, kernel in turned.items():
             if kernel.shape == weight.shape:
-                yield sentence, self._with(weight=kernel)
+                yield sentence, self._run_with(weight=kernel)
         if "bias" in self.own:
-            yield "a missing bias", self._with(bias=torch.zeros_like(self.own["bias"]))
-            yield "a bias that is added twice", self._with(bias=2 * self.own["bias"])
+            yield "a missing bias", self._run_with(bias=torch.zeros_like(self.own["bias"]))
+            yield "a bias that is added twice", self._run_with(bias=2 * self.own["bias"])
         for dtype in (torch.float16, torch.bfloat16):
             short = {n: t.to(dtype).double() for n, t in self.own.items()}
-            yield f"weights in {str(dtype).removeprefix('torch.')}", self._with(**short)
+            yield f"weights in {str(dtype).removeprefix('torch.')}", self._run_with(**short)
             yield (
                 f"weight in {str(dtype).removeprefix('torch.')}",
-                self._with(weight=short["weight"]),
+                self._run_with(weight=short["weight"]),
             )
         yield from self._weights_of_others()
 
@@ -297,7 +299,7 @@ class _LeafBugs:
             if other != self.call.path and all(
                 n in held and held[n].shape == t.shape for n, t in self.own.items()
             ):
-                yield f"the weights of {other}", self._with(**held)
+                yield f"the weights of {other}", self._run_with(**held)
 
     def _paddings(self) -> Candidates:
         weight, bias = self.own["weight"], self.own.get("bias")
@@ -311,12 +313,12 @@ class _LeafBugs:
             padded = F.pad(self.x, (1, 1, 1, 1), mode=mode)
             yield f"padding by {mode} instead of zeros", F.conv2d(padded, weight, bias)
 
-    def _activations(self, found: np.ndarray) -> Candidates:
-        highest = float(found.max())
+    def _activations(self, wrong: np.ndarray) -> Candidates:
+        highest = float(wrong.max())
         if highest < float(self.call.outputs[0].max()):
             yield f"an output clipped at {highest:.6g}", self.module(self.x).clamp(max=highest)
         below = self.x < 0
-        slopes = torch.tensor(found)[below] / self.x[below]
+        slopes = torch.tensor(wrong)[below] / self.x[below]
         if len(slopes):
             slope = float(slopes.median())
             yield f"a slope of {slope:.6g} below 0", F.leaky_relu(self.x, slope)
@@ -395,7 +397,7 @@ class _Source(Enum):
     INTERLEAVED = "statistics of interleaved groups"
 
 
-def _shared(x: Tensor, cotangent: Tensor) -> Tensor:
+def _share_ties(x: Tensor, cotangent: Tensor) -> Tensor:
     """The gradient of a 2x2 max-pool that shares ties."""
     b, c, h, w = cotangent.shape
     windows = x[:, :, : 2 * h, : 2 * w].reshape(b, c, h, 2, w, 2)

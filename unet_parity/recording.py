@@ -17,7 +17,7 @@ from unet_parity.jax_net import (
     select_maps,
 )
 from unet_parity.trace import ModuleMaps
-from unet_parity.twins import Masks, Pass, compiled, jax_arrays, to_pass
+from unet_parity.twins import Masks, Pass, compile_jax, jax_arrays, to_pass
 from unet_spec.parameters import Tensors
 
 
@@ -33,12 +33,12 @@ class Recorder:
     """Records passes through JAX's net; compiled once for many weights.
 
     Args:
-        quick: as of `twins.compiled`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(self, net: JaxNet, *, quick: bool = True):
         self.net = net
-        self._run = compiled(partial(_run_recorded, net), net.dtype, quick=quick)
+        self._run = compile_jax(partial(_run_recorded, net), net.dtype, quick=quick)
 
     def record(
         self, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, keep: Masks = (None, None)

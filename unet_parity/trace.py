@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet_parity.twins import Masks, Pass, torch_model, torch_run
+from unet_parity.twins import Masks, Pass, run_module, torch_model
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors
 
@@ -76,7 +76,7 @@ def select_leaves(calls: Mapping[str, Call]) -> dict[str, Call]:
     return {path: call for path, call in calls.items() if call.leaf}
 
 
-def torch_trace(
+def trace_torch(
     config: UNetConfig,
     tensors: Tensors,
     x: np.ndarray,
@@ -103,7 +103,7 @@ def torch_trace(
         if path:
             _Hooked(path, module, calls, replace)
     try:
-        result = torch_run(model, x, cotangent, keep)
+        result = run_module(model, x, cotangent, keep)
     except (RuntimeError, TypeError) as error:
         if reference is None:
             raise

@@ -59,7 +59,7 @@ def torch_pass(
         keep: masks of the two dropouts, (b, c, h, w).
     """
     model = torch_model(config, tensors, dtype=dtype, train=train)
-    return torch_run(model, x, cotangent, keep)
+    return run_module(model, x, cotangent, keep)
 
 
 def torch_model(
@@ -85,7 +85,7 @@ def torch_model(
     return model.requires_grad_().train(train)
 
 
-def torch_run(
+def run_module(
     model: nn.Module, x: np.ndarray, cotangent: np.ndarray, keep: Masks = (None, None)
 ) -> Pass:
     """Forward and backward through a torch module, in the dtype of its parameters."""
@@ -141,8 +141,8 @@ class JaxRun:
         self.config, self.dtype = config, dtype
         with jax.enable_x64(dtype == "float64"):
             numerics = Numerics(jnp.dtype(dtype), jnp.dtype(dtype), precision)
-            run = _differentiated(config, numerics, train)
-        self._run = compiled(run, dtype, quick=quick) if jit else run
+            run = _make_pass(config, numerics, train)
+        self._run = compile_jax(run, dtype, quick=quick) if jit else run
 
     def __call__(
         self, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, keep: Masks = (None, None)
@@ -161,7 +161,7 @@ class JaxRun:
             return to_pass(self.config, output, stats, gradients, input_gradient)
 
 
-def _differentiated(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[..., Any]:
+def _make_pass(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[..., Any]:
     apply = functional(config, numerics=numerics).apply
 
     def run(params, x, stats, keep, cotangent):
@@ -177,7 +177,7 @@ def _differentiated(config: UNetConfig, numerics: Numerics, train: bool) -> Call
     return run
 
 
-def compiled(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
+def compile_jax(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
     """`jax.jit`.
 
     Args:
@@ -192,7 +192,7 @@ def compiled(run: Callable[..., Any], dtype: str, *, quick: bool = True, **optio
 
 def is_small(x: np.ndarray) -> bool:
     """Whether images (b, c, h, w) hold so few pixels that a pass takes less than its optimised
-    compilation: then `compiled` had better be quick."""
+    compilation: then `compile_jax` had better be quick."""
     return x.size <= QUICK_PIXELS * x.shape[1]
 
 
@@ -212,10 +212,10 @@ def to_pass(
 ) -> Pass:
     """Fetch what a pass through JAX's net gave, in torch's layout."""
     return Pass(
-        nchw(wide(output)),
-        nchw(wide(input_gradient)),
-        layout.to_torch(config, wide(gradients)),
-        layout.to_torch(config, wide(stats)),
+        nchw(fetch_tree(output)),
+        nchw(fetch_tree(input_gradient)),
+        layout.to_torch(config, fetch_tree(gradients)),
+        layout.to_torch(config, fetch_tree(stats)),
     )
 
 
@@ -229,7 +229,7 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
-def wide(tree: Any) -> Any:
+def fetch_tree(tree: Any) -> Any:
     """numpy arrays; bfloat16, which numpy does not have, as float64."""
     return jax.tree.map(
         lambda a: np.asarray(a, np.float64) if a.dtype == jnp.bfloat16 else np.asarray(a), tree

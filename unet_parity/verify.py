@@ -14,9 +14,9 @@ from torch import nn
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
 from unet_parity import exact, oracle, precision, training
-from unet_parity.comparison import Comparison, compare
+from unet_parity.comparison import Comparison, compare_twins
 from unet_parity.differences import error_ratio, rms
-from unet_parity.exact import Row
+from unet_parity.exact import ExactRow
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
 from unet_parity.scope import Scope
@@ -55,7 +55,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Report:
+class ParityReport:
     """What `verify` found.
 
     Attributes:
@@ -78,7 +78,7 @@ class Report:
     reasons: tuple[str, ...]
     config: UNetConfig
     structure: dict[str, Any]
-    exact: tuple[Row, ...]
+    exact: tuple[ExactRow, ...]
     comparisons: tuple[Comparison, ...]
     steps: tuple[Trajectory, ...]
     recorded: Recorded | None
@@ -140,7 +140,7 @@ def verify(
     steps: int = 10,
     jax_precision: str = "highest",
     say: Callable[[str], None] = print,
-) -> Report:
+) -> ParityReport:
     """Whether the twins are the same net.
 
     Args:
@@ -154,7 +154,7 @@ def verify(
         reference: a torch module with the same names, in place of `unet_torch.UNet`.
         steps: of training, side by side.
         jax_precision: of JAX's products, as in `jax.lax.Precision`.
-        say: is told what begins, for work that takes a minute at full width.
+        say: is called with a line when each part begins.
 
     Raises:
         InputError: weights or an input that are not finite, that say nothing, or that do not fit;
@@ -164,7 +164,7 @@ def verify(
         if x is not None:
             raise InputError("x and size both give the input; leave one out")
         geometry.check(config, *size)
-    precision.full_precision()
+    precision.use_full_precision()
     tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     _refuse_infinite("the weights", tensors)
     scope = Scope(
@@ -177,23 +177,23 @@ def verify(
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
     if structure["problems"]:
-        return _ended(config, structure, tensors, x, scope)
+        return _report_structure(config, structure, tensors, x, scope)
     say("exact proof: integers, compared with ==")
     rows = tuple(
-        _exact_rows(
+        _prove_exactly(
             config, both_paddings=weights is None, size=size, jax_precision=jax_precision, say=say
         )
     )
     say("ordinary weights: float64 and float32, forward and gradients")
     stateful = config.norm == "batch" or config.dropout > 0
     comparisons = tuple(
-        compare(
+        compare_twins(
             config, tensors, train=train, x=x, reference=reference, precision=jax_precision, say=say
         )
         for train in ((False, True) if stateful else (False,))
     )
     theirs = None if recorded is None else judge_recorded(comparisons[0], recorded)
-    trajectories = tuple(_trajectories(config, tensors, comparisons, steps, size, say))
+    trajectories = tuple(_train_both(config, tensors, comparisons, steps, size, say))
     bits = precision.significand_bits(jax_precision)
     verdict, reasons = judge(
         config, structure, rows, comparisons, trajectories, theirs,
@@ -207,29 +207,29 @@ def verify(
         step_size=(trajectories[0].batch[2], trajectories[0].batch[3]) if trajectories else None,
         exact_sizes=tuple(dict.fromkeys((r.padding, r.size) for r in rows if not r.refused)),
     )
-    return Report(
+    return ParityReport(
         verdict, reasons, config, structure, rows, comparisons, trajectories, theirs, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
-        {**environment(), **precision.in_force(jax_precision)}, scope, bits,
+        {**environment(), **precision.describe_precision(jax_precision)}, scope, bits,
     )  # fmt: skip
 
 
-def _ended(
+def _report_structure(
     config: UNetConfig, structure: dict[str, Any], tensors: Tensors, x: np.ndarray, scope: Scope
-) -> Report:
+) -> ParityReport:
     """The report on twins whose names or shapes differ already."""
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
-    return Report(
+    return ParityReport(
         verdict, reasons, config, structure, (), (), (), None, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
-        {**environment(), **precision.in_force()}, scope, precision.significand_bits(),
+        {**environment(), **precision.describe_precision()}, scope, precision.significand_bits(),
     )  # fmt: skip
 
 
 def judge(
     config: UNetConfig,
     structure: dict[str, Any],
-    rows: tuple[Row, ...],
+    rows: tuple[ExactRow, ...],
     comparisons: tuple[Comparison, ...],
     trajectories: tuple[Trajectory, ...] = (),
     recorded: Recorded | None = None,
@@ -249,7 +249,7 @@ def judge(
                 + ("" if row.fault is None else f"{row.fault}; ")
                 + f"{wrong} values are not equal ({row.mismatches} of {row.outputs} outputs){where}"
             )
-    faults += [problem for t in trajectories for problem in training.problems(t)]
+    faults += [problem for t in trajectories for problem in training.list_problems(t)]
     if recorded is not None and not 1 / FACTOR <= recorded.ratio <= FACTOR:
         faults.append(
             f"the recorded output is {recorded.ratio:.1e} times as far from float64 as the twins, "
@@ -258,7 +258,7 @@ def judge(
     if faults:
         return "different", tuple(faults)
     refused = [f"{row.rung}, padding={row.padding}: {row.refused}" for row in rows if row.refused]
-    if reason := exact.why_not(config):
+    if reason := exact.explain_no_proof(config):
         refused.append(f"no exact proof exists for this net: {reason}")
     left_out = [
         f"{rung.name} is not asked: this device's products keep {bits} bits of a factor"
@@ -278,7 +278,7 @@ def judge_recorded(comparison: Comparison, recorded: np.ndarray) -> Recorded:
             f"the recorded output has the shape {recorded.shape}, the net gives {truth.shape}; "
             "record the net's own output (logits), as (b, classes, h, w)"
         )
-    error, ours_error, theirs_error = (rms(found - truth) for found in (recorded, ours, theirs))
+    error, ours_error, theirs_error = (rms(run - truth) for run in (recorded, ours, theirs))
     scale = rms(truth)
     ratio = error_ratio(max(ours_error, theirs_error), error, scale)
     return Recorded(scale, error, ours_error, theirs_error, ratio)
@@ -338,15 +338,15 @@ def compare_shapes(config: UNetConfig) -> list[ShapeDifference]:
     ]
 
 
-def _exact_rows(
+def _prove_exactly(
     config: UNetConfig,
     *,
     both_paddings: bool,
     size: tuple[int, int] | None,
     jax_precision: str,
     say: Callable[[str], None],
-) -> Iterator[Row]:
-    if exact.why_not(config):
+) -> Iterator[ExactRow]:
+    if exact.explain_no_proof(config):
         return
     configs = [config]
     if both_paddings:
@@ -359,14 +359,16 @@ def _exact_rows(
     rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= bits)
     for each in configs:
         fits = size is not None and all(geometry.is_legal(each, side) for side in size)
-        rows = exact.proofs(each, rungs=rungs, size=size if fits else None, precision=jax_precision)
+        rows = exact.prove_rungs(
+            each, rungs=rungs, size=size if fits else None, precision=jax_precision
+        )
         for row in rows:
             say(f"  {row.rung}, padding={each.padding}, {row.size[0]} x {row.size[1]} pixels: "
                 f"{row.outcome}")  # fmt: skip
             yield row
 
 
-def _trajectories(
+def _train_both(
     config: UNetConfig,
     tensors: Tensors,
     comparisons: tuple[Comparison, ...],
@@ -379,7 +381,7 @@ def _trajectories(
         return
     for dtype in ("float64", "float32"):
         say(f"training: {steps} steps of both in {dtype}")
-        yield training.trajectory(
+        yield training.train_side_by_side(
             config, tensors, VERIFIED_RECIPE, steps=steps, dtype=dtype, size=size
         )
 

@@ -26,7 +26,7 @@ from unet_parity.jax_net import (
     select_maps,
 )
 from unet_parity.trace import OUTPUT, Call, Maps, Place, select_leaves
-from unet_parity.twins import Masks, compiled, jax_arrays
+from unet_parity.twins import Masks, compile_jax, jax_arrays
 from unet_spec.parameters import Tensors
 
 Shapes = tuple[tuple[Place, tuple[tuple[int, ...], ...]], ...]  # of the maps at every place, NHWC
@@ -51,12 +51,12 @@ class WiringProbe:
     """Runs JAX's net with the reference's numbers in place of its leaves; compiled once.
 
     Args:
-        quick: as of `twins.compiled`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(self, net: JaxNet, *, quick: bool = True):
         self.net = net
-        self._run = compiled(partial(_run_wired, net), net.dtype, quick=quick, static_argnums=0)
+        self._run = compile_jax(partial(_run_wired, net), net.dtype, quick=quick, static_argnums=0)
 
     def probe(
         self,
@@ -74,11 +74,11 @@ class WiringProbe:
         """
         net, leaves = self.net, select_leaves(calls)
         with net.x64():
-            mover = Mover(net.dtype)
+            make_update = Mover(net.dtype)
             params, stats = jax_arrays(net.config, tensors, dtype=net.dtype)
             replacement = _Replacement(
-                {path: mover.move_all(call.outputs) for path, call in leaves.items()},
-                {path: mover.move_all(call.input_gradients) for path, call in leaves.items()},
+                {path: make_update.move_all(call.outputs) for path, call in leaves.items()},
+                {path: make_update.move_all(call.input_gradients) for path, call in leaves.items()},
             )
             try:
                 arrivals, gradients = self._run(

@@ -32,7 +32,7 @@ def levels(config: UNetConfig, size_px: int) -> Levels:
     Raises:
         InputError: an illegal size; it says the rule and the nearest legal sizes.
     """
-    found = _walk(config, size_px)
+    found = _run_through(config, size_px)
     if found is None:
         near = " and ".join(map(str, nearest_legal(config, size_px)))
         rule = "halve an even size" if config.fit == "error" else "leave something of it"
@@ -43,7 +43,7 @@ def levels(config: UNetConfig, size_px: int) -> Levels:
     return found
 
 
-def _walk(config: UNetConfig, size_px: int) -> Levels | None:
+def _run_through(config: UNetConfig, size_px: int) -> Levels | None:
     shrink = 4 if config.padding == "valid" else 0
     skips, ups, size = [], [], size_px
     for _ in range(config.depth):
@@ -76,7 +76,7 @@ def output_size(config: UNetConfig, size_px: int) -> int:
 
 def is_legal(config: UNetConfig, size_px: int) -> bool:
     """Whether the net takes an input of this height (or width)."""
-    return _walk(config, size_px) is not None
+    return _run_through(config, size_px) is not None
 
 
 def next_legal(config: UNetConfig, size_px: int) -> int:
@@ -140,18 +140,18 @@ def _seen(config: UNetConfig):
         before, after = {"bilinear": (-1, 1), "bilinear_aligned": (-1, 2)}.get(config.up, (0, 0))
         return (interval[0] + before) // 2, (interval[1] + after) // 2
 
-    def contracted(level: int, interval: Interval) -> Interval:
+    def through_downs(level: int, interval: Interval) -> Interval:
         for _ in range(level):
             interval = pool(double_conv(interval))
         return double_conv(interval)
 
-    def expanded(level: int, interval: Interval) -> Interval:
+    def through_ups(level: int, interval: Interval) -> Interval:
         if level == config.depth:
-            return contracted(level, interval)
+            return through_downs(level, interval)
         interval = double_conv(interval)
         crop = (sizes.skips[level] - sizes.ups[config.depth - 1 - level]) // 2
-        skip = contracted(level, (interval[0] + crop, interval[1] + crop))
-        deep = expanded(level + 1, up(interval))
+        skip = through_downs(level, (interval[0] + crop, interval[1] + crop))
+        deep = through_ups(level + 1, up(interval))
         return min(skip[0], deep[0]), max(skip[1], deep[1])
 
-    return lambda pixel: expanded(0, (pixel, pixel))
+    return lambda pixel: through_ups(0, (pixel, pixel))

@@ -69,9 +69,9 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
         "integers for floats": integers,
     }
     if any(kinds.values()):
-        found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        problems = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
         raise InputError(
-            f"{source}: the tensors do not fit the net of its config ({found}); nothing was "
+            f"{source}: the tensors do not fit the net of its config ({problems}); nothing was "
             "loaded: give the weights of this net, or the config of these weights"
         )
 

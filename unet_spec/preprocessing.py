@@ -75,14 +75,14 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
         values = values[..., :3]
     if values.shape[-1] == 2:
         values = values[..., :1]
-    found = values.shape[-1]
-    if found == channels:
+    count = values.shape[-1]
+    if count == channels:
         return values
-    if (found, channels) == (3, 1):
+    if (count, channels) == (3, 1):
         # not `@`, which rounds otherwise on another processor
         red, green, blue = np.moveaxis(values * _LUMA, -1, 0)
         return (red + green + blue)[..., None]
-    if (found, channels) == (1, 3):
+    if (count, channels) == (1, 3):
         return np.repeat(values, 3, axis=-1)
     raise InputError(
         f"the image has {image.shape[-1]} channels and the net takes {channels}; "

@@ -250,7 +250,7 @@ _SCHEDULE_USES = {
 }
 
 
-def renamed(part: Part, name: str | None) -> Part:
+def rename(part: Part, name: str | None) -> Part:
     """An optimizer or schedule by another name, if it is one: what that does not use has its
     default again.
 
@@ -260,12 +260,12 @@ def renamed(part: Part, name: str | None) -> Part:
     uses = _OPTIMIZER_USES if isinstance(part, Optimizer) else _SCHEDULE_USES
     if name not in get_args(type(part).__annotations__["name"]):
         return part
-    found = copy(part)
-    object.__setattr__(found, "name", name)
+    changed = copy(part)
+    object.__setattr__(changed, "name", name)
     for one in dataclasses.fields(part):
         if name not in uses.get(one.name, (name,)):
-            object.__setattr__(found, one.name, one.default)
-    return found
+            object.__setattr__(changed, one.name, one.default)
+    return changed
 
 
 def _refuse_unused(config: Any, uses: Mapping[str, tuple[str, ...]]) -> None:

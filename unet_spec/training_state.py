@@ -20,7 +20,7 @@ import safetensors.numpy
 from unet_spec import weight_file
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
-from unet_spec.files import written, written_folder
+from unet_spec.files import atomic_write, atomic_write_folder
 from unet_spec.parameters import Parameter, Tensors, parameters
 from unet_spec.recipe import Recipe
 from unet_spec.weight_file import WeightFile
@@ -86,7 +86,7 @@ def scheduler_keys(recipe: Recipe) -> tuple[str, ...]:
 def write(folder: Path | str, state: TrainingState) -> None:
     """Write both files, each whole or not at all, in the precision of the run; existing ones are
     replaced. A crash between the two leaves a pair that `read` refuses."""
-    with written_folder(Path(folder)) as inside:
+    with atomic_write_folder(Path(folder)) as inside:
         weight_file.write(inside / WEIGHTS, state.weights, dtype=state.dtype)
         write_beside(inside, state)
 
@@ -106,7 +106,7 @@ def write_beside(folder: Path, state: TrainingState) -> None:
         for slot, group in state.slots.items()
         for name, tensor in group.items()
     }
-    with written(folder / STATE) as stream:
+    with atomic_write(folder / STATE) as stream:
         card = {"unet_training": json.dumps(metadata, sort_keys=True)}
         stream.write(safetensors.numpy.save(tensors, card))
 

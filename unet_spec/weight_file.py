@@ -17,7 +17,7 @@ import safetensors.numpy
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 from unet_spec.parameters import Tensors, check_tensors, parameters
 from unet_spec.preprocessing import Preprocessing
 
@@ -72,7 +72,7 @@ def write(
         "class_names": weights.class_names,
     }
     tensors = {name: _owned(tensor, dtype) for name, tensor in weights.tensors.items()}
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(
             safetensors.numpy.save(tensors, {"unet": json.dumps(metadata, sort_keys=True)})
         )

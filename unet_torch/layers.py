@@ -55,7 +55,7 @@ class Dropout(nn.Module):
         return x * keep.to(x.dtype) / (1 - self.rate)
 
 
-def fitted(
+def match_sizes(
     x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k H W"], config: UNetConfig
 ) -> tuple[Tensor, Tensor]:
     """The two maps of a concatenation at one size: the skip cropped at its centre, or, for

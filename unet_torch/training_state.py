@@ -103,7 +103,7 @@ def read(path: Path | str, *, config: UNetConfig = UNetConfig()) -> TrainingStat
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         return training_state.read(path)
-    content = checkpoint.content(path)
+    content = checkpoint.read_content(path)
     try:
         return _of_checkpoint(content, config, source=str(path))
     except InputError as error:
@@ -245,13 +245,13 @@ def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> Training
     if not holds_optimizer(content):
         raise InputError(f"no optimizer in it under {' or '.join(OPTIMIZERS)}")
     card = json.loads(content["unet"]) if "unet" in content else {}
-    tensors = checkpoint.tensors_of(content, source=source)
+    tensors = checkpoint.select_tensors(content, source=source)
     if card:
         found = from_json(UNetConfig, json.dumps(card["config"]))
         preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
         loaded = WeightFile(found, tensors, preprocessing, tuple(card["class_names"]))
     else:
-        found = dialects.config_of(tensors, given=config, source=source)
+        found = dialects.infer_config(tensors, given=config, source=source)
         loaded = WeightFile(found, tensors)
     optimizer = _first(content, OPTIMIZERS)
     trained = set(_trained_names(loaded))
@@ -260,7 +260,7 @@ def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> Training
     return _assembled(
         loaded,
         # parameters lie in the order of the state_dict, without its buffers
-        list(dialects.unwrapped(dict.fromkeys(names)))
+        list(dialects.unwrap(dict.fromkeys(names)))
         if names
         else [name for name in tensors if name in trained],
         optimizer,
