@@ -124,5 +124,6 @@ def fill_arrays(model: Part, arrays: Arrays) -> Part:
 
 def _name(path: tuple[Any, ...]) -> str:
     """The slides' name of an NNX path: `nnx.Sequential` keeps its modules under `layers`."""
-    modules, last = [str(part) for part in path[:-1]], str(path[-1])
-    return ".".join([*(m for m in modules if m != "layers"), _NAMES.get(last, last)])
+    *modules, last = map(str, path)
+    names = [module for module in modules if module != "layers"]
+    return ".".join([*names, _NAMES.get(last, last)])

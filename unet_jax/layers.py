@@ -73,7 +73,8 @@ def conv_block(
     convolution = conv(
         in_channels, out_channels, 3, numerics, rngs, padding=pad, use_bias=config.bias
     )
-    act = partial(activation, slope=config.negative_slope * (config.activation == "leaky_relu"))
+    slope = config.negative_slope if config.activation == "leaky_relu" else 0.0
+    act = partial(activation, slope=slope)
     if config.norm == "none":
         return [convolution, act]
     norm = normalisation(out_channels, config, numerics, rngs)
@@ -280,8 +281,9 @@ def match_sizes(
     """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
     `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
     if config.fit in ("zeros", "edge"):
-        missing = [(0, 0), *((0, skip.shape[i] - x.shape[i]) for i in (1, 2)), (0, 0)]
-        return jnp.pad(x, missing, mode="constant" if config.fit == "zeros" else "edge"), skip
+        rows, columns = skip.shape[1] - x.shape[1], skip.shape[2] - x.shape[2]
+        mode = "constant" if config.fit == "zeros" else "edge"
+        return jnp.pad(x, [(0, 0), (0, rows), (0, columns), (0, 0)], mode=mode), skip
     top = (skip.shape[1] - x.shape[1]) // 2
     left = (skip.shape[2] - x.shape[2]) // 2
     return x, skip[:, top : top + x.shape[1], left : left + x.shape[2]]

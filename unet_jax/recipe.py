@@ -264,7 +264,9 @@ def _one_cycle_rates(schedule: Schedule) -> tuple[float, ...]:
     assert schedule.max_lr is not None
     start = schedule.max_lr / schedule.div_factor
     end = start / schedule.final_div_factor
-    return (start, schedule.max_lr, *((start,) if schedule.three_phase else ()), end)
+    if schedule.three_phase:
+        return start, schedule.max_lr, start, end
+    return start, schedule.max_lr, end
 
 
 def _cycle(schedule: Schedule, epoch: Array, turns: tuple[float, ...]) -> Array:

@@ -192,11 +192,12 @@ class Recipe:
         optimizer = self.optimizer
         if optimizer.name in ("adam", "adamw"):
             return "exp_avg", "exp_avg_sq"
-        moving = optimizer.momentum > 0 or self.schedule.cycles_momentum
-        momentum = ("momentum_buffer",) if moving else ()
-        if optimizer.name == "sgd":
-            return momentum
-        return "square_avg", *momentum, *(("grad_avg",) if optimizer.centered else ())
+        slots = [] if optimizer.name == "sgd" else ["square_avg"]
+        if optimizer.momentum > 0 or self.schedule.cycles_momentum:
+            slots.append("momentum_buffer")
+        if optimizer.centered:
+            slots.append("grad_avg")
+        return tuple(slots)
 
     def for_steps(self, steps: int) -> "Recipe":
         """The recipe of a run of so many steps."""

@@ -61,8 +61,9 @@ def match_sizes(
     """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
     `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
     if config.fit in ("zeros", "edge"):
-        missing = [0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2]]
-        return F.pad(x, missing, mode="constant" if config.fit == "zeros" else "replicate"), skip
+        rows, columns = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        mode = "constant" if config.fit == "zeros" else "replicate"
+        return F.pad(x, [0, columns, 0, rows], mode=mode), skip
     top = (skip.shape[2] - x.shape[2]) // 2
     left = (skip.shape[3] - x.shape[3]) // 2
     return x, skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
