@@ -10,6 +10,7 @@ import pytest
 
 from parity_tests import planted
 from unet_parity import exact, inputs, oracle, page, precision, verify
+from unet_parity.comparison import Comparer
 from unet_parity.twins import JaxRun, torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.weight_file import WeightFile
@@ -48,6 +49,26 @@ def test_verdict_and_every_part_are_in_the_json(report):
 def test_the_hash_is_of_these_weights(report):
     other = {**TENSORS, "out.bias": np.nextafter(TENSORS["out.bias"], 1, dtype=np.float32)}
     assert verify._hash(TENSORS) == report.hashes["weights"] != verify._hash(other)
+
+
+def test_the_input_in_the_report_is_the_one_that_was_compared(monkeypatch):
+    """Drawn once: a second draw would show the right input only as long as nobody changes one."""
+    drawn, compared = [], []
+
+    def draw(*arguments, right=oracle.random_input, **options):
+        drawn.append(right(*arguments, **options))
+        return drawn[-1]
+
+    def record(self, numbers, right=Comparer.__call__, **options):
+        compared.append(numbers.x)
+        return right(self, numbers, **options)
+
+    monkeypatch.setattr(oracle, "random_input", draw)
+    monkeypatch.setattr(Comparer, "__call__", record)
+    result = run(UNetConfig(widths=(4, 6), norm="batch"))
+    assert len(drawn) == 1
+    assert len(compared) == 2
+    assert all(x is result.x is drawn[0][0] for x in compared)
 
 
 def test_the_page_stands_alone_and_shows_every_module(report):

@@ -14,7 +14,7 @@ from flax import nnx
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import InputError, UNetConfig
-from unet_spec.parameters import parameters
+from unet_spec.parameters import parameters, trained_names
 
 Arrays = Mapping[str, jax.Array]
 Part = TypeVar("Part", bound=nnx.Module)
@@ -86,7 +86,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
 
 def split(config: UNetConfig, arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a net's arrays into (params, stats): those that are trained, and the statistics."""
-    trained = {p.name for p in parameters(config) if p.trained}
+    trained = set(trained_names(config))
     params = {name: array for name, array in arrays.items() if name in trained}
     stats = {name: array for name, array in arrays.items() if name not in trained}
     return params, stats

@@ -241,18 +241,36 @@ def compare_twins(
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Comparison:
-    """Both twins on one input, once.
+    """Compare the twins on one input, once.
 
     Args:
         x: the input, (b, in_channels, h, w); a random one, by `seed`, without it.
         options: of `Comparer`.
     """
-    size = None if x is None else (x.shape[2], x.shape[3])
-    batch = 2 if x is None else len(x)
-    drawn, cotangent, keep = oracle.random_input(config, seed=seed, size=size, batch=batch)
-    x = drawn if x is None else x
-    comparer = Comparer(config, train=train, quick=is_small(x), **options)
-    return comparer(Numbers(tensors, x, cotangent, keep), say=say)
+    numbers = draw_numbers(config, tensors, seed=seed, x=x)
+    comparer = Comparer(config, train=train, quick=is_small(numbers.x), **options)
+    return comparer(numbers, say=say)
+
+
+def draw_numbers(
+    config: UNetConfig,
+    tensors: Tensors,
+    *,
+    seed: int = 0,
+    x: np.ndarray | None = None,
+    size: tuple[int, int] | None = None,
+) -> Numbers:
+    """Draw what a comparison needs beside the tensors.
+
+    Args:
+        x: the input, (b, in_channels, h, w); a random one without it.
+        size: (height, width) of a random input; small ones without it.
+    """
+    if x is None:
+        return Numbers(tensors, *oracle.random_input(config, seed=seed, size=size))
+    size, batch = (x.shape[2], x.shape[3]), len(x)
+    _, cotangent, keep = oracle.random_input(config, seed=seed, size=size, batch=batch)
+    return Numbers(tensors, x, cotangent, keep)
 
 
 def _report_broken_net(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:

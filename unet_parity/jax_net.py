@@ -22,6 +22,7 @@ from unet_jax.model import UNet as JaxUNet
 from unet_parity.trace import Call, Maps
 from unet_parity.twins import Masks, nhwc
 from unet_spec import InputError, UNetConfig
+from unet_spec.wording import list_names
 
 Arrays = dict[str, jax.Array]
 JaxMaps = tuple[jax.Array, ...]  # each (b, h, w, c)
@@ -93,9 +94,8 @@ def match_modules(
     unmatched = [path for path in calls if find_module(abstract, path) is None]
     if unmatched:
         raise InputError(
-            f"the reference's layers cannot be matched: the port has no {unmatched[0]}"
-            + (f" and {len(unmatched) - 1} more" if len(unmatched) > 1 else "")
-            + "; name the reference's modules as unet_torch does (down_1.conv.conv.0 ...)"
+            f"the reference's layers cannot be matched: the port has no {list_names(unmatched, 1)}"
+            "; name the reference's modules as unet_torch does (down_1.conv.conv.0 ...)"
         )
     return JaxNet(config, abstract, tuple(calls), dtype, train)
 

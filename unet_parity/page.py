@@ -1,6 +1,7 @@
 """The report of `verify` as one HTML file that needs nothing beside it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ def _describe_mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
     }
 
 
+class _LogScale:
+    """A logarithmic scale from `low` to `high`, in percent of its length."""
+
+    def __init__(self, low: float, high: float):
+        self.low, self.high = low, high
+
+    def place(self, value: float) -> float:
+        """Return where a value above 0 lies; what is infinite lies at the end."""
+        if not value < math.inf:
+            return 100.0
+        # values that are all the same have no length between them
+        length = math.log10(self.high) - math.log10(self.low) or 1.0
+        return 100 * (math.log10(value) - math.log10(self.low)) / length
+
+
 class _Axis:
     """A logarithmic axis over relative errors, in percent of its length.
 
@@ -96,39 +112,36 @@ class _Axis:
     """
 
     def __init__(self, errors: list[float]):
-        shown = [math.log10(e) for e in [EPS, *errors] if 0 < e < math.inf]
-        self.low, self.high = math.floor(min(shown)), math.ceil(max(shown))
-        decades = range(self.high - self.low + 1)
+        exponents = [math.log10(e) for e in [EPS, *errors] if 0 < e < math.inf]
+        low, high = math.floor(min(exponents)), math.ceil(max(exponents))
+        self._scale = _LogScale(10.0**low, 10.0**high)
+        decades = range(low, high + 1)
         classes = {
             "on-wide": decades[:: math.ceil(len(decades) / LABELS)],
             "on-narrow": decades[:: math.ceil(len(decades) / NARROW_LABELS)],
         }
         self.ticks = [
             (
-                f"1e{self.low + n}",
-                self._at(10.0 ** (self.low + n)),
-                " ".join(name for name, labelled in classes.items() if n in labelled),
+                f"1e{decade}",
+                self._scale.place(10.0**decade),
+                " ".join(name for name, labelled in classes.items() if decade in labelled),
             )
-            for n in decades
+            for decade in decades
         ]
-        self.eps = self._at(EPS)
+        self.eps = self._scale.place(EPS)
 
     def dots(self, scale: float, *errors: float) -> list[dict[str, Any]]:
         """Torch's and JAX's place; an error of 0 has none."""
         relative = [error / scale if scale else 0.0 for error in errors]
         return [
-            {"who": who, "at": self._at(error), "error": error}
+            {"who": who, "at": self._scale.place(error), "error": error}
             for who, error in zip(("torch", "jax"), relative, strict=True)
             if error > 0
         ]
 
-    def _at(self, error: float) -> float:
-        if not error < math.inf:
-            return 100.0
-        return 100 * (math.log10(error) - self.low) / max(self.high - self.low, 1)
-
 
 def _describe_steps(trajectory: Trajectory) -> dict[str, Any]:
+    """The curves of training steps: losses, and distances on a logarithmic scale."""
     curves = {
         "JAX to PyTorch, parameters": trajectory.parameters,
         "JAX to PyTorch, batch statistics": trajectory.statistics,
@@ -138,25 +151,12 @@ def _describe_steps(trajectory: Trajectory) -> dict[str, Any]:
     distances = {name: values for name, values in curves.items() if values}
     positive = [v for values in distances.values() for v in values if 0 < v < math.inf]
     low, high = (min(positive), max(positive)) if positive else (1e-17, 1e-16)
-    span = max(math.log10(high) - math.log10(low), 1e-9)
-
-    def line(values: list[float]) -> str:
-        points = [
-            (100 * i / max(len(values) - 1, 1), 100 * (math.log10(high) - math.log10(v)) / span)
-            for i, v in enumerate(values)
-            if 0 < v < math.inf
-        ]
-        return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
-
+    scale = _LogScale(low, high)
     losses = [*trajectory.torch_losses, *trajectory.jax_losses]
     bottom, top = min(losses), max(losses)
 
-    def loss_line(values: list[float]) -> str:
-        height = max(top - bottom, 1e-12)
-        return " ".join(
-            f"{100 * i / max(len(values) - 1, 1):.2f},{100 * (top - v) / height:.2f}"
-            for i, v in enumerate(values)
-        )
+    def place_loss(value: float) -> float:
+        return 100 * (value - bottom) / max(top - bottom, 1e-12)
 
     return {
         "trajectory": trajectory,
@@ -164,12 +164,32 @@ def _describe_steps(trajectory: Trajectory) -> dict[str, Any]:
         "high": high,
         "bottom": bottom,
         "top": top,
-        "losses": [loss_line(trajectory.torch_losses), loss_line(trajectory.jax_losses)],
+        "losses": [
+            _draw_line(trajectory.torch_losses, place_loss),
+            _draw_line(trajectory.jax_losses, place_loss),
+        ],
         "distances": [
-            {"name": name, "line": line(values), "last": values[-1]}
+            {"name": name, "line": _draw_line(values, scale.place, least=0), "last": values[-1]}
             for name, values in distances.items()
         ],
     }
+
+
+def _draw_line(
+    values: list[float], place: Callable[[float], float], *, least: float = -math.inf
+) -> str:
+    """Return the points of an SVG polyline in a square of 100 x 100, whose y runs downwards.
+
+    Args:
+        place: of a value on the axis, in percent from the bottom.
+        least: values that are no larger, or infinite, have no point.
+    """
+    width = max(len(values) - 1, 1)
+    points = []
+    for step, value in enumerate(values):
+        if least < value < math.inf:
+            points.append(f"{100 * step / width:.2f},{100 - place(value):.2f}")
+    return " ".join(points)
 
 
 def _describe_pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from unet_jax.layers import Numerics
 from unet_parity import oracle
 from unet_parity.twins import Masks, compile_jax, is_small, jax_arrays, nhwc, torch_model
 from unet_spec import UNetConfig, layout
-from unet_spec.parameters import Tensors, parameters
+from unet_spec.parameters import Tensors, parameters, trained_names
 from unet_spec.recipe import Recipe
 
 # 66 healthy runs of 50 steps were at most 8e-11 apart: biases before batch norm, whose gradients
@@ -110,7 +110,7 @@ def train_side_by_side(
     if dtype == "float32":
         torch_runs.append(train_torch(config, tensors, recipe, turned, dtype=dtype, onednn=False))
         jax_runs.append(port.run(tensors, turned))
-    weights = [p.name for p in parameters(config) if p.trained]
+    weights = list(trained_names(config))
     statistics = [p.name for p in parameters(config) if p.kind == "statistic"]
     run = Trajectory(dtype, list(data[0].x.shape), [], [], [], [], [], [])
     # step by step, because the weights of all steps would not fit in memory

@@ -14,18 +14,20 @@ from torch import nn
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
 from unet_parity import exact, oracle, precision, training
-from unet_parity.comparison import Comparison, compare_twins
+from unet_parity.comparison import Comparer, Comparison, draw_numbers
 from unet_parity.differences import error_ratio, rms
 from unet_parity.exact import ExactRow
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
 from unet_parity.scope import Scope
 from unet_parity.training import Trajectory
+from unet_parity.twins import is_small
 from unet_spec import InputError, UNetConfig, geometry, layout
 from unet_spec.environment import environment
 from unet_spec.parameters import Tensors, parameter_count, parameters
 from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.weight_file import WeightFile
+from unet_spec.wording import list_names
 from unet_torch.model import UNet as TorchUNet
 
 BIT_FOR_BIT = "In the exact proof, where nothing is rounded, every value is equal, bit for bit."
@@ -171,8 +173,10 @@ def verify(
         own_input=x is not None, own_weights=weights is not None, reference=reference is not None,
         precision=jax_precision,
     )  # fmt: skip
-    x = oracle.random_input(config, seed=0, size=size)[0] if x is None else x
-    _refuse_infinite("the input", {"it": x})
+    if x is not None:
+        _refuse_infinite("the input", {"it": x})
+    numbers = draw_numbers(config, tensors, x=x, size=size)
+    x = numbers.x
     _refuse_single_values(config, x)
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
@@ -187,9 +191,13 @@ def verify(
     say("ordinary weights: float64 and float32, forward and gradients")
     stateful = config.norm == "batch" or config.dropout > 0
     comparisons = tuple(
-        compare_twins(
-            config, tensors, train=train, x=x, reference=reference, precision=jax_precision, say=say
-        )
+        Comparer(
+            config,
+            train=train,
+            reference=reference,
+            precision=jax_precision,
+            quick=is_small(x),
+        )(numbers, say=say)
         for train in ((False, True) if stateful else (False,))
     )
     theirs = None if recorded is None else judge_recorded(comparisons[0], recorded)
@@ -416,7 +424,6 @@ def _refuse_infinite(what: str, tensors: Tensors) -> None:
     bad = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if bad:
         raise InputError(
-            f"{what} hold NaN or infinite values, in {bad[0]}"
-            + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
-            + "; nothing can be said of them: take an earlier checkpoint, or another image"
+            f"{what} hold NaN or infinite values, in {list_names(bad, 1)}"
+            "; nothing can be said of them: take an earlier checkpoint, or another image"
         )
