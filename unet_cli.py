@@ -14,7 +14,7 @@ from unet_command.reports import check_target, write_json
 from unet_command.wording import list_flags, word_error
 from unet_spec import InputError, UNetConfig
 from unet_spec.environment import need
-from unet_spec.files import refuse_existing, written
+from unet_spec.files import atomic_write, refuse_existing
 from unet_train.config import TrainConfig
 
 Json = Annotated[Path | None, arg(metavar="FILE")]
@@ -256,8 +256,8 @@ def verify(
     if report is not None:
         from unet_parity import page
 
-        with written(report) as stream:
-            stream.write(page.html(comparison, command=str(command)).encode())
+        with atomic_write(report) as stream:
+            stream.write(page.make_page(comparison, command=str(command)).encode())
         console.print(f"the page: {report}", markup=False)
     write_json(json, comparison.to_json(), command=command)
     return int(comparison.verdict == "different")

@@ -106,7 +106,9 @@ def convert(
         raise InputError(f"{source}: the run is in {content.dtype} and stays so; leave out --dtype")
     _write(target, content, dtype=dtype)
     axes = content.weights.config if isinstance(content, TrainingState) else content.config
-    return Conversion(source, target, content, dialects.assumed(axes) if assumed else "")
+    return Conversion(
+        source, target, content, dialects.describe_assumptions(axes) if assumed else ""
+    )
 
 
 def read(
@@ -138,7 +140,7 @@ def _read_ours(source: Path, config: UNetConfig) -> tuple[TrainingState | Weight
     card, tensors = safetensors_file.read(source)
     if card is not None:
         return training_state.read_either(source), False
-    axes = dialects.config_of(tensors, given=config, source=str(source))
+    axes = dialects.infer_config(tensors, given=config, source=str(source))
     return WeightFile(axes, tensors), True
 
 
@@ -149,7 +151,7 @@ def _read_torch(
     from unet_torch import checkpoint
     from unet_torch import training_state as torch_state
 
-    content = checkpoint.content(source)
+    content = checkpoint.read_content(source)
     if torch_state.knows_config(content):
         return torch_state.from_content(content, config, source=source), False
     if torch_state.holds_optimizer(content) and not weights_only:
@@ -157,8 +159,8 @@ def _read_torch(
             return torch_state.from_content(content, config, source=source), True
         except InputError as error:
             raise InputError(f"{error}; --weights-only takes its weights alone") from error
-    tensors = checkpoint.tensors_of(content, source=str(source))
-    axes = dialects.config_of(tensors, given=config, source=str(source))
+    tensors = checkpoint.select_tensors(content, source=str(source))
+    axes = dialects.infer_config(tensors, given=config, source=str(source))
     return WeightFile(axes, tensors), True
 
 

@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unet_spec import InputError
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 from unet_spec.safetensors_file import refuse_pointer
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -68,7 +68,7 @@ def list_images(folder: Path) -> list[Path]:
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
     """A PNG of (h, w, 3) bytes."""
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         Image.fromarray(pixels).save(stream, format="png")
 
 
@@ -80,14 +80,14 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     image = Image.fromarray(mask)
     colours = np.concatenate([PALETTE, np.resize(PALETTE[2:], (256 - len(PALETTE), 3))])
     image.putpalette(colours.tobytes())
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         image.save(stream, format="png")
 
 
 def overlay(image: np.ndarray, predicted: np.ndarray, true: np.ndarray | None = None) -> np.ndarray:
     """The image with the outlines of its predicted (orange) and true (blue) regions drawn on
     it: (h, w, 3) bytes."""
-    picture = visible(image)
+    picture = make_visible(image)
     if true is not None:
         picture[outline(true)] = TRUE
     picture[outline(predicted)] = PREDICTED
@@ -101,7 +101,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return (mask > 0) & np.any([mask != other for other in neighbours], axis=0)
 
 
-def visible(image: np.ndarray) -> np.ndarray:
+def make_visible(image: np.ndarray) -> np.ndarray:
     """The image as (h, w, 3) bytes, stretched so that all but its darkest and brightest half
     percent are told apart."""
     colours = image[..., None] if image.ndim == 2 else image
@@ -128,10 +128,10 @@ def _read_pillow(image: Image.Image, *, indices: bool) -> np.ndarray:
 
 def _read_tiff(path: Path) -> list[np.ndarray]:
     with tifffile.TiffFile(path) as file:  # pages that were written one by one are a series each
-        return [page for series in file.series for page in _pages_of(series)]
+        return [page for series in file.series for page in _split_pages(series)]
 
 
-def _pages_of(series: tifffile.TiffPageSeries) -> list[np.ndarray]:
+def _split_pages(series: tifffile.TiffPageSeries) -> list[np.ndarray]:
     pixels, axes = series.asarray(), series.axes
     for channel in ("S", "C"):
         if channel in axes:

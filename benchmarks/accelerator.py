@@ -26,7 +26,7 @@ from typing import Any
 
 from unet_spec import UNetConfig, geometry
 from unet_spec.environment import environment
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 
 # Sections import the frameworks themselves: the process that runs them needs none, and an import
 # that fails is one section's failure.
@@ -210,9 +210,9 @@ def prove_exactly(sizes: Sizes) -> Iterator[Record]:
     """
     from unet_parity import exact, precision, twins
 
-    precision.full_precision()
+    precision.use_full_precision()
     bits = {name: precision.significand_bits(name) for name in ("highest", "default")}
-    yield {"bits": bits, "torch_computes_on": precision.in_force()["torch_device"]}
+    yield {"bits": bits, "torch_computes_on": precision.describe_precision()["torch_device"]}
     rows: list[Record] = []
     ports: dict[tuple[Any, ...], twins.JaxRun] = {}
     other = replace(sizes.net, padding="valid", fit="error")
@@ -226,9 +226,11 @@ def prove_exactly(sizes: Sizes) -> Iterator[Record]:
             key = (config, rung.dtype, name)
             if key not in ports:
                 ports[key] = twins.JaxRun(config, dtype=rung.dtype, precision=name)
-            row = exact.compare(config, case, rung, certificate, port=ports[key], locate=False)
+            row = exact.compare_exactly(
+                config, case, rung, certificate, port=ports[key], locate=False
+            )
             print(f"{row.rung}, {row.padding}, {name}: {row.outcome}", flush=True)
-            rows.append({"jax_precision": name, "outcome": row.outcome, **asdict(row)})
+            rows.append({"jax_precision": name, "outcome": row.outcome, **row.to_json()})
             yield {"exact": rows}
 
 
@@ -236,11 +238,11 @@ def compare_ordinary_weights(sizes: Sizes) -> Iterator[Record]:
     """The other part of `verify`: ordinary weights, then training steps; torch on the CPU."""
     from unet_parity import comparison, oracle, precision, training, verify
 
-    precision.full_precision()
-    yield {"environment": precision.in_force()}
+    precision.use_full_precision()
+    yield {"environment": precision.describe_precision()}
     net, tensors = sizes.net, oracle.random_tensors(sizes.net, seed=0)
     structure = verify.check_structure(net)
-    compared = comparison.compare(net, tensors, train=False, say=print)
+    compared = comparison.compare_twins(net, tensors, train=False, say=print)
     steps: list[training.Trajectory] = []
 
     def judged() -> Record:
@@ -254,7 +256,7 @@ def compare_ordinary_weights(sizes: Sizes) -> Iterator[Record]:
     for dtype in ("float32", "float64"):
         recipe = verify.VERIFIED_RECIPE
         steps.append(
-            training.trajectory(net, tensors, recipe, steps=sizes.verify_steps, dtype=dtype)
+            training.train_side_by_side(net, tensors, recipe, steps=sizes.verify_steps, dtype=dtype)
         )
         yield {**judged(), "steps": [asdict(each) for each in steps]}
 
@@ -294,7 +296,7 @@ def compare_speed(sizes: Sizes) -> Iterator[Record]:
     def timed(arithmetic: steps.Arithmetic, variants: tuple[str, ...]) -> Iterator[Record]:
         case = replace(problem, arithmetic=arithmetic)
         with steps.torch_tf32(arithmetic.tf32):
-            for row in nets.measured(
+            for row in nets.time_nets(
                 case, peak_gflops=peak, budget_s=sizes.budget_s, variants=variants
             ):
                 rows.append(_speed_row(row, arithmetic.name, sizes.batch))
@@ -400,7 +402,7 @@ def _summarise(result: Record, run: Path) -> Record:
 
 def _speed_row(row: Any, arithmetic: str, batch: int) -> Record:
     """A `unet_bench.nets.NetRow`, with images per second."""
-    found = {"arithmetic": arithmetic, **asdict(row)}
+    found = {"arithmetic": arithmetic, **row.to_json()}
     found["jax_images_per_s"] = 1e3 * batch / row.jax_ms
     found["torch_images_per_s"] = 1e3 * batch / row.torch_ms if row.torch_ms else None
     return found
@@ -488,7 +490,7 @@ def _describe_speed(row: Record) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(json.dumps(content, indent=2).encode() + b"\n")
 
 

@@ -54,7 +54,9 @@ def pipeline(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     state, crops = steps.init(), next(made).result()
     seen = jax.jit(partial(prepare_batch, config))(crops, state.step)
-    step, _ = timing.compiled(jax.jit(partial(update_state, config), donate_argnums=0), state, seen)
+    step, _ = timing.compile_timed(
+        jax.jit(partial(update_state, config), donate_argnums=0), state, seen
+    )
     done = 0
     with (
         closing(made),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,7 +38,7 @@ def parse_arguments(
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result file."""
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(json.dumps(result, indent=2).encode() + b"\n")
 
 

@@ -17,4 +17,4 @@ def problems(config: UNetConfig, height: int, width: int, *, train: bool) -> tup
     assert len(np.unique(truth.output)) > 16, "a constant output proves nothing"
     assert truth.input_gradient.any(), "a dead net proves nothing"
     # the float32 passes are left out: float64 stands in for both
-    return oracle.judge(truth, port, truth, truth, mode="float64").problems
+    return oracle.measure_agreement(truth, port, truth, truth, mode="float64").problems

@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ from jax import lax
 from unet_jax import layers, model
 from unet_jax.layers import BatchNorm, Dropout, GroupNorm, UpConv
 from unet_parity import exact, oracle, verify
-from unet_parity.comparison import Comparer, Numbers, compare
+from unet_parity.comparison import Comparer, Numbers, compare_twins
+from unet_parity.differences import module_of
 from unet_parity.fault import Fault
 from unet_spec import UNetConfig, layout
 
@@ -104,7 +105,7 @@ def without_relu_at_neck(right, in_channels, out_channels, *args):
 
 def skip_after_pool(right, self, *args):
     _, pooled = right(self, *args)
-    return layers.interpolated(pooled, mode="nearest"), pooled
+    return layers.interpolate(pooled, mode="nearest"), pooled
 
 
 def interleaved_groups(right, self, x):
@@ -278,18 +279,18 @@ BUGS = {
         changed("out.weight", lambda t: np.roll(t, 1, axis=0)), "out"
     ),
     # wiring
-    "concat swapped": Bug(around(model, "fitted", lambda r, *a: r(*a)[::-1]), "up_1"),
+    "concat swapped": Bug(around(model, "match_sizes", lambda r, *a: r(*a)[::-1]), "up_1"),
     "crop off by one": Bug(
-        around(model, "fitted", lambda r, x, skip, c: r(x, jnp.roll(skip, 1, 1), c)),
+        around(model, "match_sizes", lambda r, x, skip, c: r(x, jnp.roll(skip, 1, 1), c)),
         "up_1", VALID,
     ),
-    "crop at a corner": Bug(around(model, "fitted", cropped_at_a_corner), "up_1", VALID),
-    "padded at the top and left": Bug(around(model, "fitted", padded_at_the_top), "up_2", ODD),
+    "crop at a corner": Bug(around(model, "match_sizes", cropped_at_a_corner), "up_1", VALID),
+    "padded at the top and left": Bug(around(model, "match_sizes", padded_at_the_top), "up_2", ODD),
     "skip missing": Bug(
-        around(model, "fitted", lambda r, x, skip, c: r(x, jnp.zeros_like(skip), c)), "up_1"
+        around(model, "match_sizes", lambda r, x, skip, c: r(x, jnp.zeros_like(skip), c)), "up_1"
     ),
     "skip without a gradient": Bug(
-        around(model, "fitted", lambda r, x, skip, c: r(x, lax.stop_gradient(skip), c)), "up_2"
+        around(model, "match_sizes", lambda r, x, skip, c: r(x, lax.stop_gradient(skip), c)), "up_2"
     ),
     "skip taken after the pool": Bug(around(model.Down, "__call__", skip_after_pool), "down_1"),
     "input channels reversed": Bug(with_input(lambda x: x[..., ::-1]), NET),
@@ -331,15 +332,15 @@ BUGS = {
         constant(model, "max_pool", lambda x: windows(x).mean(axis=(2, 4))), "down_1.pool"
     ),
     "nearest off by one": Bug(
-        around(layers, "interpolated", lambda r, x, *, mode: jnp.roll(r(x, mode=mode), 1, 2)),
+        around(layers, "interpolate", lambda r, x, *, mode: jnp.roll(r(x, mode=mode), 1, 2)),
         "up_1.up.0", NEAREST,
     ),
     "align_corners where it is not": Bug(
-        around(layers, "interpolated", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
+        around(layers, "interpolate", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
         "up_1.up.0", BILINEAR, FLOAT64,
     ),
     "no align_corners where it is": Bug(
-        around(layers, "interpolated", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
+        around(layers, "interpolate", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
         "up_1.up.0", ALIGNED, FLOAT64,
     ),
     "leaky slope of another framework": Bug(
@@ -404,49 +405,60 @@ BUGS = {
 certified = lru_cache(exact.find_case)
 
 
-def problems(bug: Bug) -> tuple[tuple[str, ...], Fault | None]:
-    """What the check that a bug is for finds, and the first module at fault."""
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the check that a bug is for says of it.
+
+    Attributes:
+        module: the first at fault.
+        fault: of the checks that say what differs.
+    """
+
+    module: str
+    fault: Fault | None = None
+
+    @property
+    def looks_like(self) -> str:
+        return "" if self.fault is None else self.fault.looks_like
+
+
+def diagnose(bug: Bug) -> Diagnosis | None:
+    """Run the check that a bug is for; None if it finds nothing."""
     config = bug.config
     if bug.catcher == STRUCTURE:
-        found = verify.check_structure(config)["problems"]
-        return tuple(found), _named(found[0].split()[1].rpartition(".")[0]) if found else None
+        differences = verify.compare_shapes(config)
+        return Diagnosis(module_of(differences[0].tensor)) if differences else None
     if bug.catcher == EXACT:
         case, certificate = certified(config, FP32)
-        row = exact.compare(config, case, FP32, certificate)
+        row = exact.compare_exactly(config, case, FP32, certificate)
         assert not row.refused
-        return () if row.holds else ("exact proof",), row.fault
+        if row.holds:
+            return None
+        assert row.fault is not None
+        return Diagnosis(row.fault.module, row.fault)
     tensors = oracle.random_tensors(config, seed=1)
     if bug.catcher == FLOAT32:
-        compared = compare(config, tensors, train=bug.train)
+        compared = compare_twins(config, tensors, train=bug.train)
         assert not compared.faults
-        first = compared.problems[:1]
-        return first, _named(first[0].partition(":")[0]) if first else None
+        wrong = [layer for layer in compared.layers if not layer.holds]
+        return Diagnosis(wrong[0].name) if wrong else None
     x, cotangent, keep = oracle.random_input(config, seed=0, size=(12, 20))
     comparer = Comparer(config, train=bug.train)
-    found = comparer.faults(Numbers(tensors, x, cotangent, keep))
-    return tuple(map(str, found)), found[0] if found else None
-
-
-def _named(name: str) -> Fault:
-    """A fault of which only a tensor's or a module's name is told."""
-    return Fault(name, "", 0.0)
+    faults = comparer.faults(Numbers(tensors, x, cotangent, keep))
+    return Diagnosis(faults[0].module, faults[0]) if faults else None
 
 
 @lru_cache
-def healthy(config: UNetConfig, catcher: str, train: bool) -> bool:
-    """Whether nothing is found in a net without a bug."""
-    found, fault = problems(Bug(lambda m: None, "", config, catcher, train))
-    return not found and fault is None
+def passes(config: UNetConfig, catcher: str, train: bool) -> bool:
+    """Whether a net without a bug passes the check."""
+    return diagnose(Bug(lambda m: None, "", config, catcher, train)) is None
 
 
-def row(name: str) -> tuple[str, Fault | None]:
-    """A line of the table, and the fault that it tells of."""
-    bug = BUGS[name]
-    found, fault = problems(bug)
-    module = fault.module if fault else "nothing"
-    looks_like = fault.looks_like if fault else ""
-    caught = bug.catcher if found else "NOT CAUGHT"
-    return f"| {name} | {caught} | {module} | {looks_like} |", fault
+def row(name: str, diagnosis: Diagnosis | None) -> str:
+    """A line of the table."""
+    if diagnosis is None:
+        return f"| {name} | NOT CAUGHT | nothing |  |"
+    return f"| {name} | {BUGS[name].catcher} | {diagnosis.module} | {diagnosis.looks_like} |"
 
 
 @contextmanager
@@ -462,7 +474,7 @@ def table() -> str:
     lines.append("|---|---|---|---|")
     for name in BUGS:
         with planted(name):
-            lines.append(row(name)[0])
+            lines.append(row(name, diagnose(BUGS[name])))
         print(lines[-1], flush=True)
     return "\n".join(lines)
 

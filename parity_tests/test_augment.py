@@ -484,7 +484,7 @@ def test_a_preview_equals_the_first_steps_side_by_side():
     steps = [jitted(x, truth, seed=3, step=n, config=ALL)[:2] for n in range(4)]
     for row in range(2):
         images = np.stack([x[row], *(step[0][row] for step in steps)])
-        pictures = unet_image.visible(images.reshape(5 * 20, 27, 2)).reshape(5, 20, 27, 3)
+        pictures = unet_image.make_visible(images.reshape(5 * 20, 27, 2)).reshape(5, 20, 27, 3)
         masks = [truth[row], *(np.asarray(step[1][row]) for step in steps)]
         for column, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
             top, left = row * (20 + GAP_PX), column * (27 + GAP_PX)

@@ -7,7 +7,7 @@ import pytest
 
 from parity_tests.float64 import problems
 from unet_parity import oracle
-from unet_parity.comparison import compare
+from unet_parity.comparison import compare_twins
 from unet_spec import UNetConfig
 
 # b=2, 3 channels in, 4 classes: no two axes of any array are of one length by accident
@@ -114,4 +114,4 @@ ROUNDED = {
 @pytest.mark.parametrize("net", ROUNDED)
 def test_jax_in_float32_is_as_far_from_float64_as_torch(optimised, net):
     tensors = oracle.random_tensors(ROUNDED[net], seed=1)
-    assert not compare(ROUNDED[net], tensors, train=True).problems
+    assert not compare_twins(ROUNDED[net], tensors, train=True).problems

@@ -49,7 +49,7 @@ def test_twins_are_equal_in_every_bit_at_odd_sizes(padding, fit, height, width):
     case = sized(config, height, width)
     certificate = exact.certify(config, case, FP32)
     assert not certificate.refusals
-    assert exact.compare(config, case, FP32, certificate).holds
+    assert exact.compare_exactly(config, case, FP32, certificate).holds
 
 
 def test_twins_are_equal_in_every_bit_at_full_width(optimised):
@@ -92,7 +92,7 @@ def test_what_is_certified_to_overflow_is_really_inexact():
     case = exact.make_case(config, taps=4.0, seed=0)
     certificate = exact.certify(config, case, BF16)
     assert certificate.refusals
-    row = exact.compare(config, case, BF16, replace(certificate, refusals=()))
+    row = exact.compare_exactly(config, case, BF16, replace(certificate, refusals=()))
     assert row.mismatches > 0
 
 
@@ -132,14 +132,14 @@ def test_what_cannot_be_certified_is_refused_not_passed():
     ids=["batch", "group", "instance", "leaky_relu", "bilinear", "bilinear_aligned"],
 )
 def test_nets_without_an_exact_proof_say_why(change, words):
-    assert words in exact.why_not(replace(SMALL, **change))
-    assert not exact.why_not(SMALL)
+    assert words in exact.explain_no_proof(replace(SMALL, **change))
+    assert not exact.explain_no_proof(SMALL)
 
 
 def test_shapes_are_compared_before_values():
     """A (3,) and a (1, 3) of one value would pass a comparison that broadcasts."""
     three, wide = np.ones(3), np.ones((1, 3))
-    assert exact.mismatches(three, three, three) == 0
-    assert exact.mismatches(three, three, wide) == 3
-    assert exact.mismatches(three, np.array([1, 1, 2.0]), three) == 1
-    assert exact.mismatches(three, three, np.array([1, 1, np.nan])) == 1
+    assert exact.count_mismatches(three, three, three) == 0
+    assert exact.count_mismatches(three, three, wide) == 3
+    assert exact.count_mismatches(three, np.array([1, 1, 2.0]), three) == 1
+    assert exact.count_mismatches(three, three, np.array([1, 1, np.nan])) == 1

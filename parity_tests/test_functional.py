@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import unet_jax
-from unet_jax.functional import to_arrays, with_arrays
+from unet_jax.functional import fill_arrays, to_arrays
 from unet_jax.layers import Dropout, Numerics
 from unet_jax.weights import from_weights
 from unet_parity.differences import difference
@@ -192,7 +192,7 @@ def test_arrays_of_a_model_can_be_taken_out_and_put_back():
         unet_jax.UNet(replace(BATCH, widths=(6, 8)), rngs=nnx.Rngs(seed)) for seed in (0, 1)
     )
     held = to_arrays(one)
-    copy = with_arrays(other, held)
+    copy = fill_arrays(other, held)
     assert list(to_arrays(copy)) == list(held)
     for name, array in to_arrays(copy).items():
         np.testing.assert_array_equal(array, held[name], err_msg=name)

@@ -102,3 +102,34 @@ def test_command_imports_no_framework_before_a_verb_asks_for_it():
         frameworks = {"torch", "jax", "flax", "optax", "unet_torch", "unet_jax", "unet_parity",
                       "unet_train"}  # fmt: skip
         assert not {name.partition(".")[0] for name in names} & frameworks
+
+
+# each floor of train/ imports only from those before it
+FLOORS = (
+    ("config",), ("losses", "metrics", "devices"), ("input",), ("step",), ("check", "run"),
+    ("report",), ("plan",), ("loop", "overfit"),
+)  # fmt: skip
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """The files and folders of train/ that one of its files imports, but for its own folder."""
+    place = path.relative_to(ROOT / "train").parts
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == len(place):  # up to train/ itself
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            rooms |= {name.partition(".")[0] for name in names}
+    return rooms
+
+
+def test_every_room_of_training_imports_only_from_the_floors_below_it():
+    files = [path for path in sources("train") if path.name != "__init__.py"]
+    arrows = {
+        (path.relative_to(ROOT / "train").with_suffix("").parts[0], room)
+        for path in files
+        for room in rooms_imported(path)
+    }
+    assert len(arrows) > 20
+    assert {room for arrow in arrows for room in arrow} == FLOOR.keys()
+    assert [arrow for arrow in sorted(arrows) if FLOOR[arrow[0]] <= FLOOR[arrow[1]]] == []

@@ -13,7 +13,7 @@ from unet_jax.layers import Numerics
 from unet_parity.differences import difference
 from unet_parity.oracle import GRADIENT_BOUND, OUTPUT_BOUND
 from unet_spec import UNetConfig
-from unet_torch.layers import Dropout, fitted
+from unet_torch.layers import Dropout, match_sizes
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_interpolation_equals_torch(mode, size, float64):
     theirs = nn.Upsample(scale_factor=2, mode=mode.partition("_")[0], align_corners=aligned)
     x = np.random.default_rng(0).normal(size=(2, 3, *size))
     (their_y, their_g), (our_y, our_g) = both_ways(
-        theirs, lambda x: layers.interpolated(x, mode=mode), x
+        theirs, lambda x: layers.interpolate(x, mode=mode), x
     )
     assert our_y.shape == (2, 3, 2 * size[0], 2 * size[1])
     assert difference(their_y, our_y) <= (0 if mode == "nearest" else OUTPUT_BOUND)
@@ -164,8 +164,8 @@ def test_fitted_equals_torch(mode):
     config = UNetConfig(fit=mode)
     rng = np.random.default_rng(0)
     x, skip = rng.normal(size=(2, 3, 4, 6)), rng.normal(size=(2, 5, 5, 7))
-    theirs = fitted(torch.tensor(x), torch.tensor(skip), config)
-    ours = layers.fitted(jnp.asarray(nhwc(x)), jnp.asarray(nhwc(skip)), config)
+    theirs = match_sizes(torch.tensor(x), torch.tensor(skip), config)
+    ours = layers.match_sizes(jnp.asarray(nhwc(x)), jnp.asarray(nhwc(skip)), config)
     for their, our in zip(theirs, ours, strict=True):
         np.testing.assert_array_equal(nchw(our), their.numpy().astype(np.float32), strict=True)
 

@@ -27,15 +27,15 @@ def table():
 def distance(case, *, steps=50):
     """Of ours from torch's, in one case of the table."""
     recipe, _ = CASES[case]
-    return optimizers.apart(
-        optimizers.torch_run(recipe, steps=steps, seed=0),
-        optimizers.jax_run(unet_jax.recipe.build(recipe), steps=steps, seed=0),
+    return optimizers.relative_distance(
+        optimizers.step_torch(recipe, steps=steps, seed=0),
+        optimizers.step_jax(unet_jax.recipe.build(recipe), steps=steps, seed=0),
     )
 
 
 def test_every_recipe_moves_as_torchs_does():
     assert [(row.optimizer, row.schedule) for row in table()] == list(CASES)
-    assert optimizers.problems(table()) == ()
+    assert optimizers.list_problems(table()) == ()
 
 
 def test_stock_optax_does_not_move_as_torchs_does():
@@ -50,7 +50,7 @@ def test_the_watched_value_lowers_the_learning_rate_several_times():
         rates = set()
         for step in range(50):
             unet_torch.recipe.advance(
-                recipe, optimizer, scheduler, step=step, value=optimizers.watched(step)
+                recipe, optimizer, scheduler, step=step, value=optimizers.plateau_value(step)
             )
             rates.add(optimizer.param_groups[0]["lr"])
         assert len(rates) > 2, case
@@ -164,16 +164,16 @@ def _eps_inside_the_root(monkeypatch):
 def _clipping_without_its_millionth(monkeypatch):
     monkeypatch.setattr(
         unet_jax.recipe,
-        "clipped",
+        "clip_gradients",
         lambda g, most: optax.clip_by_global_norm(most).update(g, optax.EmptyState())[0],
     )
 
 
 def _plateau_one_step_early(monkeypatch):
-    true = unet_jax.recipe._after_value
+    true = unet_jax.recipe._step_plateau
     monkeypatch.setattr(
         unet_jax.recipe,
-        "_after_value",
+        "_step_plateau",
         lambda schedule, *rest: true(replace(schedule, patience=schedule.patience - 1), *rest),
     )
 
@@ -184,7 +184,7 @@ def _adam_without_bias_correction(monkeypatch):
 
 def _momentum_not_cycled(monkeypatch):
     monkeypatch.setattr(
-        unet_jax.recipe, "_cycled_momentum", lambda recipe, state: 0.95 + 0 * state.lr
+        unet_jax.recipe, "_cycle_momentum", lambda recipe, state: 0.95 + 0 * state.lr
     )
 
 

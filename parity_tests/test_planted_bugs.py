@@ -5,6 +5,7 @@ import pytest
 
 from parity_tests import planted
 from unet_parity import oracle
+from unet_parity.compared import Compared, Kind
 from unet_parity.twins import JaxRun, torch_pass
 
 
@@ -13,13 +14,44 @@ def test_planted_bug_is_caught_and_named_as_the_table_says(request, name):
     bug = planted.BUGS[name]
     if bug.catcher == planted.FLOAT32:
         request.getfixturevalue("optimised")
-    assert planted.healthy(bug.config, bug.catcher, bug.train), "the healthy net does not pass"
+    assert planted.passes(bug.config, bug.catcher, bug.train), "the healthy net does not pass"
     with planted.planted(name):
-        line, fault = planted.row(name)
-    assert "NOT CAUGHT" not in line
-    assert fault is not None
-    assert fault.module == bug.module
+        diagnosis = planted.diagnose(bug)
+    assert diagnosis is not None
+    assert diagnosis.module == bug.module
+    line = planted.row(name, diagnosis)
     assert line in planted.TABLE.read_text(), "python -m parity_tests.planted writes the table"
+
+
+# a bug for each kind of what is compared
+BUG_OF_KIND = {
+    Kind.OUTPUT: "convolution kernel transposed",
+    Kind.STATISTIC: "momentum not complemented",
+    Kind.INPUT_GRADIENT: "pool shares ties",
+    Kind.PARAMETER_GRADIENT: "up-convolution's bias not trained",
+    Kind.ARRIVING_VALUE: "concat swapped",
+    Kind.ARRIVING_GRADIENT: "skip without a gradient",
+}
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_other_words_do_not_change_the_diagnosis(monkeypatch, kind):
+    bug = planted.BUGS[BUG_OF_KIND[kind]]
+    monkeypatch.setattr(Compared, "__str__", lambda self: "nothing that anybody could read")
+    with planted.planted(BUG_OF_KIND[kind]):
+        diagnosis = planted.diagnose(bug)
+    assert diagnosis is not None
+    assert diagnosis.fault is not None
+    assert diagnosis.fault.compared.kind is kind
+    assert "nothing that anybody could read" in str(diagnosis.fault)
+    assert planted.row(BUG_OF_KIND[kind], diagnosis) in planted.TABLE.read_text()
+
+
+def test_each_kind_has_words_of_its_own():
+    words = {kind: str(Compared(kind, ("up_1", "input"), "bias")) for kind in Kind}
+    assert len(set(words.values())) == len(Kind)
+    of_a_tensor = {kind for kind, sentence in words.items() if "bias" in sentence}
+    assert of_a_tensor == {Kind.STATISTIC, Kind.PARAMETER_GRADIENT}
 
 
 def test_the_catalogue_is_as_large_as_it_says():

@@ -152,13 +152,13 @@ def test_a_mask_put_together_of_tiles_equals_the_whole_one(monkeypatch, axes, si
 )
 def test_a_net_that_sees_the_whole_image_is_given_it(monkeypatch, axes):
     monkeypatch.setattr(prediction, "TILE_PX", 80)
-    assert prediction.tiles(replace(GRAY, **axes), 132) == [(slice(0, 132),) * 3]
+    assert prediction.cut_tiles(replace(GRAY, **axes), 132) == [(slice(0, 132),) * 3]
 
 
 def test_tiles_that_the_net_sees_beyond_are_refused(monkeypatch):
     monkeypatch.setattr(prediction, "TILE_PX", 40)
     with pytest.raises(InputError, match="parts of at most 40 pixels"):
-        prediction.tiles(GRAY, 132)
+        prediction.cut_tiles(GRAY, 132)
 
 
 def windowed(config, size_px):

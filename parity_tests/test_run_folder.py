@@ -28,9 +28,13 @@ def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
     killed = """
 import os
 from pathlib import Path
-from unet_spec.files import written, written_folder
-with written_folder(Path("new")) as new, written(new / "a"), written(Path("checkpoints/b")):
-    with written(Path("weights.safetensors")):
+from unet_spec.files import atomic_write, atomic_write_folder
+with (
+    atomic_write_folder(Path("new")) as new,
+    atomic_write(new / "a"),
+    atomic_write(Path("checkpoints/b")),
+    atomic_write(Path("weights.safetensors")),
+):
         os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", killed], cwd=out).returncode == 9

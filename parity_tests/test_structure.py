@@ -31,8 +31,8 @@ def test_names_and_shapes_of_both_twins_equal_the_table(norm, place, up):
 
         with torch.device("meta"):
             reference = unet_torch.UNet(config)
-        found = {name: tuple(t.shape) for name, t in reference.state_dict().items()}
-        assert list(found.items()) == list(table.items()), config
+        result = {name: tuple(t.shape) for name, t in reference.state_dict().items()}
+        assert list(result.items()) == list(table.items()), config
 
         port = jax.eval_shape(unet_jax.functional(config).init, jax.random.key(0))
         blank = {name: np.zeros(shape, np.float32) for name, shape in table.items()}

@@ -7,12 +7,15 @@ import pytest
 from torch import nn
 
 from parity_tests.slides import UNet as SlidesUNet
-from unet_parity import oracle
-from unet_parity.comparison import Comparer, Numbers, compare
-from unet_parity.decisions import decisions, flips, imposed
+from unet_parity import jax_net, oracle
+from unet_parity.comparison import Comparer, Numbers, compare_twins
+from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.differences import difference
-from unet_parity.trace import Port, torch_trace
+from unet_parity.jax_net import match_modules
+from unet_parity.leaves import JaxLeaves
+from unet_parity.trace import trace_torch
 from unet_parity.twins import torch_pass
+from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig
 from unet_torch import UNet
 
@@ -26,12 +29,14 @@ def numbers(config, seed=0):
     )
 
 
+def probe(config, given, trace):
+    """What arrives between the leaves of JAX's net in float64."""
+    net = match_modules(config, trace.calls, dtype="float64", train=False)
+    return WiringProbe(net).probe(given.tensors, trace.calls, given.x, given.cotangent)
+
+
 def traced(config, given, **options):
-    return torch_trace(config, given.tensors, given.x, given.cotangent, keep=given.keep, **options)
-
-
-def seen(trace):
-    return {path: (call.inputs, call.outputs) for path, call in trace.calls.items()}
+    return trace_torch(config, given.tensors, given.x, given.cotangent, keep=given.keep, **options)
 
 
 @pytest.mark.parametrize("config", [SMALL, BATCH], ids=["plain", "batch_norm_and_dropout"])
@@ -66,8 +71,7 @@ def test_a_map_that_is_its_neighbours_is_kept_once():
 def test_a_healthy_port_has_no_fault_and_arrives_exactly():
     given = numbers(SMALL)
     trace = traced(SMALL, given, dtype="float64")
-    port = Port(SMALL, trace.calls, dtype="float64", train=False)
-    wiring = port.wired(given.tensors, trace.calls, given.x, given.cotangent)
+    wiring = probe(SMALL, given, trace)
     for path, call in trace.calls.items():
         for side, maps in (("input", call.inputs), ("output", call.outputs)):
             for arrived, expected in zip(wiring.arrived[path, side], maps, strict=True):
@@ -75,11 +79,59 @@ def test_a_healthy_port_has_no_fault_and_arrives_exactly():
     assert Comparer(SMALL, train=False).faults(given) == ()
 
 
+def test_gradients_between_the_leaves_are_those_of_the_reference():
+    given = numbers(SMALL)
+    trace = traced(SMALL, given, dtype="float64")
+    gradients = probe(SMALL, given, trace).gradients
+    for path, call in trace.calls.items():
+        expected = {"output": call.cotangents}
+        if not call.leaf:  # to a leaf's input the reference's own gradient is given
+            expected["input"] = call.input_gradients
+        for side, maps in expected.items():
+            for gradient, right in zip(gradients[path, side], maps, strict=True):
+                assert difference(right, gradient) < 1e-14, (path, side)
+
+
+def test_a_pass_that_stops_says_how_far_it_came_and_the_next_one_starts_anew(monkeypatch):
+    given = numbers(SMALL)
+    trace = traced(SMALL, given, dtype="float64")
+    whole = probe(SMALL, given, trace)
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_jax.model.match_sizes", lambda x, skip, config: (x, skip[:, 1:]))
+        stopped = probe(SMALL, given, trace)
+    assert (stopped.arrived, stopped.gradients) == ({}, {})
+    assert stopped.order == whole.order[: whole.order.index(("up_1.up", "output")) + 1]
+    assert probe(SMALL, given, trace).order == whole.order
+
+
+def test_every_map_is_moved_to_jax_once(monkeypatch):
+    """What one leaf gives, the next one takes: that is one array, and one transfer."""
+    given = numbers(SMALL)
+    trace = traced(SMALL, given, dtype="float64")
+    moved = []
+
+    def count(array, dtype, move=jax_net.move_map):
+        moved.append(array)
+        return move(array, dtype)
+
+    monkeypatch.setattr(jax_net, "move_map", count)
+    probe(SMALL, given, trace)
+    leaves = trace.leaves.values()
+    used = [m for call in leaves for m in (*call.outputs, *call.input_gradients)]
+    assert len(moved) == len({id(array) for array in used})
+
+    moved.clear()
+    net = match_modules(SMALL, trace.calls, dtype="float64", train=False)
+    JaxLeaves(net).run(given.tensors, trace.calls, backward=True)
+    used = [m for call in leaves for m in (*call.inputs, call.cotangents[0])]
+    assert len(moved) == len({id(array) for array in used}) < len(used)
+
+
 def test_imposed_decisions_change_nothing_where_they_are_the_runs_own():
     given = numbers(SMALL)
     trace = traced(SMALL, given, dtype="float64")
-    own = decisions(trace.calls, seen(trace))
-    again = traced(SMALL, given, dtype="float64", replace=imposed(own))
+    own = read_decisions(trace.calls, trace.maps)
+    again = traced(SMALL, given, dtype="float64", replace=impose(own))
     np.testing.assert_array_equal(again.result.output, trace.result.output)
     for name, gradient in trace.result.gradients.items():
         assert difference(gradient, again.result.gradients[name]) < 1e-14
@@ -88,12 +140,12 @@ def test_imposed_decisions_change_nothing_where_they_are_the_runs_own():
 def test_a_flip_is_counted_and_its_gradient_is_not_held_against_anybody():
     given = numbers(SMALL)
     trace = traced(SMALL, given, dtype="float64")
-    own = decisions(trace.calls, seen(trace))
+    own = read_decisions(trace.calls, trace.maps)
     path = "neck.conv.1"
     turned = {**own, path: own[path].copy()}
     turned[path].flat[0] ^= True
-    assert flips(own, turned) == {path: 1}
-    other = traced(SMALL, given, dtype="float64", replace=imposed(turned))
+    assert count_flips(own, turned) == {path: 1}
+    other = traced(SMALL, given, dtype="float64", replace=impose(turned))
     moved = max(
         difference(gradient, other.result.gradients[name])
         for name, gradient in trace.result.gradients.items()
@@ -104,7 +156,7 @@ def test_a_flip_is_counted_and_its_gradient_is_not_held_against_anybody():
 def test_the_slides_module_can_be_the_reference():
     config = UNetConfig(in_channels=3, classes=4, widths=(2, 4, 8, 16, 32))
     tensors = oracle.random_tensors(config, seed=0)
-    compared = compare(config, tensors, train=False, reference=SlidesUNet(3, 4, 2))
+    compared = compare_twins(config, tensors, train=False, reference=SlidesUNet(3, 4, 2))
     assert compared.problems == ()
 
 
@@ -135,4 +187,4 @@ class CalledTwice(UNet):
 )
 def test_a_reference_that_cannot_be_matched_is_refused(reference, sentence):
     with pytest.raises(InputError, match=sentence):
-        compare(SMALL, oracle.random_tensors(SMALL, seed=0), train=False, reference=reference)
+        compare_twins(SMALL, oracle.random_tensors(SMALL, seed=0), train=False, reference=reference)

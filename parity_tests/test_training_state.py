@@ -20,7 +20,7 @@ import unet_jax.recipe
 import unet_torch.recipe
 from parity_tests.compiling import CHEAP_FLAGS
 from unet_jax.training_state import from_training_state, to_training_state
-from unet_parity import training
+from unet_parity import training, twins
 from unet_parity.oracle import random_tensors
 from unet_spec import InputError, UNetConfig, safetensors_file, training_state, weight_file
 from unet_spec.recipe import Optimizer, Recipe, Schedule
@@ -54,7 +54,7 @@ def start(recipe):
     recipe = recipe.for_steps(STEPS)
     optimizer = unet_jax.recipe.build(recipe)
     with jax.enable_x64(True):
-        params, stats = training.jax_arrays(NET, wide, dtype="float64")
+        params, stats = twins.jax_arrays(NET, wide, dtype="float64")
         return to_training_state(NET, recipe, params, stats, optimizer.init(params))
 
 
@@ -81,7 +81,7 @@ def in_jax(state, steps):
     """The run after some more steps in JAX."""
     with jax.enable_x64(True):
         params, stats, moments = from_training_state(state)
-        move = jax.jit(training.mover(unet_jax.recipe.build(state.recipe)))
+        move = jax.jit(training.make_update(unet_jax.recipe.build(state.recipe)))
         differentiate = compiled_gradients(NET, "float64")
         for batch in batches(state, steps):
             loss, stats, gradients = differentiate(
@@ -460,3 +460,74 @@ def test_two_processes_share_nothing_but_files(tmp_path):
     end, alone = (torch_state.read(tmp_path / name, config=net) for name in ("end.pt", "alone.pt"))
     # float32: two runs in torch with sums in another order are as far apart
     assert apart(alone, end) <= 1e-4
+
+
+WITH_STOCK_SAFETENSORS = (
+    BATCHES
+    + """
+import torch, unet_torch
+from safetensors import safe_open
+from unet_spec import UNetConfig
+torch.set_num_threads(1)
+with safe_open(folder / sys.argv[4], framework="pt") as file:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+    training = json.loads(file.metadata()["unet"])["training"]
+model = unet_torch.UNet(UNetConfig(**json.loads(sys.argv[5])))
+model.load_state_dict({name: t for name, t in tensors.items() if "/" not in name})
+optimizer = torch.optim.AdamW(model.parameters(), lr=training["scheduler"]["lr"])
+moments = {}
+for index, (name, _) in enumerate(model.named_parameters()):
+    slots = {slot: tensors[f"{slot}/{name}"] for slot in ("exp_avg", "exp_avg_sq")}
+    moments[index] = {"step": torch.tensor(float(training["step"])), **slots}
+optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+model.train()
+for batch in batches:
+    optimizer.zero_grad()
+    logits = model(torch.tensor(batch["x"]))
+    torch.nn.functional.cross_entropy(logits, torch.tensor(batch["truth"])).backward()
+    optimizer.step()
+torch.save(model.state_dict(), folder / sys.argv[6])
+assert not {"jax", "unet_spec.training_state", "unet_torch.training_state"} & sys.modules.keys()
+"""
+)
+
+
+def test_a_torch_process_goes_on_from_a_checkpoint_of_unet_train_with_stock_safetensors(
+    run, tmp_path
+):
+    """The same bits as with `unet_torch.training_state`."""
+    state = training_state.read(run[0])
+    assert state.recipe.optimizer.name == "adamw"
+    net = replace(state.weights.config, dropout=0.0)  # which would draw other masks
+    constant = Recipe(state.recipe.optimizer, Schedule())
+    values = {"lr": 1e-3, "last_epoch": state.step}
+    state = replace(
+        state, weights=replace(state.weights, config=net), recipe=constant, scheduler=values
+    )
+    training_state.write(tmp_path / "6.safetensors", state)
+    for step in range(6, 9):
+        batch = training.random_batch(net, seed=0, step=step)
+        np.savez(tmp_path / f"batch_{step}.npz", x=batch.x, truth=batch.truth)
+    plain = json.dumps(dataclasses.asdict(net))
+    arguments = [tmp_path, 6, 9, "6.safetensors", plain, "end.pt"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_STOCK_SAFETENSORS, *map(str, arguments)],
+        cwd=tmp_path, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    model = unet_torch.UNet(net)
+    optimizer, scheduler = unet_torch.recipe.build(constant, model.parameters())
+    torch_state.load(tmp_path / "6.safetensors", model, optimizer, scheduler)
+    model.train()
+    for step in range(6, 9):
+        batch = np.load(tmp_path / f"batch_{step}.npz")
+        optimizer.zero_grad()
+        logits = model(torch.tensor(batch["x"]))
+        torch.nn.functional.cross_entropy(logits, torch.tensor(batch["truth"])).backward()
+        optimizer.step()
+    end = torch.load(tmp_path / "end.pt", weights_only=True)
+    before = state.weights.tensors
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, end[name]), name
+    assert (before["out.bias"] != end["out.bias"].numpy()).any()

@@ -28,31 +28,31 @@ RECIPES = {
 
 
 def run(config, recipe, *, steps, dtype="float64"):
-    return training.trajectory(
+    return training.train_side_by_side(
         config, random_tensors(config, seed=1), recipe, steps=steps, dtype=dtype
     )
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_fifty_steps_of_jax_equal_fifty_of_torch(recipe):
-    found = run(NET, recipe, steps=50)
-    assert len(found.parameters) == len(found.torch_losses) == len(found.statistics) == 50
-    assert training.problems(found) == ()
-    np.testing.assert_allclose(found.jax_losses, found.torch_losses, rtol=training.BOUND)
+    result = run(NET, recipe, steps=50)
+    assert len(result.parameters) == len(result.torch_losses) == len(result.statistics) == 50
+    assert training.list_problems(result) == ()
+    np.testing.assert_allclose(result.jax_losses, result.torch_losses, rtol=training.BOUND)
 
 
 @pytest.mark.parametrize("recipe", [RECIPES["adamw, cosine"], RECIPES["sgd"]], ids=["adamw", "sgd"])
 def test_in_float32_jax_is_as_far_from_torch_as_each_from_itself(optimised, recipe):
-    found = run(PLAIN, recipe, steps=20, dtype="float32")
-    assert training.problems(found) == ()
-    assert max(found.torch_yardstick) > 0, "a yardstick of length 0 measures nothing"
-    assert max(found.jax_yardstick) > 0
-    assert found.statistics == []
+    result = run(PLAIN, recipe, steps=20, dtype="float32")
+    assert training.list_problems(result) == ()
+    assert max(result.torch_yardstick) > 0, "a yardstick of length 0 measures nothing"
+    assert max(result.jax_yardstick) > 0
+    assert result.statistics == []
 
 
 def test_a_trajectory_is_plain_json():
-    found = run(PLAIN, RECIPES["sgd"], steps=2)
-    assert training.Trajectory(**json.loads(json.dumps(dataclasses.asdict(found)))) == found
+    result = run(PLAIN, RECIPES["sgd"], steps=2)
+    assert training.Trajectory(**json.loads(json.dumps(dataclasses.asdict(result)))) == result
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
@@ -66,9 +66,9 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 def test_the_batch_reversed_twice_is_the_batch():
     batch = training.random_batch(NET, seed=0, step=0)
-    np.testing.assert_array_equal(batch.reversed().reversed().x, batch.x)
-    assert not np.array_equal(batch.reversed().x, batch.x)
-    for mask, turned in zip(batch.keep, batch.reversed().keep, strict=True):
+    np.testing.assert_array_equal(batch.reverse().reverse().x, batch.x)
+    assert not np.array_equal(batch.reverse().x, batch.x)
+    for mask, turned in zip(batch.keep, batch.reverse().keep, strict=True):
         assert mask is not None
         assert turned is not None
         np.testing.assert_array_equal(turned[::-1], mask)
@@ -76,9 +76,9 @@ def test_the_batch_reversed_twice_is_the_batch():
 
 def test_a_product_and_a_sum_that_are_rounded_as_one_are_told(optimised, monkeypatch):
     """As XLA does unless it is kept from it: only what is compiled as for users shows it."""
-    monkeypatch.setattr(unet_jax.recipe, "_decayed", lambda parameter, factor: parameter * factor)
-    found = run(PLAIN, RECIPES["adamw, cosine"], steps=50, dtype="float32")
-    (problem,) = training.problems(found)
+    monkeypatch.setattr(unet_jax.recipe, "_shrink", lambda parameter, factor: parameter * factor)
+    result = run(PLAIN, RECIPES["adamw, cosine"], steps=50, dtype="float32")
+    (problem,) = training.list_problems(result)
     assert problem.startswith("in float32")
 
 
@@ -91,18 +91,18 @@ def test_a_planted_bug_in_the_optimizer_is_told(monkeypatch, dtype):
         return true(optimizer, gradient, parameter, slots, now._replace(lr=now.lr * 1.001))
 
     monkeypatch.setitem(unet_jax.recipe._RULES, "sgd", rule)
-    (problem,) = training.problems(run(PLAIN, RECIPES["sgd"], steps=10, dtype=dtype))
+    (problem,) = training.list_problems(run(PLAIN, RECIPES["sgd"], steps=10, dtype=dtype))
     assert problem.startswith(("after 10 steps in float64", "in float32"))
 
 
 def test_statistics_out_of_bounds_are_told():
-    found = run(NET, RECIPES["sgd"], steps=2)
-    (problem,) = training.problems(replace(found, statistics=[0.0, 1.0]))
+    result = run(NET, RECIPES["sgd"], steps=2)
+    (problem,) = training.list_problems(replace(result, statistics=[0.0, 1.0]))
     assert "statistics are 1.0e+00" in problem
 
 
 def test_what_is_not_a_number_is_told():
-    found = run(PLAIN, RECIPES["sgd"], steps=1)
-    assert training.problems(replace(found, parameters=[float("nan")]))
-    short = replace(found, dtype="float32", torch_yardstick=[1.0], jax_yardstick=[1.0])
-    assert training.problems(replace(short, parameters=[float("nan")]))
+    result = run(PLAIN, RECIPES["sgd"], steps=1)
+    assert training.list_problems(replace(result, parameters=[float("nan")]))
+    short = replace(result, dtype="float32", torch_yardstick=[1.0], jax_yardstick=[1.0])
+    assert training.list_problems(replace(short, parameters=[float("nan")]))

@@ -46,10 +46,10 @@ def wrong():
         return run(weights=WEIGHTS)
 
 
-def terminal(found, width=80):
+def terminal(result, width=80):
     """What a terminal shows, line by line."""
     console = Console(file=io.StringIO(), width=width)
-    report.show(found, console)
+    report.show(result, console)
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -62,9 +62,9 @@ def text_of(markup):
     return words([html.unescape(re.sub(r"<[^>]*>", " ", markup))])
 
 
-def box(found):
+def box(result):
     """The text of the page's verdict, and of what is folded away in it."""
-    whole = page.html(found).partition('<div class="result')[2].partition("</div>\n<p>")[0]
+    whole = page.make_page(result).partition('<div class="result')[2].partition("</div>\n<p>")[0]
     folded = " ".join(re.findall(r"<details>.*?</details>", whole, re.DOTALL))
     return text_of(whole.replace(folded, "")), text_of(folded)
 
@@ -88,19 +88,19 @@ def test_the_last_screen_tells_the_whole_story_of_a_fault(wrong):
 
 @pytest.mark.parametrize("count", [1, 7], ids=["alone", "with_caveats"])
 def test_the_last_screen_tells_the_whole_story_of_a_pass(healthy, count):
-    caveats = tuple(f"caveat {n}: {'something that is not shown ' * 3}" for n in range(1, count))
-    found = replace(healthy, reasons=(*healthy.reasons, *caveats))
-    ending = words(terminal(found)[-SCREEN:]).partition("verdict: equivalent")[2]
+    caveats = tuple(f"caveat {n}: {'something that is not visible ' * 3}" for n in range(1, count))
+    result = replace(healthy, reasons=(*healthy.reasons, *caveats))
+    ending = words(terminal(result)[-SCREEN:]).partition("verdict: equivalent")[2]
     assert verify.ROUNDING in ending
-    assert ending.endswith(f"{found.scope.compared} {found.scope.not_compared}")
+    assert ending.endswith(f"{result.scope.compared} {result.scope.not_compared}")
     assert ("and 3 more; --report" in ending) == (count == 7)
     assert ("caveat 3" in ending) == (count == 7)
 
 
 def test_a_fault_with_brackets_is_shown_as_it_is(healthy):
     reason = "inference: out: its output differs; it looks like weight[0] or [bold]"
-    found = replace(healthy, verdict="different", reasons=(reason,))
-    lines = terminal(found)
+    result = replace(healthy, verdict="different", reasons=(reason,))
+    lines = terminal(result)
     assert reason in words(lines)
     assert "more;" not in words(lines)
 
@@ -109,15 +109,17 @@ def test_a_fault_with_brackets_is_shown_as_it_is(healthy):
 
 
 def test_the_terminal_says_the_bounds_that_are_judged_by(healthy):
-    shown = words(terminal(healthy))
+    visible = words(terminal(healthy))
     modules = rf"modules by themselves: [\d.e+-]+, up to {layers.LOCAL_FACTOR:g} x either way"
-    assert re.search(modules, shown)
-    assert re.search(rf"gradients: [\d.e+-]+, up to {layers.GRADIENT_FACTOR:g} x either way", shown)
-    assert f"x torch's; {oracle.FACTOR:g} x either way" in shown
+    assert re.search(modules, visible)
+    assert re.search(
+        rf"gradients: [\d.e+-]+, up to {layers.GRADIENT_FACTOR:g} x either way", visible
+    )
+    assert f"x torch's; {oracle.FACTOR:g} x either way" in visible
 
 
 def test_the_page_says_the_bounds_that_are_judged_by(healthy):
-    text = text_of(page.html(healthy))
+    text = text_of(page.make_page(healthy))
     for factor in (layers.LOCAL_FACTOR, layers.GRADIENT_FACTOR):
         assert f"Allowed is a ratio of {factor:g} either way" in text
     assert re.search(rf"that of PyTorch [\d.]+ {oracle.FACTOR:g} either way", text)
@@ -135,7 +137,7 @@ def test_what_equivalent_means_is_what_is_judged_by(healthy):
     assert f"| float32, a gradient, ratio | {layers.GRADIENT_FACTOR:g} either way |" in docs
 
 
-@pytest.mark.parametrize("show", [terminal, lambda found: [text_of(page.html(found))]])
+@pytest.mark.parametrize("show", [terminal, lambda result: [text_of(page.make_page(result))]])
 @pytest.mark.parametrize(
     ("bits", "sentence"),
     [
@@ -151,42 +153,42 @@ def test_the_tf32_row_says_in_which_arithmetic_it_ran(healthy, show, bits, sente
 
 
 def test_the_box_says_the_verdict_one_fault_and_the_scope_and_folds_the_rest(wrong):
-    shown, folded = box(wrong)
+    visible, folded = box(wrong)
     first, *others = wrong.reasons
-    assert "different" in shown
-    assert f"First at fault: {first}" in shown
-    assert f"{wrong.scope.compared} {wrong.scope.not_compared}" in shown
+    assert "different" in visible
+    assert f"First at fault: {first}" in visible
+    assert f"{wrong.scope.compared} {wrong.scope.not_compared}" in visible
     assert f"and {len(others)} more" in folded
     for other in others:
         assert other in folded
-        assert other not in shown
+        assert other not in visible
 
 
 def test_the_box_of_a_pass_folds_nothing_and_says_its_caveats(healthy):
-    shown, folded = box(replace(healthy, reasons=(*healthy.reasons, "bf16 is not asked")))
+    visible, folded = box(replace(healthy, reasons=(*healthy.reasons, "bf16 is not asked")))
     assert folded == ""
-    assert "bf16 is not asked" in shown
-    assert f"{healthy.scope.compared} {healthy.scope.not_compared}" in shown
+    assert "bf16 is not asked" in visible
+    assert f"{healthy.scope.compared} {healthy.scope.not_compared}" in visible
 
 
-def with_a_long_axis(found):
+def with_a_long_axis(result):
     """The report with an error of 1e-17 in one module and one of 10 in another."""
-    compared = found.comparisons[0]
+    compared = result.comparisons[0]
     first, second, *rest = compared.layers
     first = replace(first, torch_error=1e-17 * first.scale)
     second = replace(second, torch_error=10 * second.scale)
-    return replace(found, comparisons=(replace(compared, layers=(first, second, *rest)),))
+    return replace(result, comparisons=(replace(compared, layers=(first, second, *rest)),))
 
 
 @needs_browser
 @pytest.mark.parametrize("width_px", [400, 700, 1280])
-@pytest.mark.parametrize("change", [lambda found: found, with_a_long_axis], ids=["short", "long"])
+@pytest.mark.parametrize("change", [lambda result: result, with_a_long_axis], ids=["short", "long"])
 def test_every_label_of_an_axis_is_whole_and_apart(healthy, tmp_path, change, width_px):
-    shown = render(page.html(change(healthy)), tmp_path, width_px=width_px)
-    assert shown.width == width_px
-    assert shown.labels >= 4
-    assert shown.clipped == []
-    assert shown.overlapping == []
+    visible = render(page.make_page(change(healthy)), tmp_path, width_px=width_px)
+    assert visible.width == width_px
+    assert visible.labels >= 4
+    assert visible.clipped == []
+    assert visible.overlapping == []
 
 
 @needs_browser
@@ -201,10 +203,10 @@ def test_labels_that_are_cut_or_meet_are_noticed(tmp_path):
         + cell.format(400, label.format(300, "of what scrolls"))
         + "</tr></table></div>"
     )
-    shown = render(text, tmp_path)
-    assert shown.labels == 4
-    assert set(shown.clipped) == {"of the cell", "of what scrolls"}
-    assert ["one", "two"] in shown.overlapping
+    visible = render(text, tmp_path)
+    assert visible.labels == 4
+    assert set(visible.clipped) == {"of the cell", "of what scrolls"}
+    assert ["one", "two"] in visible.overlapping
 
 
 # the scope
@@ -232,10 +234,10 @@ def test_the_scope_is_what_was_compared(healthy):
 
 
 def test_the_scope_is_in_the_json(healthy):
-    found = json.loads(json.dumps(healthy.to_json()))["scope"]
-    assert found["compared"] == healthy.scope.compared
-    assert found["not_compared"] == healthy.scope.not_compared
-    assert (found["input_size"], found["modes"], found["steps"]) == ([12, 20], ["inference"], 2)
+    result = json.loads(json.dumps(healthy.to_json()))["scope"]
+    assert result["compared"] == healthy.scope.compared
+    assert result["not_compared"] == healthy.scope.not_compared
+    assert (result["input_size"], result["modes"], result["steps"]) == ([12, 20], ["inference"], 2)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +271,11 @@ def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
     monkeypatch.setattr(exact, "RUNGS", ())
     sizes = []
 
-    def trajectory(*args, size, **options):
+    def train_side_by_side(*args, size, **options):
         sizes.append(size)
         return replace(healthy.steps[0], batch=[2, 1, 4, 6])
 
-    monkeypatch.setattr(training, "trajectory", trajectory)
+    monkeypatch.setattr(training, "train_side_by_side", train_side_by_side)
     x = oracle.random_input(TINY, seed=5, size=(6, 10))[0]
     scope = verify.verify(
         TINY, weights=WEIGHTS, x=x, steps=2, reference=unet_torch.UNet(TINY), jax_precision="high",
@@ -305,18 +307,18 @@ def test_the_size_is_that_of_every_part(healthy):
 def test_a_padding_for_which_the_size_is_illegal_is_proven_at_its_own(
     monkeypatch, padding, size, sizes
 ):
-    asked = {}
+    arguments = {}
 
-    def proofs(config, *, rungs, size, precision):
-        asked[config.padding] = size
+    def prove_rungs(config, *, rungs, size, precision):
+        arguments[config.padding] = size
         return ()
 
-    monkeypatch.setattr(exact, "proofs", proofs)
+    monkeypatch.setattr(exact, "prove_rungs", prove_rungs)
     config = UNetConfig(widths=(4, 6), padding=padding, fit="crop" if 47 in size else "error")
-    list(verify._exact_rows(
+    list(verify._prove_exactly(
         config, both_paddings=True, size=size, jax_precision="highest", say=lambda text: None
     ))  # fmt: skip
-    assert asked == sizes
+    assert arguments == sizes
 
 
 def test_without_a_size_the_proof_is_as_it_was():
@@ -357,10 +359,10 @@ def test_a_size_that_cannot_be_is_one_sentence(monkeypatch, capsys, flags, sente
 
 
 def test_the_size_reaches_every_part_from_the_command(monkeypatch):
-    asked = {}
+    arguments = {}
 
     def fake(config, **options):
-        asked.update(options)
+        arguments.update(options)
         raise InputError("enough")
 
     monkeypatch.setattr(verify, "verify", fake)
@@ -368,8 +370,8 @@ def test_the_size_reaches_every_part_from_the_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
         unet_cli.main()
-    assert asked["size"] == (12, 20)
-    assert asked["x"] is None
+    assert arguments["size"] == (12, 20)
+    assert arguments["x"] is None
 
 
 def test_an_input_and_a_size_are_refused():

@@ -10,6 +10,7 @@ import pytest
 
 from parity_tests import planted
 from unet_parity import exact, inputs, oracle, page, precision, verify
+from unet_parity.comparison import Comparer
 from unet_parity.twins import JaxRun, torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.weight_file import WeightFile
@@ -33,16 +34,16 @@ def report():
 
 
 def test_verdict_and_every_part_are_in_the_json(report):
-    found = json.loads(json.dumps(report.to_json()))
-    assert found["verdict"] == "equivalent"
-    names = [row["name"] for row in found["layers"]]
+    result = json.loads(json.dumps(report.to_json()))
+    assert result["verdict"] == "equivalent"
+    names = [row["name"] for row in result["layers"]]
     assert names[0] == "down_1"
     assert {"down_1.conv.conv.0", "neck.conv.2", "up_2.up", "out"} <= set(names)
     keys = {"name", "scale", "torch_error", "jax_error", "local_torch_error", "local_jax_error"}
-    assert keys <= found["layers"][0].keys()
-    assert {row["name"] for row in found["gradients"]} == {"input", *TENSORS}
-    assert [len(t["parameters"]) for t in found["steps"]] == [3, 3]
-    assert len(found["hashes"]["weights"]) == 64
+    assert keys <= result["layers"][0].keys()
+    assert {row["name"] for row in result["gradients"]} == {"input", *TENSORS}
+    assert [len(t["parameters"]) for t in result["steps"]] == [3, 3]
+    assert len(result["hashes"]["weights"]) == 64
 
 
 def test_the_hash_is_of_these_weights(report):
@@ -50,8 +51,28 @@ def test_the_hash_is_of_these_weights(report):
     assert verify._hash(TENSORS) == report.hashes["weights"] != verify._hash(other)
 
 
+def test_the_input_in_the_report_is_the_one_that_was_compared(monkeypatch):
+    """Drawn once: a second draw would show the right input only as long as nobody changes one."""
+    drawn, compared = [], []
+
+    def draw(*arguments, right=oracle.random_input, **options):
+        drawn.append(right(*arguments, **options))
+        return drawn[-1]
+
+    def record(self, numbers, right=Comparer.__call__, **options):
+        compared.append(numbers.x)
+        return right(self, numbers, **options)
+
+    monkeypatch.setattr(oracle, "random_input", draw)
+    monkeypatch.setattr(Comparer, "__call__", record)
+    result = run(UNetConfig(widths=(4, 6), norm="batch"))
+    assert len(drawn) == 1
+    assert len(compared) == 2
+    assert all(x is result.x is drawn[0][0] for x in compared)
+
+
 def test_the_page_stands_alone_and_shows_every_module(report):
-    text = page.html(report, command="unet verify x")
+    text = page.make_page(report, command="unet verify x")
     assert not re.search(r"(src|href)=[\"'](?!data:)", text)
     for layer in report.comparisons[0].layers:
         assert f'title="{layer.name}"' in text
@@ -62,11 +83,11 @@ def test_the_page_stands_alone_and_shows_every_module(report):
 @pytest.mark.parametrize("name", ["concat swapped", "height and width swapped"])
 def test_a_planted_bug_is_different_and_the_page_names_it(name):
     with planted.planted(name):
-        found = run(weights=WeightFile(SMALL, TENSORS), x=X)
+        result = run(weights=WeightFile(SMALL, TENSORS), x=X)
     module = planted.BUGS[name].module
-    assert found.verdict == "different"
-    assert found.reasons[0].startswith(f"inference: {module}: ")
-    assert module in page.html(found)
+    assert result.verdict == "different"
+    assert result.reasons[0].startswith(f"inference: {module}: ")
+    assert module in page.make_page(result)
 
 
 def recorded(config=SMALL, noise=0.0):
@@ -84,9 +105,9 @@ def recorded(config=SMALL, noise=0.0):
     ids=["its_own", "a_little_scaled", "of_the_other_concat"],
 )
 def test_a_recorded_output_is_rounding_or_another_net(report, output, verdict):
-    found = verify.judge_recorded(report.comparisons[0], output)
+    result = verify.judge_recorded(report.comparisons[0], output)
     judged, reasons = verify.judge(
-        SMALL, report.structure, report.exact, report.comparisons, (), found, own_weights=True
+        SMALL, report.structure, report.exact, report.comparisons, (), result, own_weights=True
     )
     assert judged == verdict
     assert ("recorded output" in reasons[0]) == (verdict == "different")
@@ -99,10 +120,10 @@ def test_a_record_of_another_shape_is_refused(report):
 
 def test_a_device_of_fewer_bits_is_asked_the_rungs_that_it_can(monkeypatch):
     monkeypatch.setattr(precision, "significand_bits", lambda *args: 11)
-    found = run()
-    assert {row.rung for row in found.exact} == {"tf32", "bf16"}
-    assert found.verdict == "identical"
-    assert any("fp32 is not asked" in reason for reason in found.reasons)
+    result = run()
+    assert {row.rung for row in result.exact} == {"tf32", "bf16"}
+    assert result.verdict == "identical"
+    assert any("fp32 is not asked" in reason for reason in result.reasons)
 
 
 def test_the_cpu_keeps_all_bits_of_a_float32():
@@ -170,13 +191,13 @@ def test_a_reference_that_is_none_is_refused(tmp_path, text, sentence):
 
 
 def test_the_exact_proof_is_in_the_precision_that_is_asked_for(monkeypatch):
-    asked = []
+    precisions = []
 
     class Recorder(JaxRun):
         def __init__(self, *arguments, precision="highest", **options):
-            asked.append(precision)
+            precisions.append(precision)
             super().__init__(*arguments, precision=precision, **options)
 
     monkeypatch.setattr(exact, "JaxRun", Recorder)
     run(UNetConfig(widths=(4, 6)), jax_precision="default")
-    assert set(asked) == {"default"}
+    assert set(precisions) == {"default"}

@@ -45,7 +45,7 @@ class State(NamedTuple):
 
     params: Arrays
     stats: Arrays
-    optimizer: optimizers.State
+    optimizer: optimizers.OptimizerState
     ema: Arrays
     step: Array
     stopped: Array

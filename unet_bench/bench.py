@@ -28,7 +28,7 @@ def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[st
     Args:
         quick: one size of each layer, the narrow net only, fewer rounds: under a minute on two
             idle cores in place of four.
-        say: is told each row as it is measured.
+        say: is called with a line for each row as it is measured.
     """
     jax_device, torch_device = devices()
     say(f"on {device_name(jax_device)}; {PRECISION}")
@@ -61,12 +61,12 @@ def _rows(
     quick: bool, peak_gflops: float, say: Callable[[str], None]
 ) -> Iterator[LayerRow | NetRow]:
     jax_device, torch_device = devices()
-    for layer in layers.measured(jax_device, budget_s=0.5 if quick else 2, quick=quick):
+    for layer in layers.time_layers(jax_device, budget_s=0.5 if quick else 2, quick=quick):
         say(f"{layer.case}: {layer.ratio:.2f} x Flax")
         yield layer
     for config in (NARROW,) if quick else (NARROW, SLIDES):
         problem = Problem(config, SIZE_PX, jax_device, torch_device)
-        for net in nets.measured(problem, peak_gflops=peak_gflops, budget_s=5 if quick else 10):
+        for net in nets.time_nets(problem, peak_gflops=peak_gflops, budget_s=5 if quick else 10):
             against = f", {net.ratio:.2f} x torch {net.torch_variant}" if net.ratio else ""
             say(f"{net.case}: {net.jax_ms:.0f} ms{against}")
             yield net

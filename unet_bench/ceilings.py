@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from unet_bench.steps import FLOAT32, Arithmetic, synchronised, torch_tf32
+from unet_bench.steps import FLOAT32, Arithmetic, torch_tf32, wait_for_device
 from unet_bench.timing import Run, alternate
 
 
@@ -29,7 +29,7 @@ def matmul_gflops(
     runs: dict[str, Run] = {"jax": lambda: [product(a) for _ in range(repeat)]}
     if torch_device is not None:
         b = torch.tensor(square, device=torch_device, dtype=getattr(torch, arithmetic.dtype))
-        runs["torch"] = synchronised(lambda: [b @ b for _ in range(repeat)], torch_device)
+        runs["torch"] = wait_for_device(lambda: [b @ b for _ in range(repeat)], torch_device)
     with torch_tf32(arithmetic.tf32):
         times = alternate(runs, budget_s=budget_s)
     return repeat * 2 * side**3 / 1e6 / min(times.best_ms(name) for name in runs)
@@ -51,6 +51,6 @@ def copy_gb_s(
     if torch_device is not None:
         b = torch.tensor(values, device=torch_device)
         target = torch.empty_like(b)
-        runs["torch"] = synchronised(lambda: target.copy_(b), torch_device)
+        runs["torch"] = wait_for_device(lambda: target.copy_(b), torch_device)
     times = alternate(runs, budget_s=budget_s)
     return 2 * values.nbytes / 1e6 / min(times.best_ms(name) for name in runs)

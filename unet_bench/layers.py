@@ -39,7 +39,7 @@ class LayerRow:
     others_cores: float | None
 
 
-def measured(device: jax.Device, *, budget_s: float, quick: bool) -> Iterator[LayerRow]:
+def time_layers(device: jax.Device, *, budget_s: float, quick: bool) -> Iterator[LayerRow]:
     """A row for each layer, size and direction.
 
     Args:
@@ -54,10 +54,12 @@ def measured(device: jax.Device, *, budget_s: float, quick: bool) -> Iterator[La
     for size, in_, out in UP_SIZES[first:]:
         name = f"up-convolution, {size}x{size}, {in_} to {out}"
         params = normal(2, 2, in_, out), normal(out)
-        yield from _compared(name, up_conv(in_, out), params, normal(1, size, size, in_), budget_s)
+        yield from _time_layer(
+            name, up_conv(in_, out), params, normal(1, size, size, in_), budget_s
+        )
     for size, channels in POOL_SIZES[first:]:
         name = f"max-pool, {size}x{size}, {channels}"
-        yield from _compared(name, pool(), (), normal(1, size, size, channels), budget_s)
+        yield from _time_layer(name, pool(), (), normal(1, size, size, channels), budget_s)
 
 
 def up_conv(in_: int, out: int) -> tuple[Layer, Layer]:
@@ -73,9 +75,9 @@ def up_conv(in_: int, out: int) -> tuple[Layer, Layer]:
     def run_flax(params: Any, x: Array) -> Array:
         kernel, bias = params
         # a transposed convolution is the gradient of a convolution, whose kernel this one is
-        return _filled(flax, kernel.swapaxes(2, 3), bias)(x)
+        return _fill(flax, kernel.swapaxes(2, 3), bias)(x)
 
-    return lambda params, x: _filled(ours, *params)(x), run_flax
+    return lambda params, x: _fill(ours, *params)(x), run_flax
 
 
 def pool() -> tuple[Layer, Layer]:
@@ -101,7 +103,7 @@ def check_equal(ours: Any, flax: Any) -> None:
         assert worst <= ROUNDING, f"they differ by {worst:.1e} of the largest value"
 
 
-def _compared(
+def _time_layer(
     name: str, layers: tuple[Layer, Layer], params: Any, x: Array, budget_s: float
 ) -> Iterator[LayerRow]:
     forward = [jax.jit(layer) for layer in layers]
@@ -121,6 +123,6 @@ def _row(case: str, functions: list[Any], arguments: Any, budget_s: float) -> La
     return LayerRow(case, times.ms("ours"), times.ms("flax"), ratio, times.others_cores)
 
 
-def _filled(layer: Any, kernel: Array, bias: Array) -> Any:
+def _fill(layer: Any, kernel: Array, bias: Array) -> Any:
     graph, _ = nnx.split(layer)
     return nnx.merge(graph, nnx.State({"kernel": nnx.Param(kernel), "bias": nnx.Param(bias)}))

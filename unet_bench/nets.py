@@ -50,7 +50,7 @@ class NetRow:
     apart: float | None
 
 
-def measured(
+def time_nets(
     problem: Problem,
     *,
     peak_gflops: float,

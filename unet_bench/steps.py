@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jax import Array
 
-from unet_bench.timing import Run, compiled, planned_mb
+from unet_bench.timing import Run, compile_timed, planned_mb
 from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity.oracle import random_tensors
@@ -81,7 +81,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledRun:
     """JAX's run.
 
     Attributes:
@@ -104,14 +104,14 @@ def devices() -> tuple[jax.Device, torch.device | None]:
     return device, None
 
 
-def jax_forward(problem: Problem) -> Compiled:
+def jax_forward(problem: Problem) -> CompiledRun:
     """A forward pass that gives the logits."""
     params, x = _jax_arrays(problem)
-    program, seconds = compiled(jax.jit(_apply(problem)), params, x)
-    return Compiled(lambda: program(params, x), seconds, planned_mb(program))
+    program, seconds = compile_timed(jax.jit(_apply(problem)), params, x)
+    return CompiledRun(lambda: program(params, x), seconds, planned_mb(program))
 
 
-def jax_step(problem: Problem) -> Compiled:
+def jax_step(problem: Problem) -> CompiledRun:
     """A training step in donated buffers that gives the loss."""
     params, x = _jax_arrays(problem)
     labels = jax.device_put(problem.labels().astype(np.int32), problem.jax_device)
@@ -125,7 +125,7 @@ def jax_step(problem: Problem) -> Compiled:
         value, gradients = jax.value_and_grad(loss)(params, x, labels)
         return jax.tree.map(lambda p, g: p - RATE * g, params, gradients), value
 
-    program, seconds = compiled(jax.jit(step, donate_argnums=0), params, x, labels)
+    program, seconds = compile_timed(jax.jit(step, donate_argnums=0), params, x, labels)
 
     def run() -> Array:
         nonlocal params
@@ -133,7 +133,7 @@ def jax_step(problem: Problem) -> Compiled:
         jax.block_until_ready(params)
         return value
 
-    return Compiled(run, seconds, planned_mb(program))
+    return CompiledRun(run, seconds, planned_mb(program))
 
 
 def torch_forward(problem: Problem, variant: str) -> Run:
@@ -145,7 +145,7 @@ def torch_forward(problem: Problem, variant: str) -> Run:
         with torch.inference_mode(), _autocast(problem):
             return model(x).float()
 
-    return synchronised(run, problem.torch_device)
+    return wait_for_device(run, problem.torch_device)
 
 
 def torch_step(problem: Problem, variant: str) -> Run:
@@ -161,20 +161,20 @@ def torch_step(problem: Problem, variant: str) -> Run:
         optimizer.step()
         return loss.detach()
 
-    return synchronised(run, problem.torch_device)
+    return wait_for_device(run, problem.torch_device)
 
 
-def synchronised(run: Run, device: torch.device | None) -> Run:
+def wait_for_device(run: Run, device: torch.device | None) -> Run:
     """The run, and the wait for an accelerator's result."""
     if device is None or device.type == "cpu":
         return run
 
-    def waited() -> Any:
+    def run_and_wait() -> Any:
         result = run()
         torch.cuda.synchronize()
         return result
 
-    return waited
+    return run_and_wait
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def others_s() -> float | None:
     return busy_s - time.process_time()
 
 
-def compiled(function: Any, *arguments: Any) -> tuple[Any, float]:
+def compile_timed(function: Any, *arguments: Any) -> tuple[Any, float]:
     """A jitted function compiled for these arguments, and the seconds that took."""
     start = time.perf_counter()
     program = function.lower(*arguments).compile()

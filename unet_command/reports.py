@@ -6,7 +6,7 @@ from typing import Any
 
 from unet_command.parsing import Command
 from unet_spec import InputError
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 
 
 def check_target(path: Path | None, suffix: str = ".json") -> None:
@@ -28,5 +28,5 @@ def write_json(path: Path | None, content: dict[str, Any], *, command: Command) 
     if path is None:
         return
     report = {"command": str(command), **content}
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(json.dumps(report, indent=2).encode() + b"\n")

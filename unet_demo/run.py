@@ -14,7 +14,7 @@ import unet_page
 import unet_torch
 from unet_parity import page, report, verify
 from unet_spec import weight_file
-from unet_spec.files import refuse_existing, written
+from unet_spec.files import atomic_write, refuse_existing
 from unet_train import loop
 from unet_train.config import CELLS, TrainConfig
 from unet_train.input import synthetic
@@ -51,9 +51,9 @@ def run(out: Path, *, config: TrainConfig = CELLS, command: str = "") -> dict[st
         say=lambda text: console.print(text, highlight=False),
     )
     report.show(parity, console)
-    with written(out / PARITY) as stream:
+    with atomic_write(out / PARITY) as stream:
         verify_command = shlex.join(["unet", "verify", str(weights)])
-        stream.write(page.html(parity, command=verify_command).encode())
+        stream.write(page.make_page(parity, command=verify_command).encode())
     rows = [_predict_with_both(port, twin, seed) for seed in UNSEEN_SEEDS]
     summary = {
         "verdict": parity.verdict,
@@ -64,7 +64,7 @@ def run(out: Path, *, config: TrainConfig = CELLS, command: str = "") -> dict[st
         "page": str(out / INDEX),
         "seconds": time.monotonic() - began,
     }
-    with written(out / INDEX) as stream:
+    with atomic_write(out / INDEX) as stream:
         text = unet_page.render(
             Path(__file__).with_name("page.html"),
             summary=summary,
@@ -84,7 +84,7 @@ def _predict_with_both(port: unet_jax.UNet, twin: unet_torch.UNet, seed: int) ->
     image, truth = synthetic.draw_cells(seed, height=203, width=259)
     by_torch, by_jax = unet_torch.predict(twin, image), unet_jax.predict(port, image)
     pictures = {
-        "image": unet_image.visible(image),
+        "image": unet_image.make_visible(image),
         "truth": unet_image.overlay(image, np.zeros_like(truth), truth),
         "PyTorch": unet_image.overlay(image, by_torch),
         "JAX": unet_image.overlay(image, by_jax),

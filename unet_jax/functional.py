@@ -14,7 +14,7 @@ from flax import nnx
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import InputError, UNetConfig
-from unet_spec.parameters import parameters
+from unet_spec.parameters import parameters, trained_names
 
 Arrays = Mapping[str, jax.Array]
 Part = TypeVar("Part", bound=nnx.Module)
@@ -73,7 +73,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
     ) -> Any:
         arrays = {**params, **stats}
         _check_statistics(config, arrays)
-        model = with_arrays(abstract(), arrays)
+        model = fill_arrays(abstract(), arrays)
         if not train:
             model.eval()
             return model(x)
@@ -86,7 +86,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
 
 def split(config: UNetConfig, arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a net's arrays into (params, stats): those that are trained, and the statistics."""
-    trained = {p.name for p in parameters(config) if p.trained}
+    trained = set(trained_names(config))
     params = {name: array for name, array in arrays.items() if name in trained}
     stats = {name: array for name, array in arrays.items() if name not in trained}
     return params, stats
@@ -109,7 +109,7 @@ def to_arrays(model: nnx.Module) -> dict[str, Any]:
     return {_name(path): variable.get_value() for path, variable in state}
 
 
-def with_arrays(model: Part, arrays: Arrays) -> Part:
+def fill_arrays(model: Part, arrays: Arrays) -> Part:
     """A copy of `model` that holds these arrays.
 
     Raises:
@@ -124,5 +124,6 @@ def with_arrays(model: Part, arrays: Arrays) -> Part:
 
 def _name(path: tuple[Any, ...]) -> str:
     """The slides' name of an NNX path: `nnx.Sequential` keeps its modules under `layers`."""
-    modules, last = [str(part) for part in path[:-1]], str(path[-1])
-    return ".".join([*(m for m in modules if m != "layers"), _NAMES.get(last, last)])
+    *modules, last = map(str, path)
+    names = [module for module in modules if module != "layers"]
+    return ".".join([*names, _NAMES.get(last, last)])

@@ -73,7 +73,8 @@ def conv_block(
     convolution = conv(
         in_channels, out_channels, 3, numerics, rngs, padding=pad, use_bias=config.bias
     )
-    act = partial(activation, slope=config.negative_slope * (config.activation == "leaky_relu"))
+    slope = config.negative_slope if config.activation == "leaky_relu" else 0.0
+    act = partial(activation, slope=slope)
     if config.norm == "none":
         return [convolution, act]
     norm = normalisation(out_channels, config, numerics, rngs)
@@ -226,12 +227,12 @@ def up_sampling(
     if config.up == "transposed":
         return UpConv(in_channels, out_channels, numerics, rngs)
     return nnx.Sequential(
-        partial(interpolated, mode=config.up),
+        partial(interpolate, mode=config.up),
         conv(in_channels, out_channels, 1, numerics, rngs),
     )
 
 
-def interpolated(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*h 2*w c"]:
+def interpolate(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*h 2*w c"]:
     """Twice the height and width: `nearest`, `bilinear`, or `bilinear_aligned`, which is
     torch's `align_corners=True` and does not exist in `jax.image.resize`."""
     b, h, w, c = x.shape
@@ -276,14 +277,15 @@ class Dropout(nnx.Module):
         return x * keep.astype(x.dtype) / (1 - self.rate)
 
 
-def fitted(
+def match_sizes(
     x: Float[Array, "b h w c"], skip: Float[Array, "b H W k"], config: UNetConfig
 ) -> tuple[Array, Array]:
     """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
     `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
     if config.fit in ("zeros", "edge"):
-        missing = [(0, 0), *((0, skip.shape[i] - x.shape[i]) for i in (1, 2)), (0, 0)]
-        return jnp.pad(x, missing, mode="constant" if config.fit == "zeros" else "edge"), skip
+        rows, columns = skip.shape[1] - x.shape[1], skip.shape[2] - x.shape[2]
+        mode = "constant" if config.fit == "zeros" else "edge"
+        return jnp.pad(x, [(0, 0), (0, rows), (0, columns), (0, 0)], mode=mode), skip
     top = (skip.shape[1] - x.shape[1]) // 2
     left = (skip.shape[2] - x.shape[2]) // 2
     return x, skip[:, top : top + x.shape[1], left : left + x.shape[2]]

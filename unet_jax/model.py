@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unet_jax.layers import Dropout, Numerics, conv, conv_block, fitted, max_pool, up_sampling
+from unet_jax.layers import Dropout, Numerics, conv, conv_block, match_sizes, max_pool, up_sampling
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
 
@@ -69,7 +69,7 @@ class Up(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 k"]
     ) -> Float[Array, "b h3 w3 k"]:
-        x, skip = fitted(self.up(x), skip, self.config)
+        x, skip = match_sizes(self.up(x), skip, self.config)
         pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
         return self.conv(jnp.concatenate(pair, axis=-1))
 

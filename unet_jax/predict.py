@@ -25,7 +25,7 @@ def predict(model: UNet, image: np.ndarray) -> np.ndarray:
     arrays = to_arrays(model)
 
     def forward(x: np.ndarray) -> np.ndarray:
-        return np.asarray(_compiled(model.config)(arrays, x), np.float32)
+        return np.asarray(_compile(model.config)(arrays, x), np.float32)
 
     return prediction.predict(
         forward, image, config=model.config, preprocessing=model.preprocessing
@@ -33,6 +33,6 @@ def predict(model: UNet, image: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _compiled(config: UNetConfig):
+def _compile(config: UNetConfig):
     apply = functional(config, numerics=Numerics(precision="highest")).apply  # without TF32
     return jax.jit(lambda arrays, x: apply(arrays, x))

@@ -30,7 +30,7 @@ class Plateau(NamedTuple):
     last_epoch: Array
 
 
-class State(NamedTuple):
+class OptimizerState(NamedTuple):
     """All that a step of the optimizer changes besides the parameters.
 
     Attributes:
@@ -56,7 +56,7 @@ class _Now(NamedTuple):
 
 
 def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
-    """Return `init(params) -> State` and `update(gradients, state, params, value=None)`.
+    """Return `init(params) -> OptimizerState` and `update(gradients, state, params, value=None)`.
 
     The updates are for `optax.apply_updates`. `value` is what `plateau` watches: without it its
     scheduler does not step. As in torch, a new learning rate holds from the next step on.
@@ -68,41 +68,41 @@ def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     # jitted, so that parameters of one shape are traced once
     rule = jax.jit(partial(_RULES[recipe.optimizer.name], recipe.optimizer))
 
-    def init(params: Any) -> State:
+    def init(params: Any) -> OptimizerState:
         slots = {name: jax.tree.map(jnp.zeros_like, params) for name in recipe.slots}
         lr = jnp.asarray(_initial_lr(recipe), float)
         plateau = _plateau(recipe.schedule) if recipe.schedule.name == "plateau" else None
-        return State(jnp.zeros((), jnp.int32), lr, slots, plateau)
+        return OptimizerState(jnp.zeros((), jnp.int32), lr, slots, plateau)
 
     def update(
-        gradients: Any, state: State, params: Any = None, *, value: Any = None, **_: Any
-    ) -> tuple[Any, State]:
+        gradients: Any, state: OptimizerState, params: Any = None, *, value: Any = None, **_: Any
+    ) -> tuple[Any, OptimizerState]:
         if params is None:
             raise InputError(
                 "params is needed by update, got None: update(gradients, state, params)"
             )
         # an int32 by itself becomes float32, in a float64 run too
         step = (state.step + 1).astype(state.lr.dtype)
-        now = _Now(step, state.lr, _cycled_momentum(recipe, state))
-        gradients = clipped(gradients, recipe.optimizer.clip_norm)
-        updates, slots = _each(rule, recipe, gradients, params, state.slots, now)
-        lr, plateau = _scheduled(recipe, state, value)
-        return updates, State(state.step + 1, lr, slots, plateau)
+        now = _Now(step, state.lr, _cycle_momentum(recipe, state))
+        gradients = clip_gradients(gradients, recipe.optimizer.clip_norm)
+        updates, slots = _apply_rule(rule, recipe, gradients, params, state.slots, now)
+        lr, plateau = _advance_schedule(recipe, state, value)
+        return updates, OptimizerState(state.step + 1, lr, slots, plateau)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def learning_rate(state: State) -> Array:
+def learning_rate(state: OptimizerState) -> Array:
     """The learning rate of the next step."""
     return state.lr
 
 
-def momentum(recipe: Recipe, state: State) -> Scalar:
+def momentum(recipe: Recipe, state: OptimizerState) -> Scalar:
     """The momentum of the next step (`betas[0]` of Adam), which `one_cycle` may move."""
-    return _momentum(recipe.optimizer, _cycled_momentum(recipe, state))
+    return _momentum(recipe.optimizer, _cycle_momentum(recipe, state))
 
 
-def clipped(gradients: Any, max_norm: float | None) -> Any:
+def clip_gradients(gradients: Any, max_norm: float | None) -> Any:
     """Clip as `torch.nn.utils.clip_grad_norm_` does: g * min(1, max_norm / (norm + 1e-6))."""
     if max_norm is None:
         return gradients
@@ -112,14 +112,14 @@ def clipped(gradients: Any, max_norm: float | None) -> Any:
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
 
 
-def _each(
+def _apply_rule(
     rule: Callable[..., Any], recipe: Recipe, gradients: Any, params: Any, slots: Any, now: _Now
 ) -> tuple[Any, dict[str, Any]]:
     """The rule on every parameter: trees of updates and of slots."""
     tree: Any
     leaves, tree = jax.tree.flatten(params)
     columns = [tree.flatten_up_to(slots[name]) for name in recipe.slots]
-    kept: list[list[Array]] = [[] for _ in columns]
+    new_columns: list[list[Array]] = [[] for _ in columns]
     updates = []
     for parameter, gradient, *old in zip(
         leaves, tree.flatten_up_to(gradients), *columns, strict=True
@@ -127,16 +127,16 @@ def _each(
         named = dict(zip(recipe.slots, old, strict=True))
         update, new = rule(gradient, parameter, named, now)
         updates.append(update.astype(parameter.dtype))
-        for column, name in zip(kept, recipe.slots, strict=True):
+        for column, name in zip(new_columns, recipe.slots, strict=True):
             column.append(new[name].astype(parameter.dtype))
-    trees = [tree.unflatten(column) for column in kept]
+    trees = [tree.unflatten(column) for column in new_columns]
     return tree.unflatten(updates), dict(zip(recipe.slots, trees, strict=True))
 
 
 def _sgd(
     optimizer: Optimizer, gradient: Array, parameter: Array, slots: dict[str, Array], now: _Now
 ) -> tuple[Array, dict[str, Array]]:
-    gradient = _coupled(optimizer, gradient, parameter)
+    gradient = _add_decay(optimizer, gradient, parameter)
     if not slots:
         return -now.lr * gradient, {}
     momentum = _momentum(optimizer, now.momentum)
@@ -154,21 +154,21 @@ def _adam(
     beta2 = optimizer.betas[1]
     decoupled = optimizer.name == "adamw"
     if not decoupled:
-        gradient = _coupled(optimizer, gradient, parameter)
+        gradient = _add_decay(optimizer, gradient, parameter)
     exp_avg = slots["exp_avg"] + (gradient - slots["exp_avg"]) * (1 - beta1)
     exp_avg_sq = slots["exp_avg_sq"] * beta2 + gradient * gradient * (1 - beta2)
     step_size = now.lr / _bias_correction(beta1, now.step)
     root = jnp.sqrt(_bias_correction(beta2, now.step))
     update = -step_size * exp_avg / (jnp.sqrt(exp_avg_sq) / root + optimizer.eps)
     if decoupled:
-        update = (_decayed(parameter, 1 - now.lr * optimizer.decay) + update) - parameter
+        update = (_shrink(parameter, 1 - now.lr * optimizer.decay) + update) - parameter
     return update, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
 def _rmsprop(
     optimizer: Optimizer, gradient: Array, parameter: Array, slots: dict[str, Array], now: _Now
 ) -> tuple[Array, dict[str, Array]]:
-    gradient, rest = _coupled(optimizer, gradient, parameter), 1 - optimizer.alpha
+    gradient, rest = _add_decay(optimizer, gradient, parameter), 1 - optimizer.alpha
     new = {"square_avg": slots["square_avg"] * optimizer.alpha + gradient * gradient * rest}
     mean_square = new["square_avg"]
     if optimizer.centered:
@@ -185,7 +185,7 @@ def _rmsprop(
 _RULES = {"sgd": _sgd, "adam": _adam, "adamw": _adam, "rmsprop": _rmsprop}
 
 
-def _cycled_momentum(recipe: Recipe, state: State) -> Array | None:
+def _cycle_momentum(recipe: Recipe, state: OptimizerState) -> Array | None:
     schedule = recipe.schedule
     if not schedule.cycles_momentum:
         return None
@@ -201,11 +201,11 @@ def _momentum(optimizer: Optimizer, cycled: Array | None) -> Scalar:
     return optimizer.betas[0] if optimizer.name in ("adam", "adamw") else optimizer.momentum
 
 
-def _coupled(optimizer: Optimizer, gradient: Array, parameter: Array) -> Array:
+def _add_decay(optimizer: Optimizer, gradient: Array, parameter: Array) -> Array:
     return gradient + parameter * optimizer.decay if optimizer.decay else gradient
 
 
-def _decayed(parameter: Array, factor: Array) -> Array:
+def _shrink(parameter: Array, factor: Array) -> Array:
     """parameter * factor, rounded before anything is added to it, as in torch.
 
     XLA on CPU fuses product and sum into one rounding, through `optimization_barrier` and
@@ -230,20 +230,22 @@ def _initial_lr(recipe: Recipe) -> Scalar:
     return _cycle(recipe.schedule, jnp.zeros((), float), _one_cycle_rates(recipe.schedule))
 
 
-def _scheduled(recipe: Recipe, state: State, value: Any) -> tuple[Array, Plateau | None]:
+def _advance_schedule(
+    recipe: Recipe, state: OptimizerState, value: Any
+) -> tuple[Array, Plateau | None]:
     """The learning rate after a step, and what `plateau` remembers."""
     schedule, done = recipe.schedule, state.step + 1
     due = done % schedule.every == 0
     if state.plateau is None:
-        lr = _lr(schedule, state.lr, done // schedule.every, base=recipe.optimizer.lr)
+        lr = _next_lr(schedule, state.lr, done // schedule.every, base=recipe.optimizer.lr)
         return jnp.where(due, lr, state.lr), None
     if value is None:
         return state.lr, state.plateau
-    new = _after_value(schedule, state.lr, state.plateau, value)
+    new = _step_plateau(schedule, state.lr, state.plateau, value)
     return jax.tree.map(lambda n, o: jnp.where(due, n, o), new, (state.lr, state.plateau))
 
 
-def _lr(schedule: Schedule, lr: Array, epoch: Array, *, base: float) -> Array:
+def _next_lr(schedule: Schedule, lr: Array, epoch: Array, *, base: float) -> Array:
     """The learning rate from step `epoch` of the scheduler on, from the one before."""
     if schedule.name == "step":
         assert schedule.step_size is not None
@@ -251,7 +253,7 @@ def _lr(schedule: Schedule, lr: Array, epoch: Array, *, base: float) -> Array:
     if schedule.name == "cosine":
         assert schedule.T_max is not None
         part = (epoch % (2 * schedule.T_max)).astype(lr.dtype) / schedule.T_max
-        return _annealed(base, schedule.eta_min, part)
+        return _anneal(base, schedule.eta_min, part)
     if schedule.name == "one_cycle":
         return _cycle(schedule, epoch.astype(lr.dtype), _one_cycle_rates(schedule))
     return lr
@@ -262,7 +264,9 @@ def _one_cycle_rates(schedule: Schedule) -> tuple[float, ...]:
     assert schedule.max_lr is not None
     start = schedule.max_lr / schedule.div_factor
     end = start / schedule.final_div_factor
-    return (start, schedule.max_lr, *((start,) if schedule.three_phase else ()), end)
+    if schedule.three_phase:
+        return start, schedule.max_lr, start, end
+    return start, schedule.max_lr, end
 
 
 def _cycle(schedule: Schedule, epoch: Array, turns: tuple[float, ...]) -> Array:
@@ -271,7 +275,7 @@ def _cycle(schedule: Schedule, epoch: Array, turns: tuple[float, ...]) -> Array:
     # torch raises past the last step, which a compiled step cannot: the last value stays
     epoch = jnp.minimum(epoch, schedule.total_steps)
     ends = schedule.phase_ends
-    shape = _annealed if schedule.anneal_strategy == "cos" else _linear
+    shape = _anneal if schedule.anneal_strategy == "cos" else _linear
     phases = [
         shape(here, there, (epoch - start) / (end - start))
         for here, there, start, end in zip(turns, turns[1:], (0.0, *ends), ends, strict=False)
@@ -282,7 +286,7 @@ def _cycle(schedule: Schedule, epoch: Array, turns: tuple[float, ...]) -> Array:
     return value
 
 
-def _annealed(start: float, end: float, part: Array) -> Array:
+def _anneal(start: float, end: float, part: Array) -> Array:
     """Half a cosine from `start` to `end`: cos^2 is (1 + cos) / 2 without the cancellation."""
     return end + (start - end) * jnp.square(jnp.cos(part * (math.pi / 2)))
 
@@ -291,9 +295,9 @@ def _linear(start: float, end: float, part: Array) -> Array:
     return end + (start - end) * (1 - part)
 
 
-def _after_value(schedule: Schedule, lr: Array, old: Plateau, value: Any) -> tuple[Array, Plateau]:
+def _step_plateau(schedule: Schedule, lr: Array, old: Plateau, value: Any) -> tuple[Array, Plateau]:
     """`ReduceLROnPlateau.step(value)`."""
-    better = _better(schedule, value, old.best)
+    better = _is_better(schedule, value, old.best)
     cooling = old.cooldown_counter > 0
     bad = jnp.where(better | cooling, 0, old.num_bad_epochs + 1)
     falls = bad > schedule.patience
@@ -307,7 +311,7 @@ def _after_value(schedule: Schedule, lr: Array, old: Plateau, value: Any) -> tup
     )
 
 
-def _better(schedule: Schedule, value: Any, best: Array) -> Array:
+def _is_better(schedule: Schedule, value: Any, best: Array) -> Array:
     sign = -1 if schedule.mode == "min" else 1
     if schedule.threshold_mode == "rel":
         return sign * value > sign * (best * (1 + sign * schedule.threshold))

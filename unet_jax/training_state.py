@@ -10,7 +10,7 @@ from jax import Array
 
 from unet_jax import recipe as jax_recipe
 from unet_jax.functional import split
-from unet_jax.recipe import Plateau, State
+from unet_jax.recipe import OptimizerState, Plateau
 from unet_spec import Preprocessing, UNetConfig, layout
 from unet_spec.recipe import Recipe
 from unet_spec.training_state import TrainingState
@@ -21,7 +21,7 @@ Arrays = Mapping[str, Any]
 
 def from_training_state(
     state: TrainingState,
-) -> tuple[dict[str, Array], dict[str, Array], State]:
+) -> tuple[dict[str, Array], dict[str, Array], OptimizerState]:
     """Return (params, stats, optimizer's state), for `functional` and `unet_jax.recipe.build`.
 
     A float64 run stays so under `jax.enable_x64` and becomes float32 without.
@@ -31,7 +31,7 @@ def from_training_state(
     slots = {name: _to_jax(state, tensors) for name, tensors in state.slots.items()}
     return (
         *split(config, {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items()}),
-        State(
+        OptimizerState(
             jnp.asarray(state.step, jnp.int32),
             jnp.asarray(state.scheduler["lr"], float),
             slots,
@@ -50,7 +50,7 @@ def to_training_state(
     recipe: Recipe,
     params: Arrays,
     stats: Arrays,
-    state: State,
+    state: OptimizerState,
     *,
     preprocessing: Preprocessing = Preprocessing(),
     class_names: tuple[str, ...] = (),
@@ -102,7 +102,7 @@ def _plateau(state: TrainingState) -> Plateau | None:
     )
 
 
-def _scheduler(recipe: Recipe, state: State) -> dict[str, float]:
+def _scheduler(recipe: Recipe, state: OptimizerState) -> dict[str, float]:
     plain = {"lr": float(state.lr), "last_epoch": int(state.step) // recipe.schedule.every}
     if recipe.schedule.cycles_momentum:
         plain["momentum"] = float(jax_recipe.momentum(recipe, state))

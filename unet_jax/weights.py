@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from unet_jax.functional import Arrays, split, to_arrays, with_arrays
+from unet_jax.functional import Arrays, fill_arrays, split, to_arrays
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import Preprocessing, UNetConfig, layout, weight_file
@@ -108,7 +108,7 @@ def write_arrays(
 def from_weights(weights: WeightFile, *, numerics: Numerics = Numerics()) -> UNet:
     """The net of a weight file's content, in inference mode."""
     shapes = nnx.eval_shape(lambda: UNet(weights.config, numerics=numerics, rngs=nnx.Rngs(0)))
-    model = with_arrays(shapes, _arrays(weights, numerics))
+    model = fill_arrays(shapes, _arrays(weights, numerics))
     model.preprocessing, model.class_names = weights.preprocessing, weights.class_names
     model.eval()
     return model

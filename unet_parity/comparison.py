@@ -8,19 +8,23 @@ import numpy as np
 from torch import nn
 
 from unet_parity import fault, oracle
-from unet_parity.decisions import decisions, flips, imposed
+from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.fault import Fault
+from unet_parity.jax_net import match_modules
 from unet_parity.layers import (
     GRADIENT_FACTOR,
     LOCAL_FACTOR,
     Gradient,
     Layer,
-    gradient_rows,
-    layer_rows,
+    compare_gradients,
+    compare_layers,
 )
+from unet_parity.leaves import JaxLeaves, LeafResult, TorchLeaves
 from unet_parity.oracle import Agreement
-from unet_parity.trace import Local, Maps, Port, TorchLocal, Trace, torch_trace
+from unet_parity.recording import Recorder
+from unet_parity.trace import Trace, trace_torch
 from unet_parity.twins import JaxRun, Masks, is_small
+from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors
 
@@ -55,6 +59,15 @@ class Numbers:
     keep: Masks = (None, None)
 
 
+@dataclass(frozen=True)
+class _Instruments:
+    """The three ways to look at JAX's net, in one type of numbers."""
+
+    recorder: Recorder
+    wiring: WiringProbe
+    leaves: JaxLeaves
+
+
 class Comparer:
     """Compares one net with itself, compiled once for many weights and inputs of one size.
 
@@ -62,7 +75,7 @@ class Comparer:
         train: with batch statistics and dropout, and not in inference.
         reference: a torch module with the same names, in place of `unet_torch.UNet`.
         precision: of JAX's products.
-        quick: as of `twins.compiled`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(
@@ -76,7 +89,7 @@ class Comparer:
     ):
         self.config, self.train, self.reference = config, train, reference
         self.precision, self.quick = precision, quick
-        self._ports: dict[str, Port] = {}
+        self._instruments: dict[str, _Instruments] = {}
         self._whole: JaxRun | None = None
 
     def __call__(
@@ -89,39 +102,41 @@ class Comparer:
         """
         mode = "training" if self.train else "inference"
         say(f"  {mode}: torch in float64, the truth")
-        truth = self._traced(numbers, "float64")
+        truth = self._trace_torch(numbers, "float64")
         _refuse_dead(truth)
         say(f"  {mode}: every module of JAX by itself in float64")
-        faults, local64 = self._located(numbers, truth)
+        faults, local64 = self._find_faults(numbers, truth)
         try:
-            return self._compared(numbers, mode, truth, local64, faults, say)
+            return self._compare_all(numbers, mode, truth, local64, faults, say)
         except (TypeError, ValueError):
             if not faults:
                 raise
-            return _broken(mode, truth, faults)
+            return _report_broken_net(mode, truth, faults)
 
     def faults(self, numbers: Numbers) -> tuple[Fault, ...]:
         """Modules of the port that differ in float64, the first at fault first."""
-        return self._located(numbers, self._traced(numbers, "float64"))[0]
+        return self._find_faults(numbers, self._trace_torch(numbers, "float64"))[0]
 
-    def _located(
+    def _find_faults(
         self, numbers: Numbers, truth: Trace
-    ) -> tuple[tuple[Fault, ...], dict[str, Local | None]]:
+    ) -> tuple[tuple[Fault, ...], dict[str, LeafResult | None]]:
         """What is at fault, and every leaf of the port by itself."""
-        port = self._port(truth, "float64")
-        local = port.local(numbers.tensors, truth.calls, backward=True)
-        wiring = port.wired(
+        instruments = self._instruments_for(truth, "float64")
+        local = instruments.leaves.run(numbers.tensors, truth.calls, backward=True)
+        wiring = instruments.wiring.probe(
             numbers.tensors, truth.calls, numbers.x, numbers.cotangent, keep=numbers.keep
         )
-        found = fault.find(self.config, numbers.tensors, truth, wiring, local, train=self.train)
-        return found, local
+        faults = fault.find_faults(
+            self.config, numbers.tensors, truth, wiring, local, train=self.train
+        )
+        return faults, local
 
-    def _compared(
+    def _compare_all(
         self,
         numbers: Numbers,
         mode: str,
         truth: Trace,
-        local64: dict[str, Local | None],
+        local64: dict[str, LeafResult | None],
         faults: tuple[Fault, ...],
         say: Callable[[str], None],
     ) -> Comparison:
@@ -131,23 +146,25 @@ class Comparer:
             self._whole = JaxRun(self.config, dtype="float64", train=self.train, quick=self.quick)
         port = self._whole(*given, keep=numbers.keep)
         say(f"  {mode}: both in float32, forward and backward")
-        ours = self._traced(numbers, "float32")
-        port32 = self._port(truth, "float32")
-        theirs, seen = port32.recorded(*given, keep=numbers.keep)
-        agreement = oracle.judge(truth.result, port, ours.result, theirs, mode=mode)
-        right, *runs = (decisions(truth.calls, maps) for maps in (_maps(truth), _maps(ours), seen))
-        turned = [flips(right, run) for run in runs]
+        ours = self._trace_torch(numbers, "float32")
+        instruments = self._instruments_for(truth, "float32")
+        theirs = instruments.recorder.record(*given, keep=numbers.keep)
+        agreement = oracle.measure_agreement(
+            truth.result, port, ours.result, theirs.result, mode=mode
+        )
+        right, *runs = (read_decisions(truth.calls, run.maps) for run in (truth, ours, theirs))
+        turned = [count_flips(right, run) for run in runs]
         decided = [
-            self._traced(numbers, "float64", decided=run).result if turn else truth.result
+            self._trace_torch(numbers, "float64", decided=run).result if turn else truth.result
             for run, turn in zip(runs, turned, strict=True)
         ]
         say(f"  {mode}: every module by itself in float32")
-        local = self._local(numbers, truth, port32)
-        layers = layer_rows(truth, ours, seen, local, local64, (turned[0], turned[1]))
-        gradients = gradient_rows(
+        local = self._run_leaves(numbers, truth, instruments.leaves)
+        layers = compare_layers(truth, ours, theirs, local, local64, (turned[0], turned[1]))
+        gradients = compare_gradients(
             truth,
             (ours.result, decided[0]),
-            (theirs, decided[1]),
+            (theirs.result, decided[1]),
             agreement.input_gradient,
             agreement.gradients,
         )
@@ -158,14 +175,14 @@ class Comparer:
             gradients,
             faults,
             (first, second),
-            (truth.result.output, ours.result.output, theirs.output),
-            (*map(str, faults[:1]), *_out_of_line(layers, gradients), *agreement.problems),
+            (truth.result.output, ours.result.output, theirs.result.output),
+            (*map(str, faults[:1]), *_describe_outliers(layers, gradients), *agreement.problems),
         )
 
-    def _traced(
+    def _trace_torch(
         self, numbers: Numbers, dtype: str, decided: dict[str, np.ndarray] | None = None
     ) -> Trace:
-        return torch_trace(
+        return trace_torch(
             self.config,
             numbers.tensors,
             numbers.x,
@@ -174,47 +191,47 @@ class Comparer:
             train=self.train,
             keep=numbers.keep,
             reference=self.reference,
-            replace=None if decided is None else imposed(decided),
+            replace=None if decided is None else impose(decided),
         )
 
-    def _port(self, truth: Trace, dtype: str) -> Port:
-        if dtype not in self._ports:
-            self._ports[dtype] = Port(
-                self.config,
-                truth.calls,
-                dtype=dtype,
-                train=self.train,
-                precision=self.precision,
-                quick=self.quick,
+    def _instruments_for(self, truth: Trace, dtype: str) -> _Instruments:
+        if dtype not in self._instruments:
+            net = match_modules(
+                self.config, truth.calls, dtype=dtype, train=self.train, precision=self.precision
             )
-        return self._ports[dtype]
+            self._instruments[dtype] = _Instruments(
+                Recorder(net, quick=self.quick),
+                WiringProbe(net, quick=self.quick),
+                JaxLeaves(net, quick=self.quick),
+            )
+        return self._instruments[dtype]
 
-    def _local(
-        self, numbers: Numbers, truth: Trace, port: Port
-    ) -> dict[str, tuple[np.ndarray, np.ndarray, Local | None]]:
+    def _run_leaves(
+        self, numbers: Numbers, truth: Trace, leaves: JaxLeaves
+    ) -> dict[str, tuple[np.ndarray, np.ndarray, LeafResult | None]]:
         """Float64, torch and JAX on the truth's input, rounded once, for all three, to float32."""
         inputs = {
             path: tuple(m.astype(np.float32) for m in call.inputs)
             for path, call in truth.leaves.items()
         }
-        theirs = port.local(numbers.tensors, truth.calls, inputs=inputs, backward=False)
-        exact, ours = (self._torch_local(numbers, dtype) for dtype in ("float64", "float32"))
+        theirs = leaves.run(numbers.tensors, truth.calls, inputs=inputs, backward=False)
+        exact, ours = (self._torch_leaves(numbers, dtype) for dtype in ("float64", "float32"))
         return {
             path: (
-                exact.output(call, inputs=inputs[path]),
-                ours.output(call, inputs=inputs[path]),
+                exact.run(call, inputs=inputs[path]),
+                ours.run(call, inputs=inputs[path]),
                 theirs[path],
             )
             for path, call in truth.leaves.items()
         }
 
-    def _torch_local(self, numbers: Numbers, dtype: str) -> TorchLocal:
-        return TorchLocal(
+    def _torch_leaves(self, numbers: Numbers, dtype: str) -> TorchLeaves:
+        return TorchLeaves(
             self.config, numbers.tensors, dtype=dtype, train=self.train, reference=self.reference
         )
 
 
-def compare(
+def compare_twins(
     config: UNetConfig,
     tensors: Tensors,
     *,
@@ -224,26 +241,44 @@ def compare(
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Comparison:
-    """Both twins on one input, once.
+    """Compare the twins on one input, once.
 
     Args:
         x: the input, (b, in_channels, h, w); a random one, by `seed`, without it.
         options: of `Comparer`.
     """
-    size = None if x is None else (x.shape[2], x.shape[3])
-    batch = 2 if x is None else len(x)
-    drawn, cotangent, keep = oracle.random_input(config, seed=seed, size=size, batch=batch)
-    x = drawn if x is None else x
-    comparer = Comparer(config, train=train, quick=is_small(x), **options)
-    return comparer(Numbers(tensors, x, cotangent, keep), say=say)
+    numbers = draw_numbers(config, tensors, seed=seed, x=x)
+    comparer = Comparer(config, train=train, quick=is_small(numbers.x), **options)
+    return comparer(numbers, say=say)
 
 
-def _broken(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:
+def draw_numbers(
+    config: UNetConfig,
+    tensors: Tensors,
+    *,
+    seed: int = 0,
+    x: np.ndarray | None = None,
+    size: tuple[int, int] | None = None,
+) -> Numbers:
+    """Draw what a comparison needs beside the tensors.
+
+    Args:
+        x: the input, (b, in_channels, h, w); a random one without it.
+        size: (height, width) of a random input; small ones without it.
+    """
+    if x is None:
+        return Numbers(tensors, *oracle.random_input(config, seed=seed, size=size))
+    size, batch = (x.shape[2], x.shape[3]), len(x)
+    _, cotangent, keep = oracle.random_input(config, seed=seed, size=size, batch=batch)
+    return Numbers(tensors, x, cotangent, keep)
+
+
+def _report_broken_net(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:
     """The port does not run as a whole: nothing but its fault can be told."""
     nothing = np.full_like(truth.result.output, np.nan)
     empty = replace(truth.result, output=nothing)
     return Comparison(
-        oracle.judge(truth.result, empty, truth.result, empty, mode=mode),
+        oracle.measure_agreement(truth.result, empty, truth.result, empty, mode=mode),
         (),
         (),
         faults,
@@ -263,22 +298,20 @@ def _refuse_dead(truth: Trace) -> None:
         )
 
 
-def _out_of_line(layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]) -> tuple[str, ...]:
+def _describe_outliers(
+    layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]
+) -> tuple[str, ...]:
     """The first module and the first gradient whose float32 is out of line."""
     problems = [
         f"{layer.name}: in float32, by itself, JAX is {layer.local_ratio:.3g} times as far from "
         f"float64 as torch, {LOCAL_FACTOR:g} allowed"
         for layer in layers
-        if not 1 / LOCAL_FACTOR <= layer.local_ratio <= LOCAL_FACTOR
+        if not layer.holds
     ][:1]
     problems += [
         f"the gradient of {gradient.name}: in float32 JAX is {gradient.ratio:.3g} times as far "
         f"from float64 as torch, {GRADIENT_FACTOR:g} allowed"
         for gradient in gradients
-        if not 1 / GRADIENT_FACTOR <= gradient.ratio <= GRADIENT_FACTOR
+        if not gradient.holds
     ][:1]
     return tuple(problems)
-
-
-def _maps(trace: Trace) -> dict[str, tuple[Maps, Maps]]:
-    return {path: (call.inputs, call.outputs) for path, call in trace.calls.items()}

@@ -13,47 +13,47 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet_parity.trace import Call, Maps, Replace
+from unet_parity.trace import Call, ModuleMaps, Replace
 
 Decisions = dict[str, np.ndarray]
 
 
-def decisions(calls: Mapping[str, Call], seen: Mapping[str, tuple[Maps, Maps]]) -> Decisions:
+def read_decisions(calls: Mapping[str, Call], run: Mapping[str, ModuleMaps]) -> Decisions:
     """By path: where a ReLU lets through, and which of the four a 2x2 max-pool takes.
 
     Args:
         calls: of the reference, for the kinds of the modules.
-        seen: inputs and outputs of every module in the run that is asked about.
+        run: the maps around every module in that run.
     """
-    found: Decisions = {}
+    taken: Decisions = {}
     for path, call in calls.items():
-        inputs, outputs = seen[path]
+        inputs, outputs = run[path]
         if call.kind in ("ReLU", "LeakyReLU"):
-            found[path] = outputs[0] > 0
+            taken[path] = outputs[0] > 0
         elif call.kind == "MaxPool2d":
-            found[path] = _windows(inputs[0]).argmax(-1)
-    return found
+            taken[path] = _windows(inputs[0]).argmax(-1)
+    return taken
 
 
-def flips(truth: Decisions, run: Decisions) -> dict[str, int]:
+def count_flips(truth: Decisions, run: Decisions) -> dict[str, int]:
     """By path, how many fell the other way; modules without flips are left out."""
     counts = {path: int(np.count_nonzero(truth[path] != run[path])) for path in truth}
     return {path: count for path, count in counts.items() if count}
 
 
-def imposed(run: Decisions) -> Replace:
-    """For `torch_trace`: every ReLU and pool falls as it did in a run."""
+def impose(run: Decisions) -> Replace:
+    """For `trace_torch`: every ReLU and pool falls as it did in a run."""
 
     def replace(path: str, module: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
         if path not in run:
             return None
-        x, taken = inputs[0], torch.from_numpy(run[path])
+        x, decision = inputs[0], torch.from_numpy(run[path])
         if isinstance(module, nn.MaxPool2d):
-            b, c, h, w = taken.shape
+            b, c, h, w = decision.shape
             windows = x[:, :, : 2 * h, : 2 * w].reshape(b, c, h, 2, w, 2)
             windows = windows.transpose(3, 4).reshape(b, c, h, w, 4)
-            return windows.gather(-1, taken[..., None])[..., 0]
-        return torch.where(taken, x, getattr(module, "negative_slope", 0.0) * x)
+            return windows.gather(-1, decision[..., None])[..., 0]
+        return torch.where(decision, x, getattr(module, "negative_slope", 0.0) * x)
 
     return replace
 

@@ -13,7 +13,8 @@ vacuous. What cannot be certified is refused, not passed.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class Row:
+class ExactRow:
     """The proof on one rung: numbers of values, and of those on which torch, JAX and float64
     are not all equal. `size` is the input's (height, width). `refused` says why nothing was proven,
     and is empty otherwise; `fault` names the module at fault, where values are not equal."""
@@ -113,12 +114,16 @@ class Row:
         wrong = self.mismatches + self.gradients["mismatches"] + self.input_gradient["mismatches"]
         return not self.refused and wrong == 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values; what a fault differs in is in words."""
+        return {**asdict(self), "fault": None if self.fault is None else self.fault.to_json()}
+
     @property
     def outcome(self) -> str:
         return self.refused or ("holds" if self.holds else "FAILS")
 
 
-def why_not(config: UNetConfig) -> str:
+def explain_no_proof(config: UNetConfig) -> str:
     """Why no exact proof exists for a config; empty if one does."""
     if config.norm != "none":
         return f"norm={config.norm} divides and takes roots"
@@ -143,13 +148,13 @@ def explain_tf32(bits: int) -> str:
     return f"The row tf32: JAX's products kept {bits} bits of their factors, PyTorch's all 24."
 
 
-def proofs(
+def prove_rungs(
     config: UNetConfig,
     *,
     rungs: tuple[Rung, ...] = RUNGS,
     size: tuple[int, int] | None = None,
     precision: str = "highest",
-) -> Iterator[Row]:
+) -> Iterator[ExactRow]:
     """The proof on each rung; rungs that compute in one type share a compiled net, and all share
     the search for the module at fault.
 
@@ -173,10 +178,10 @@ def prove(
     size: tuple[int, int] | None = None,
     port: JaxRun | None = None,
     comparer: Comparer | None = None,
-) -> Row:
+) -> ExactRow:
     """The proof on one rung, on the first case that float64 certifies."""
     case, certificate = find_case(config, rung, size=size)
-    return compare(config, case, rung, certificate, port=port, comparer=comparer)
+    return compare_exactly(config, case, rung, certificate, port=port, comparer=comparer)
 
 
 def find_case(
@@ -209,7 +214,7 @@ def make_case(
     return Case(
         taps,
         seed,
-        {p.name: _integers(rng, p.shape, p.kind, taps) for p in parameters(config)},
+        {p.name: _draw_integers(rng, p.shape, p.kind, taps) for p in parameters(config)},
         rng.integers(-2, 3, (1, config.in_channels, height, width)).astype(np.float32),
         (rng.choice((-1, 1), shape) * sparse).astype(np.float32),
     )
@@ -226,7 +231,7 @@ def small_size(config: UNetConfig) -> tuple[int, int]:
 def certify(config: UNetConfig, case: Case, rung: Rung) -> Certificate:
     """Run the case in float64 and check that it is exact on the rung, and says something."""
     truth = torch_pass(config, case.tensors, case.x, case.cotangent, dtype="float64")
-    largest, largest_sum = _magnitudes(config, case)
+    largest, largest_sum = _measure_magnitudes(config, case)
     largest = max(largest, *(float(np.abs(g).max()) for g in truth.gradients.values()))
     distinct = len(np.unique(truth.output))
     dead = [name for name, gradient in truth.gradients.items() if not gradient.any()]
@@ -244,7 +249,7 @@ def certify(config: UNetConfig, case: Case, rung: Rung) -> Certificate:
     return Certificate(truth, largest, largest_sum, distinct, tuple(refusals))
 
 
-def compare(
+def compare_exactly(
     config: UNetConfig,
     case: Case,
     rung: Rung,
@@ -253,7 +258,7 @@ def compare(
     port: JaxRun | None = None,
     comparer: Comparer | None = None,
     locate: bool = True,
-) -> Row:
+) -> ExactRow:
     """Both twins on the rung against each other and float64, value by value, with `==`; nothing
     is compared where the certificate refuses.
 
@@ -265,18 +270,18 @@ def compare(
     if not certificate.refusals:
         arguments = (case.tensors, case.x, case.cotangent)
         ours = torch_pass(config, *arguments, dtype=rung.dtype)
-        theirs = _passed(port or JaxRun(config, dtype=rung.dtype), *arguments, like=truth)
-        outputs = mismatches(truth.output, ours.output, theirs.output)
-        inputs = mismatches(truth.input_gradient, ours.input_gradient, theirs.input_gradient)
+        theirs = _run_port(port or JaxRun(config, dtype=rung.dtype), *arguments, like=truth)
+        outputs = count_mismatches(truth.output, ours.output, theirs.output)
+        inputs = count_mismatches(truth.input_gradient, ours.input_gradient, theirs.input_gradient)
         wrong = {
-            name: mismatches(value, ours.gradients[name], theirs.gradients[name])
+            name: count_mismatches(value, ours.gradients[name], theirs.gradients[name])
             for name, value in truth.gradients.items()
         }
     unequal = outputs + inputs + sum(wrong.values())
     numbers = Numbers(case.tensors, case.x, case.cotangent)
     comparer = comparer or Comparer(config, train=False)
     at_fault = comparer.faults(numbers) if unequal and locate else ()
-    return Row(
+    return ExactRow(
         rung=rung.name,
         padding=config.padding,
         size=(case.x.shape[2], case.x.shape[3]),
@@ -295,7 +300,7 @@ def compare(
     )
 
 
-def _passed(
+def _run_port(
     port: JaxRun, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, like: Pass
 ) -> Pass:
     """The port's pass; where its maps do not even fit one another, a pass without a number."""
@@ -307,7 +312,7 @@ def _passed(
         return Pass(output, gradient, nothing, {})
 
 
-def mismatches(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:
+def count_mismatches(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:
     """Number of values on which the three are not all equal; all, if the shapes differ."""
     if not truth.shape == ours.shape == theirs.shape:
         return max(truth.size, ours.size, theirs.size)
@@ -315,7 +320,7 @@ def mismatches(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:
     return int(np.count_nonzero(~equal))
 
 
-def _integers(
+def _draw_integers(
     rng: np.random.Generator, shape: tuple[int, ...], kind: str, taps: float
 ) -> np.ndarray:
     if kind == "vector":
@@ -329,17 +334,17 @@ def _integers(
     return np.ascontiguousarray(rows.T if kind == "up_conv" else rows).reshape(shape)
 
 
-def _magnitudes(config: UNetConfig, case: Case) -> tuple[float, float]:
+def _measure_magnitudes(config: UNetConfig, case: Case) -> tuple[float, float]:
     """The largest value stored in any activation or its gradient, and the largest sum of
     absolute products in any convolution, forward or backward."""
     model = UNet(config).double().eval().requires_grad_(False)
     model.load_state_dict({n: torch.tensor(t) for n, t in case.tensors.items()})
-    seen: list[Tensor] = []
+    stored: list[Tensor] = []
     products: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        output.register_hook(seen.append)
-        seen.append(output.detach())
+        output.register_hook(stored.append)
+        stored.append(output.detach())
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             source = inputs[0].detach()
             output.register_hook(lambda g: products.append((module, source, g)))
@@ -349,7 +354,7 @@ def _magnitudes(config: UNetConfig, case: Case) -> tuple[float, float]:
     model(x).backward(torch.tensor(case.cotangent, dtype=torch.float64))
     for hook in hooks:
         hook.remove()
-    largest = max(float(value.abs().max()) for value in seen)
+    largest = max(float(value.abs().max()) for value in stored)
     return largest, max(_largest_sum(*product) for product in products)
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unet_parity.differences import difference, error_ratio, module_of, rms, ulp
-from unet_parity.trace import Call, Local, Maps, Trace
+from unet_parity.leaves import LeafResult
+from unet_parity.recording import Recording
+from unet_parity.trace import Call, Maps, Trace
 from unet_parity.twins import Pass
 
 # healthy modules stay within 3.4 by themselves (benchmarks/results/verdicts.json), but gradients of
@@ -51,6 +53,11 @@ class Layer:
     def local_ratio(self) -> float:
         return error_ratio(self.local_torch_error, self.local_jax_error, self.scale * self.floor)
 
+    @property
+    def holds(self) -> bool:
+        """Whether, by itself, neither framework is too far from float64 for the other."""
+        return 1 / LOCAL_FACTOR <= self.local_ratio <= LOCAL_FACTOR
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -78,13 +85,18 @@ class Gradient:
     def ratio(self) -> float:
         return error_ratio(self.torch_error, self.jax_error, self.scale * self.floor)
 
+    @property
+    def holds(self) -> bool:
+        """Whether neither framework is too far from float64 for the other."""
+        return 1 / GRADIENT_FACTOR <= self.ratio <= GRADIENT_FACTOR
 
-def layer_rows(
+
+def compare_layers(
     truth: Trace,
     ours: Trace,
-    theirs: Mapping[str, tuple[Maps, Maps]],
-    local: Mapping[str, tuple[np.ndarray, np.ndarray, Local | None]],
-    local64: Mapping[str, Local | None],
+    theirs: Recording,
+    local: Mapping[str, tuple[np.ndarray, np.ndarray, LeafResult | None]],
+    local64: Mapping[str, LeafResult | None],
     flips: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> tuple[Layer, ...]:
     """A row for every module, in the order of the calls.
@@ -99,8 +111,8 @@ def layer_rows(
         alone = (0.0, 0.0)
         if path in local:
             right, torch_output, jax_output = local[path]
-            found = None if jax_output is None else jax_output.output
-            alone = (_error((right,), (torch_output,)), _error((right,), (found,)))
+            jax_map = None if jax_output is None else jax_output.output
+            alone = (_error((right,), (torch_output,)), _error((right,), (jax_map,)))
         exact = local64.get(path)
         rows.append(
             Layer(
@@ -109,7 +121,7 @@ def layer_rows(
                 scale=scale,
                 ulp=ulp(scale),
                 torch_error=_error(call.outputs, ours.calls[path].outputs),
-                jax_error=_error(call.outputs, theirs[path][1]),
+                jax_error=_error(call.outputs, theirs.maps[path].outputs),
                 local_torch_error=alone[0],
                 local_jax_error=alone[1],
                 local_float64=None if exact is None else difference(call.outputs[0], exact.output),
@@ -121,7 +133,7 @@ def layer_rows(
     return tuple(rows)
 
 
-def gradient_rows(
+def compare_gradients(
     truth: Trace,
     torch_run: tuple[Pass, Pass],
     jax_run: tuple[Pass, Pass],
@@ -133,7 +145,7 @@ def gradient_rows(
     Args:
         truth: in float64.
         torch_run: in float32, and float64 with its decisions.
-        float64: differences by name, of `oracle.judge`.
+        float64: differences by name, of `oracle.measure_agreement`.
     """
     right = truth.result
     (ours, our_truth), (theirs, their_truth) = torch_run, jax_run
@@ -156,7 +168,10 @@ def gradient_rows(
             Gradient(
                 name,
                 scale,
-                max(1.0, _walk(truth.calls[module_of(name)], name, right) / (scale or 1.0)),
+                max(
+                    1.0,
+                    _random_walk_terms(truth.calls[module_of(name)], name, right) / (scale or 1.0),
+                ),
                 _error((our_truth.gradients[name],), (ours.gradients[name],)),
                 _error((their_truth.gradients[name],), (theirs.gradients[name],)),
                 float64[name],
@@ -165,7 +180,7 @@ def gradient_rows(
     return tuple(rows)
 
 
-def _walk(call: Call, name: str, right: Pass) -> float:
+def _random_walk_terms(call: Call, name: str, right: Pass) -> float:
     """Number of terms of a gradient, times their root mean square."""
     cotangent = call.cotangents[0]
     terms = cotangent.size / cotangent.shape[1] * rms(cotangent)
@@ -175,9 +190,9 @@ def _walk(call: Call, name: str, right: Pass) -> float:
     return terms * rms((call.inputs if right.gradients[name].ndim > 1 else call.outputs)[0])
 
 
-def _error(truth: Maps, found: tuple[np.ndarray | None, ...]) -> float:
+def _error(truth: Maps, maps: tuple[np.ndarray | None, ...]) -> float:
     """Of the first map; infinite where it is missing, misshapen or not finite."""
-    first = found[0] if found else None
+    first = maps[0] if maps else None
     if first is None or first.shape != truth[0].shape or not np.isfinite(first).all():
         return float("inf")
     return rms(first - truth[0])

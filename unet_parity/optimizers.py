@@ -24,7 +24,7 @@ Parameters = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Row:
+class OptimizerRow:
     """One recipe after all steps: largest relative differences of any parameter from torch's.
 
     Attributes:
@@ -40,18 +40,25 @@ class Row:
     stock: float
 
 
-def optimizer_table(*, steps: int = 50, seed: int = 0) -> tuple[Row, ...]:
+def optimizer_table(*, steps: int = 50, seed: int = 0) -> tuple[OptimizerRow, ...]:
     """Every optimizer at a constant rate, and every schedule."""
     rows = []
     for (optimizer, schedule), (recipe, stock) in cases(steps).items():
-        truth = torch_run(recipe, steps=steps, seed=seed)
-        ours = jax_run(unet_jax.recipe.build(recipe), steps=steps, seed=seed)
-        theirs = jax_run(stock(), steps=steps, seed=seed)
-        rows.append(Row(optimizer, schedule, apart(truth, ours), apart(truth, theirs)))
+        truth = step_torch(recipe, steps=steps, seed=seed)
+        ours = step_jax(unet_jax.recipe.build(recipe), steps=steps, seed=seed)
+        theirs = step_jax(stock(), steps=steps, seed=seed)
+        rows.append(
+            OptimizerRow(
+                optimizer,
+                schedule,
+                relative_distance(truth, ours),
+                relative_distance(truth, theirs),
+            )
+        )
     return tuple(rows)
 
 
-def problems(rows: tuple[Row, ...]) -> tuple[str, ...]:
+def list_problems(rows: tuple[OptimizerRow, ...]) -> tuple[str, ...]:
     """A sentence for each row in which ours is not torch's."""
     return tuple(
         f"{row.optimizer}, {row.schedule}: {row.ours:.1e} from torch's, more than {BOUND:.0e}"
@@ -63,28 +70,30 @@ def problems(rows: tuple[Row, ...]) -> tuple[str, ...]:
 def gradients(parameters: Parameters, *, seed: int) -> Parameters:
     """Of sum(log cosh(3 (p - target))) / 3 + (sum p)^2 / 20: each depends on every parameter."""
     total = sum(float(p.sum()) for p in parameters.values())
-    targets = _drawn(seed, 1)
+    targets = _draw(seed, 1)
     return {n: np.tanh(3 * (p - targets[n])) + total / 10 for n, p in parameters.items()}
 
 
-def watched(step: int) -> float:
+def plateau_value(step: int) -> float:
     """What `plateau` watches: a value that falls, stalls three times, and once rises."""
     return (1.0, 0.8, 0.8, 0.9, 0.8)[step // 4 % 5] / (1 + step // 20)
 
 
-def torch_run(recipe: Recipe, *, steps: int, seed: int) -> Parameters:
+def step_torch(recipe: Recipe, *, steps: int, seed: int) -> Parameters:
     """The parameters after so many steps of torch's."""
-    leaves = {n: torch.nn.Parameter(torch.tensor(p)) for n, p in _drawn(seed, 0).items()}
+    leaves = {n: torch.nn.Parameter(torch.tensor(p)) for n, p in _draw(seed, 0).items()}
     optimizer, scheduler = unet_torch.recipe.build(recipe, leaves.values())
     for step in range(steps):
         now = gradients({n: p.detach().numpy() for n, p in leaves.items()}, seed=seed)
         for name, leaf in leaves.items():
             leaf.grad = torch.tensor(now[name])
-        unet_torch.recipe.advance(recipe, optimizer, scheduler, step=step, value=watched(step))
+        unet_torch.recipe.advance(
+            recipe, optimizer, scheduler, step=step, value=plateau_value(step)
+        )
     return {n: p.detach().numpy() for n, p in leaves.items()}
 
 
-def jax_run(transformation: optax.GradientTransformation, *, steps: int, seed: int) -> Parameters:
+def step_jax(transformation: optax.GradientTransformation, *, steps: int, seed: int) -> Parameters:
     """The parameters after so many steps of an optax transformation."""
     extra = optax.with_extra_args_support(transformation)
 
@@ -94,19 +103,19 @@ def jax_run(transformation: optax.GradientTransformation, *, steps: int, seed: i
         return optax.apply_updates(params, updates), state
 
     with jax.enable_x64(True):
-        params = jax.tree.map(jnp.asarray, _drawn(seed, 0))
+        params = jax.tree.map(jnp.asarray, _draw(seed, 0))
         state = extra.init(params)
         for step in range(steps):
             now = gradients(jax.tree.map(np.asarray, params), seed=seed)
-            params, state = move(params, state, now, watched(step))
+            params, state = move(params, state, now, plateau_value(step))
         return jax.tree.map(np.asarray, params)
 
 
-def apart(truth: Parameters, found: Parameters) -> float:
+def relative_distance(truth: Parameters, parameters: Parameters) -> float:
     """The largest difference over the largest value, of the worst parameter."""
     return max(
-        float(np.abs(found[n] - truth[n]).max() / np.abs(truth[n]).max())
-        if np.isfinite(found[n]).all()
+        float(np.abs(parameters[n] - truth[n]).max() / np.abs(truth[n]).max())
+        if np.isfinite(parameters[n]).all()
         else float("inf")
         for n in truth
     )
@@ -116,11 +125,11 @@ def cases(
     steps: int,
 ) -> dict[tuple[str, str], tuple[Recipe, Callable[[], optax.GradientTransformation]]]:
     """(optimizer, schedule) in words, to the recipe and the stock optax parts for it."""
-    constant = {(name, "constant"): case for name, case in _constant().items()}
-    return constant | _scheduled(steps) | _plateaus()
+    constant = {(name, "constant"): case for name, case in _list_constant().items()}
+    return constant | _list_scheduled(steps) | _list_plateaus()
 
 
-def _constant() -> dict[str, Any]:
+def _list_constant() -> dict[str, Any]:
     decayed = optax.add_decayed_weights
     rms = {"decay": 0.9, "eps": 0.1, "eps_in_sqrt": False}
     return {
@@ -165,7 +174,7 @@ def _constant() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scheduled(steps: int) -> dict[Any, Any]:
+def _list_scheduled(steps: int) -> dict[Any, Any]:
     step = Schedule("step", step_size=7, gamma=0.5)
     stairs = optax.exponential_decay(LR, 7, 0.5, staircase=True)
     cosine = Schedule("cosine", T_max=steps, eta_min=0.1 * LR)
@@ -207,7 +216,7 @@ def _scheduled(steps: int) -> dict[Any, Any]:
     }
 
 
-def _plateaus() -> dict[Any, Any]:
+def _list_plateaus() -> dict[Any, Any]:
     kinds: dict[str, dict[str, Any]] = {
         "plateau": {},
         "plateau, absolute": {"threshold_mode": "abs", "threshold": 0.1},
@@ -239,6 +248,6 @@ def _recipe(name: Any, *, schedule: Schedule = Schedule(), **fields: Any) -> Rec
     return Recipe(Optimizer(name, lr=LR, **fields), schedule)
 
 
-def _drawn(seed: int, which: int) -> Parameters:
+def _draw(seed: int, which: int) -> Parameters:
     rng = np.random.default_rng((seed, which))
     return {name: rng.standard_normal(shape) for name, shape in _SHAPES.items()}

@@ -49,7 +49,7 @@ class Agreement:
     problems: tuple[str, ...]
 
 
-def judge(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
+def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
     """Agreement of two float64 passes, torch's and JAX's, and two float32 passes, likewise."""
     output = difference(truth.output, port.output)
     input_gradient = difference(truth.input_gradient, port.input_gradient)

@@ -1,6 +1,7 @@
 """The report of `verify` as one HTML file that needs nothing beside it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unet_parity.differences import EPS, error_ratio
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.training import BOUND, Trajectory
-from unet_parity.verify import BIT_FOR_BIT, ROUNDING, Report
+from unet_parity.verify import BIT_FOR_BIT, ROUNDING, ParityReport
 
 SENTENCES = {
     "identical": f"PyTorch and JAX compute the same net. {BIT_FOR_BIT} {ROUNDING}",
@@ -25,7 +26,7 @@ WORST = 5
 LABELS, NARROW_LABELS = 8, 3  # of an axis, at most; a label needs about 3 rem
 
 
-def html(report: Report, *, command: str = "") -> str:
+def make_page(report: ParityReport, *, command: str = "") -> str:
     """The page.
 
     Args:
@@ -37,9 +38,9 @@ def html(report: Report, *, command: str = "") -> str:
         command=command,
         sentence=SENTENCES[report.verdict],
         tf32=exact.explain_tf32(report.bits),
-        no_proof=exact.why_not(report.config),
-        modes=[_mode(comparison, report.x) for comparison in report.comparisons],
-        steps=[_steps(trajectory) for trajectory in report.steps],
+        no_proof=exact.explain_no_proof(report.config),
+        modes=[_describe_mode(comparison, report.x) for comparison in report.comparisons],
+        steps=[_describe_steps(trajectory) for trajectory in report.steps],
         bounds={
             "output": OUTPUT_BOUND, "gradient": GRADIENT_BOUND, "factor": FACTOR,
             "local": LOCAL_FACTOR, "gradient_factor": GRADIENT_FACTOR, "steps": BOUND,
@@ -47,10 +48,15 @@ def html(report: Report, *, command: str = "") -> str:
     )  # fmt: skip
 
 
-def _mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
+def _describe_mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
     axis = _Axis(
-        [e / layer.scale for layer in comparison.layers if layer.scale for e in _errors(layer)]
-        + [e / g.scale for g in comparison.gradients if g.scale for e in _pair(g)]
+        [
+            e / layer.scale
+            for layer in comparison.layers
+            if layer.scale
+            for e in _errors_of_layer(layer)
+        ]
+        + [e / g.scale for g in comparison.gradients if g.scale for e in _errors_of_gradient(g)]
     )
     at_fault = comparison.faults[0].module if comparison.faults else None
     agreement = comparison.agreement
@@ -75,12 +81,27 @@ def _mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:
             {
                 **asdict(gradient),
                 "ratio": gradient.ratio,
-                "dots": axis.dots(gradient.scale, *_pair(gradient)),
+                "dots": axis.dots(gradient.scale, *_errors_of_gradient(gradient)),
             }
             for gradient in comparison.gradients
         ],
-        "pixels": _pixels(comparison, x),
+        "pixels": _describe_pixels(comparison, x),
     }
+
+
+class _LogScale:
+    """A logarithmic scale from `low` to `high`, in percent of its length."""
+
+    def __init__(self, low: float, high: float):
+        self.low, self.high = low, high
+
+    def place(self, value: float) -> float:
+        """Return where a value above 0 lies; what is infinite lies at the end."""
+        if not value < math.inf:
+            return 100.0
+        # values that are all the same have no length between them
+        length = math.log10(self.high) - math.log10(self.low) or 1.0
+        return 100 * (math.log10(value) - math.log10(self.low)) / length
 
 
 class _Axis:
@@ -91,39 +112,36 @@ class _Axis:
     """
 
     def __init__(self, errors: list[float]):
-        shown = [math.log10(e) for e in [EPS, *errors] if 0 < e < math.inf]
-        self.low, self.high = math.floor(min(shown)), math.ceil(max(shown))
-        decades = range(self.high - self.low + 1)
+        exponents = [math.log10(e) for e in [EPS, *errors] if 0 < e < math.inf]
+        low, high = math.floor(min(exponents)), math.ceil(max(exponents))
+        self._scale = _LogScale(10.0**low, 10.0**high)
+        decades = range(low, high + 1)
         classes = {
             "on-wide": decades[:: math.ceil(len(decades) / LABELS)],
             "on-narrow": decades[:: math.ceil(len(decades) / NARROW_LABELS)],
         }
         self.ticks = [
             (
-                f"1e{self.low + n}",
-                self._at(10.0 ** (self.low + n)),
-                " ".join(name for name, labelled in classes.items() if n in labelled),
+                f"1e{decade}",
+                self._scale.place(10.0**decade),
+                " ".join(name for name, labelled in classes.items() if decade in labelled),
             )
-            for n in decades
+            for decade in decades
         ]
-        self.eps = self._at(EPS)
+        self.eps = self._scale.place(EPS)
 
     def dots(self, scale: float, *errors: float) -> list[dict[str, Any]]:
         """Torch's and JAX's place; an error of 0 has none."""
         relative = [error / scale if scale else 0.0 for error in errors]
         return [
-            {"who": who, "at": self._at(error), "error": error}
+            {"who": who, "at": self._scale.place(error), "error": error}
             for who, error in zip(("torch", "jax"), relative, strict=True)
             if error > 0
         ]
 
-    def _at(self, error: float) -> float:
-        if not error < math.inf:
-            return 100.0
-        return 100 * (math.log10(error) - self.low) / max(self.high - self.low, 1)
 
-
-def _steps(trajectory: Trajectory) -> dict[str, Any]:
+def _describe_steps(trajectory: Trajectory) -> dict[str, Any]:
+    """The curves of training steps: losses, and distances on a logarithmic scale."""
     curves = {
         "JAX to PyTorch, parameters": trajectory.parameters,
         "JAX to PyTorch, batch statistics": trajectory.statistics,
@@ -133,25 +151,12 @@ def _steps(trajectory: Trajectory) -> dict[str, Any]:
     distances = {name: values for name, values in curves.items() if values}
     positive = [v for values in distances.values() for v in values if 0 < v < math.inf]
     low, high = (min(positive), max(positive)) if positive else (1e-17, 1e-16)
-    span = max(math.log10(high) - math.log10(low), 1e-9)
-
-    def line(values: list[float]) -> str:
-        points = [
-            (100 * i / max(len(values) - 1, 1), 100 * (math.log10(high) - math.log10(v)) / span)
-            for i, v in enumerate(values)
-            if 0 < v < math.inf
-        ]
-        return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
-
+    scale = _LogScale(low, high)
     losses = [*trajectory.torch_losses, *trajectory.jax_losses]
     bottom, top = min(losses), max(losses)
 
-    def loss_line(values: list[float]) -> str:
-        height = max(top - bottom, 1e-12)
-        return " ".join(
-            f"{100 * i / max(len(values) - 1, 1):.2f},{100 * (top - v) / height:.2f}"
-            for i, v in enumerate(values)
-        )
+    def place_loss(value: float) -> float:
+        return 100 * (value - bottom) / max(top - bottom, 1e-12)
 
     return {
         "trajectory": trajectory,
@@ -159,15 +164,35 @@ def _steps(trajectory: Trajectory) -> dict[str, Any]:
         "high": high,
         "bottom": bottom,
         "top": top,
-        "losses": [loss_line(trajectory.torch_losses), loss_line(trajectory.jax_losses)],
+        "losses": [
+            _draw_line(trajectory.torch_losses, place_loss),
+            _draw_line(trajectory.jax_losses, place_loss),
+        ],
         "distances": [
-            {"name": name, "line": line(values), "last": values[-1]}
+            {"name": name, "line": _draw_line(values, scale.place, least=0), "last": values[-1]}
             for name, values in distances.items()
         ],
     }
 
 
-def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
+def _draw_line(
+    values: list[float], place: Callable[[float], float], *, least: float = -math.inf
+) -> str:
+    """Return the points of an SVG polyline in a square of 100 x 100, whose y runs downwards.
+
+    Args:
+        place: of a value on the axis, in percent from the bottom.
+        least: values that are no larger, or infinite, have no point.
+    """
+    width = max(len(values) - 1, 1)
+    points = []
+    for step, value in enumerate(values):
+        if least < value < math.inf:
+            points.append(f"{100 * step / width:.2f},{100 - place(value):.2f}")
+    return " ".join(points)
+
+
+def _describe_pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
     """Pictures of the first image and of both errors, and the worst pixels in numbers."""
     truth, ours, theirs = comparison.maps
     if not np.isfinite(theirs).all() or theirs.shape != truth.shape:
@@ -187,7 +212,7 @@ def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
         "largest": largest,
         "rows": rows,
         "pictures": [
-            ("the input", _gray(_stretched(image))),
+            ("the input", _gray(_stretch(image))),
             ("class, by PyTorch", _gray(ours[0].argmax(0) / max(len(ours[0]) - 1, 1))),
             ("class, by JAX", _gray(theirs[0].argmax(0) / max(len(theirs[0]) - 1, 1))),
             ("PyTorch's error", _gray(errors[0] / largest)),
@@ -196,7 +221,7 @@ def _pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
     }
 
 
-def _stretched(image: np.ndarray) -> np.ndarray:
+def _stretch(image: np.ndarray) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     return (image - low) / (high - low or 1.0)
 
@@ -206,11 +231,11 @@ def _gray(values: np.ndarray) -> str:
     return unet_page.picture_url((255 * values.clip(0, 1)).astype(np.uint8))
 
 
-def _errors(layer: Layer) -> tuple[float, ...]:
+def _errors_of_layer(layer: Layer) -> tuple[float, ...]:
     return (
         layer.torch_error, layer.jax_error, layer.local_torch_error, layer.local_jax_error,
     )  # fmt: skip
 
 
-def _pair(gradient: Gradient) -> tuple[float, float]:
+def _errors_of_gradient(gradient: Gradient) -> tuple[float, float]:
     return gradient.torch_error, gradient.jax_error

@@ -1,4 +1,4 @@
-"""In what precision products are computed: set, asked of the device, and said."""
+"""In what precision products are computed: it is set, measured and described."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 FLOAT32_BITS = 24
 
 
-def full_precision() -> None:
+def use_full_precision() -> None:
     """Real float32 products in torch, also on NVIDIA GPUs, whose convolutions are TF32 otherwise.
 
     JAX's precision is given to every product instead (`unet_jax.Numerics`).
@@ -28,11 +28,11 @@ def significand_bits(precision: Any = "highest") -> int:
     y = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
     )
-    kept = (y == x).all(axis=(1, 2, 3))
-    return int(jnp.where(kept, bits, 0).max())
+    is_exact = (y == x).all(axis=(1, 2, 3))
+    return int(jnp.where(is_exact, bits, 0).max())
 
 
-def in_force(precision: Any = "highest") -> dict[str, str]:
+def describe_precision(precision: Any = "highest") -> dict[str, str]:
     """Devices, and the precision of products on both sides."""
     bits = significand_bits(precision)
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32

@@ -5,6 +5,7 @@ gave is the answer. No answer is given on likeness alone.
 """
 
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unet_parity.compared import OF_A_LEAF, Compared, Kind
 from unet_parity.differences import difference
-from unet_parity.trace import OUTPUT, Call, Local, Place, Trace, Wiring
+from unet_parity.leaves import LeafResult
+from unet_parity.trace import OUTPUT, Call, Trace
 from unet_parity.twins import torch_model
+from unet_parity.wiring import Wiring
 from unet_spec import UNetConfig
 from unet_spec.parameters import Tensors
 
 SAME = 1e-9
+TORCH_EPS = 1e-5
 REACH = range(-4, 5)
 SHIFTS = sorted(
     ((dy, dx) for dy in REACH for dx in REACH if dy or dx), key=lambda s: s[0] ** 2 + s[1] ** 2
@@ -26,61 +31,79 @@ SHIFTS = sorted(
 Candidates = Iterator[tuple[str, Tensor | np.ndarray]]
 
 
-def looks_like(
+def identify_bug(
     config: UNetConfig,
     tensors: Tensors,
     truth: Trace,
     wiring: Wiring,
-    local: Mapping[str, Local | None],
+    leaves: Mapping[str, LeafResult | None],
+    compared: Compared,
     *,
-    place: Place,
-    where: str,
     train: bool,
 ) -> str:
-    """The known bug that gives the port's numbers at a place; empty if none does."""
-    path, side = place
-    call = truth.calls.get(path)
-    model = torch_model(config, tensors, dtype="float64", train=train).requires_grad_(False)
-    if call is not None and call.leaf and where.startswith(("its", "the gradient of its")):
-        alone = local[path]
-        if alone is None:
-            return "a layer for maps of another shape"
-        leaf = _Leaf(model, call, tensors, train)
-        if where == "its output":
-            return _first(leaf.outputs(alone.output), alone.output) or leaf.one_weight(alone.output)
-        if where == "the gradient of its input":
-            return _first(leaf.input_gradients(), alone.input_gradients[0])
-        name = where.rpartition(" ")[2]
-        if where.startswith("its"):
-            return _first(leaf.statistics(name), alone.statistics[f"{path}.{name}"])
-        return ""
-    if place not in wiring.arrived:
-        return "" if wiring.arrived else "a map of another size"
-    if where.startswith("the gradient"):
-        assert call is not None
-        expected = call.input_gradients if side == "input" else call.cotangents
-        found = wiring.gradients[place]
-    else:
-        expected = (
-            (truth.result.output,) if place == OUTPUT or call is None
-            else call.inputs if side == "input" else call.outputs
-        )  # fmt: skip
-        found = wiring.arrived[place]
-    for right, wrong in zip(expected, found, strict=True):
-        if difference(right, wrong) > SAME:
-            return _first(_passed_on(right, wrong), wrong)
+    """Name the known bug that gives the port's numbers; empty if none does.
+
+    Args:
+        truth: the reference in float64.
+        wiring: of the port in float64, among `truth`'s numbers.
+        leaves: likewise, every leaf by itself.
+        compared: where the port first differs from the reference.
+        train: as the reference ran.
+    """
+    if compared.kind in OF_A_LEAF:
+        path = compared.place[0]
+        model = torch_model(config, tensors, dtype="float64", train=train).requires_grad_(False)
+        bugs = _LeafBugs(model, truth.calls[path], tensors, train)
+        return _identify_in_leaf(bugs, leaves[path], compared)
+    return _identify_in_wiring(truth, wiring, compared)
+
+
+def _identify_in_leaf(bugs: "_LeafBugs", leaf: LeafResult | None, compared: Compared) -> str:
+    if leaf is None:
+        return "a layer for maps of another shape"
+    match compared.kind:
+        case Kind.OUTPUT:
+            output = leaf.output
+            return _first_equal(bugs.outputs(output), output) or bugs.find_wrong_weight(output)
+        case Kind.INPUT_GRADIENT:
+            return _first_equal(bugs.input_gradients(), leaf.input_gradients[0])
+        case Kind.STATISTIC:
+            name = compared.name
+            statistic = leaf.statistics[f"{compared.place[0]}.{name}"]
+            return _first_equal(bugs.statistics(name), statistic)
     return ""
 
 
-def _first(candidates: Candidates, found: np.ndarray) -> str:
+def _identify_in_wiring(truth: Trace, wiring: Wiring, compared: Compared) -> str:
+    place = compared.place
+    path, side = place
+    if place not in wiring.arrived:
+        return "" if wiring.arrived else "a map of another size"
+    if compared.kind is Kind.ARRIVING_GRADIENT:
+        call = truth.calls[path]
+        expected = call.input_gradients if side == "input" else call.cotangents
+        maps = wiring.gradients[place]
+    elif place == OUTPUT:
+        expected, maps = (truth.result.output,), wiring.arrived[place]
+    else:
+        call = truth.calls[path]
+        expected = call.inputs if side == "input" else call.outputs
+        maps = wiring.arrived[place]
+    for right, wrong in zip(expected, maps, strict=True):
+        if difference(right, wrong) > SAME:
+            return _first_equal(_wiring_bugs(right, wrong), wrong)
+    return ""
+
+
+def _first_equal(candidates: Candidates, array: np.ndarray) -> str:
     for sentence, candidate in candidates:
-        array = candidate.numpy() if isinstance(candidate, Tensor) else candidate
-        if difference(array, found) <= SAME:
+        values = candidate.numpy() if isinstance(candidate, Tensor) else candidate
+        if difference(values, array) <= SAME:
             return sentence
     return ""
 
 
-def _passed_on(right: np.ndarray, wrong: np.ndarray) -> Candidates:
+def _wiring_bugs(right: np.ndarray, wrong: np.ndarray) -> Candidates:
     """What crops, concatenations and the order of calls can do to a map."""
     if right.shape != wrong.shape:
         return
@@ -96,11 +119,13 @@ def _passed_on(right: np.ndarray, wrong: np.ndarray) -> Candidates:
             continue
         if not wrong[:, part].any():
             yield f"a missing {name} half of a concatenation", wrong
-        yield from _anywhere(right[:, part], wrong[:, part], wrong, f"the {name} half ")
-    yield from _anywhere(right, wrong, wrong, "")
+        yield from _whole_map_bugs(right[:, part], wrong[:, part], wrong, f"the {name} half ")
+    yield from _whole_map_bugs(right, wrong, wrong, "")
 
 
-def _anywhere(right: np.ndarray, wrong: np.ndarray, answer: np.ndarray, what: str) -> Candidates:
+def _whole_map_bugs(
+    right: np.ndarray, wrong: np.ndarray, answer: np.ndarray, what: str
+) -> Candidates:
     """Shifts by a pixel, in which only a border may differ otherwise, and scalings."""
     for dy, dx in SHIFTS:
         inside = _overlap(right, -dy, -dx), _overlap(wrong, dy, dx)
@@ -121,24 +146,25 @@ def _overlap(maps: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return maps[:, :, max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)]
 
 
-class _Leaf:
+class _LeafBugs:
     """One leaf of the reference in float64, and what it would give with a bug in it."""
 
     def __init__(self, model: nn.Module, call: Call, tensors: Tensors, train: bool):
         self.module = model.get_submodule(call.path)
         self.call, self.tensors, self.train = call, tensors, train
         self.x = torch.tensor(call.inputs[0], dtype=torch.float64)
-        self.padding = module.padding if isinstance(module := self.module, nn.Conv2d) else 0
+        self.padding = self.module.padding if isinstance(self.module, nn.Conv2d) else 0
         self.own = {n: t.detach() for n, t in self.module.state_dict().items()}
+        self.groups = getattr(self.module, "num_groups", self.x.shape[1])
 
-    def outputs(self, found: np.ndarray) -> Candidates:
+    def outputs(self, wrong: np.ndarray) -> Candidates:
         if isinstance(self.module, nn.Conv2d | nn.ConvTranspose2d):
             yield from self._kernels()
         if isinstance(self.module, nn.Conv2d):
             yield from self._paddings()
         yield "a layer that is not there", self.x
         if isinstance(self.module, nn.ReLU | nn.LeakyReLU):
-            yield from self._activations(found)
+            yield from self._activations(wrong)
         if isinstance(self.module, nn.MaxPool2d):
             yield "average pooling", F.avg_pool2d(self.x, 2)
             yield "minimum pooling", -F.max_pool2d(-self.x, 2)
@@ -151,17 +177,17 @@ class _Leaf:
                 yield f"up-sampling {name}", F.interpolate(self.x, scale_factor=2, **how)
         if isinstance(self.module, nn.BatchNorm2d | nn.GroupNorm | nn.InstanceNorm2d):
             yield from self._norms()
-        yield from self._order(found)
-        yield from _anywhere(self.call.outputs[0], found, found, "an output ")
+        yield from self._order(wrong)
+        yield from _whole_map_bugs(self.call.outputs[0], wrong, wrong, "an output ")
 
-    def _order(self, found: np.ndarray) -> Candidates:
+    def _order(self, wrong: np.ndarray) -> Candidates:
         """The same channels in another order."""
         right = self.call.outputs[0]
-        if right.shape != found.shape:
+        if right.shape != wrong.shape:
             return
         order = [
             next((j for j in range(right.shape[1]) if difference(right[:, j], channel) <= SAME), -1)
-            for channel in found.swapaxes(0, 1)
+            for channel in wrong.swapaxes(0, 1)
         ]
         if -1 not in order:
             yield f"output channels in the order {order}", right[:, order]
@@ -170,14 +196,14 @@ class _Leaf:
         cotangent = torch.tensor(self.call.cotangents[0], dtype=torch.float64)
         right = self.call.input_gradients[0]
         if isinstance(self.module, nn.MaxPool2d):
-            yield "a tie's gradient shared among the equal values", _shared(self.x, cotangent)
+            yield "a tie's gradient shared among the equal values", _share_ties(self.x, cotangent)
         if isinstance(self.module, nn.ReLU | nn.LeakyReLU):
             for share in (0.5, 1.0):
                 at_zero = torch.where(self.x == 0, share * cotangent, torch.tensor(right))
                 yield f"a gradient of {share} at exactly 0", at_zero
         yield "a gradient that is stopped", np.zeros_like(right)
-        found = self.call.input_gradients[0]
-        yield "the cotangent itself", cotangent if cotangent.shape == found.shape else right
+        if cotangent.shape == right.shape:
+            yield "the cotangent itself", cotangent
 
     def statistics(self, name: str) -> Candidates:
         """Of batch norm, after the pass."""
@@ -192,11 +218,11 @@ class _Leaf:
             for value, kind in zip(batch, ("", " of the biased variance"), strict=False):
                 yield f"momentum {momentum}{kind}", (1 - momentum) * before + momentum * value
 
-    def one_weight(self, found: np.ndarray) -> str:
+    def find_wrong_weight(self, output: np.ndarray) -> str:
         """Which single value of a convolution's weight or bias explains the difference."""
         if not isinstance(self.module, nn.Conv2d | nn.ConvTranspose2d):
             return ""
-        rest = found - self.call.outputs[0]
+        rest = output - self.call.outputs[0]
         largest = np.abs(rest).max(axis=(0, 2, 3))
         channels = np.flatnonzero(largest > 1e-3 * largest.max())
         if len(channels) != 1:
@@ -230,7 +256,7 @@ class _Leaf:
                         basis = F.conv2d(part, unit, padding=self.padding)
                     yield name, basis[:, 0].numpy()
 
-    def _with(self, **changed: Tensor) -> Tensor:
+    def _run_with(self, **changed: Tensor) -> Tensor:
         return torch.func.functional_call(self.module, {**self.own, **changed}, self.x)
 
     def _kernels(self) -> Candidates:
@@ -249,16 +275,16 @@ class _Leaf:
         }
         for sentence, kernel in turned.items():
             if kernel.shape == weight.shape:
-                yield sentence, self._with(weight=kernel)
+                yield sentence, self._run_with(weight=kernel)
         if "bias" in self.own:
-            yield "a missing bias", self._with(bias=torch.zeros_like(self.own["bias"]))
-            yield "a bias that is added twice", self._with(bias=2 * self.own["bias"])
+            yield "a missing bias", self._run_with(bias=torch.zeros_like(self.own["bias"]))
+            yield "a bias that is added twice", self._run_with(bias=2 * self.own["bias"])
         for dtype in (torch.float16, torch.bfloat16):
             short = {n: t.to(dtype).double() for n, t in self.own.items()}
-            yield f"weights in {str(dtype).removeprefix('torch.')}", self._with(**short)
+            yield f"weights in {str(dtype).removeprefix('torch.')}", self._run_with(**short)
             yield (
                 f"weight in {str(dtype).removeprefix('torch.')}",
-                self._with(weight=short["weight"]),
+                self._run_with(weight=short["weight"]),
             )
         yield from self._weights_of_others()
 
@@ -273,7 +299,7 @@ class _Leaf:
             if other != self.call.path and all(
                 n in held and held[n].shape == t.shape for n, t in self.own.items()
             ):
-                yield f"the weights of {other}", self._with(**held)
+                yield f"the weights of {other}", self._run_with(**held)
 
     def _paddings(self) -> Candidates:
         weight, bias = self.own["weight"], self.own.get("bias")
@@ -287,12 +313,12 @@ class _Leaf:
             padded = F.pad(self.x, (1, 1, 1, 1), mode=mode)
             yield f"padding by {mode} instead of zeros", F.conv2d(padded, weight, bias)
 
-    def _activations(self, found: np.ndarray) -> Candidates:
-        highest = float(found.max())
+    def _activations(self, wrong: np.ndarray) -> Candidates:
+        highest = float(wrong.max())
         if highest < float(self.call.outputs[0].max()):
             yield f"an output clipped at {highest:.6g}", self.module(self.x).clamp(max=highest)
         below = self.x < 0
-        slopes = torch.tensor(found)[below] / self.x[below]
+        slopes = torch.tensor(wrong)[below] / self.x[below]
         if len(slopes):
             slope = float(slopes.median())
             yield f"a slope of {slope:.6g} below 0", F.leaky_relu(self.x, slope)
@@ -304,52 +330,55 @@ class _Leaf:
     def _norms(self) -> Candidates:
         ones = {n: torch.ones_like(t) for n, t in self.own.items() if n == "weight"}
         zeros = {n: torch.zeros_like(t) for n, t in self.own.items() if n == "bias"}
-        groups = getattr(self.module, "num_groups", self.x.shape[1])
-        for eps in (1e-5, 1e-6, 1e-3, 1e-12, 0.0):
-            for over, unbiased in self._moments(groups):
+        own_source = self._own_source()
+        for eps in (TORCH_EPS, 1e-6, 1e-3, 1e-12, 0.0):
+            for source, unbiased in self._moments():
                 for sentence, changed in (("", {}), ("no weight", ones), ("no bias", zeros)):
-                    own = {**self.own, **changed}
-                    differs = [
-                        f"{over} in place of {self._over}" if over != self._over else "",
-                        f"eps {eps:g} in place of 1e-05" if eps != 1e-5 else "",
-                        "the unbiased variance" if unbiased else "",
-                        sentence,
-                    ]
-                    if any(differs):
-                        yield (
-                            ", ".join(filter(None, differs)),
-                            self._normalised(over, unbiased, eps, own, groups),
-                        )
+                    differences = []
+                    if source is not own_source:
+                        differences.append(f"{source.value} in place of {own_source.value}")
+                    if eps != TORCH_EPS:
+                        differences.append(f"eps {eps:g} in place of {TORCH_EPS:g}")
+                    if unbiased:
+                        differences.append("the unbiased variance")
+                    if sentence:
+                        differences.append(sentence)
+                    if differences:
+                        own = {**self.own, **changed}
+                        yield ", ".join(differences), self._normalise(source, unbiased, eps, own)
 
-    @property
-    def _over(self) -> str:
-        if isinstance(self.module, nn.BatchNorm2d):
-            return "statistics of the batch" if self.train else "running statistics"
-        return "statistics of groups"
+    def _own_source(self) -> "_Source":
+        """Return over what this norm takes its statistics."""
+        if not isinstance(self.module, nn.BatchNorm2d):
+            return _Source.GROUPS
+        return _Source.BATCH if self.train else _Source.RUNNING
 
-    def _moments(self, groups: int) -> Iterator[tuple[str, bool]]:
-        yield self._over, False
-        yield self._over, True
-        for over in ("statistics of the batch", "running statistics", "statistics of each map"):
-            if over != self._over and (over[:3] != "run" or "running_mean" in self.own):
-                yield over, False
-        if groups not in (1, self.x.shape[1]):
-            yield "statistics of interleaved groups", False
+    def _moments(self) -> Iterator[tuple["_Source", bool]]:
+        """List sources of the statistics, and whether their variance is the unbiased one."""
+        own_source = self._own_source()
+        yield own_source, False
+        yield own_source, True
+        for source in (_Source.BATCH, _Source.RUNNING, _Source.EACH_MAP):
+            has_it = source is not _Source.RUNNING or "running_mean" in self.own
+            if source is not own_source and has_it:
+                yield source, False
+        if self.groups not in (1, self.x.shape[1]):
+            yield _Source.INTERLEAVED, False
 
-    def _normalised(
-        self, over: str, unbiased: bool, eps: float, own: Mapping[str, Any], groups: int
+    def _normalise(
+        self, source: "_Source", unbiased: bool, eps: float, own: Mapping[str, Any]
     ) -> Tensor:
         b, c, h, w = self.x.shape
         x = self.x
-        if over == "running statistics":
+        if source is _Source.RUNNING:
             mean, var = (own[n][:, None, None] for n in ("running_mean", "running_var"))
-        elif over == "statistics of the batch":
+        elif source is _Source.BATCH:
             mean = x.mean((0, 2, 3), keepdim=True)
             var = x.var((0, 2, 3), keepdim=True, unbiased=unbiased)
         else:
-            parts = c if over == "statistics of each map" else groups
+            parts = c if source is _Source.EACH_MAP else self.groups
             shape, axes = (b, parts, c // parts, h, w), (2, 3, 4)
-            if over == "statistics of interleaved groups":
+            if source is _Source.INTERLEAVED:
                 shape, axes = (b, c // parts, parts, h, w), (1, 3, 4)
             values = x.reshape(shape)
             mean = values.mean(axes, keepdim=True).expand(shape).reshape(x.shape)
@@ -358,7 +387,17 @@ class _Leaf:
         return (x - mean) / torch.sqrt(var + eps) * weight + bias
 
 
-def _shared(x: Tensor, cotangent: Tensor) -> Tensor:
+class _Source(Enum):
+    """Over what a norm takes mean and variance, in words."""
+
+    BATCH = "statistics of the batch"
+    RUNNING = "running statistics"
+    GROUPS = "statistics of groups"
+    EACH_MAP = "statistics of each map"
+    INTERLEAVED = "statistics of interleaved groups"
+
+
+def _share_ties(x: Tensor, cotangent: Tensor) -> Tensor:
     """The gradient of a 2x2 max-pool that shares ties."""
     b, c, h, w = cotangent.shape
     windows = x[:, :, : 2 * h, : 2 * w].reshape(b, c, h, 2, w, 2)

@@ -11,13 +11,13 @@ from unet_parity.differences import error_ratio
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND, Agreement
 from unet_parity.training import Trajectory
-from unet_parity.verify import Recorded, Report
+from unet_parity.verify import ParityReport, Recorded
 
 CAVEATS = 3  # of a verdict that is not `different`, so that it stays on one screen
 _COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: ParityReport, console: Console) -> None:
     """Print what the verdict rests on, and last the verdict, so that it is what a person sees when
     the command ends."""
     structure = report.structure
@@ -32,24 +32,24 @@ def show(report: Report, console: Console) -> None:
         console.print(_agreement_table(comparison.agreement))
         _show_layers(comparison, console)
     for trajectory in report.steps:
-        console.print(_steps(trajectory))
+        console.print(_describe_steps(trajectory))
     if report.recorded is not None:
-        console.print(_recorded(report.recorded))
+        console.print(_describe_recorded(report.recorded))
     _show_verdict(report, console)
 
 
-def _show_verdict(report: Report, console: Console) -> None:
+def _show_verdict(report: ParityReport, console: Console) -> None:
     """The verdict, the first reason and the scope; `different` has hundreds of reasons, of which
     all but the first mostly follow from it."""
     different = report.verdict == "different"
     first, *others = report.reasons
-    shown = [] if different else others[:CAVEATS]
+    caveats = [] if different else others[:CAVEATS]
     console.print()
     console.print(f"verdict: {report.verdict}", style=_COLOURS[report.verdict])
     _print_indented(f"first at fault: {first}" if different else first, console)
-    for caveat in shown:
+    for caveat in caveats:
         _print_indented(caveat, console)
-    if folded := len(others) - len(shown):
+    if folded := len(others) - len(caveats):
         _print_indented(
             f"and {folded} more; --report PAGE.html or --json FILE shows them all", console
         )
@@ -62,19 +62,19 @@ def _print_indented(sentence: str, console: Console) -> None:
     console.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
 
 
-def _exact_table(report: Report) -> Table:
+def _exact_table(report: ParityReport) -> Table:
     table = Table(title="exact arithmetic: values on which torch, JAX and float64 are not equal")
     for column in ("integers fit", "padding", "in", "outputs", "gradients", "input", "distinct"):
         table.add_column(column)
     for row in report.exact:
-        shown = (
+        cells = (
             f"{row.mismatches:,} of {row.outputs:,}",
             f"{row.gradients['mismatches']:,} in {row.gradients['tensors']}",
             f"{row.input_gradient['mismatches']:,} of {row.input_gradient['values']:,}",
         )
         if row.refused:
-            shown = (row.refused, "", "")
-        table.add_row(row.rung, row.padding, row.dtype, *shown, str(row.distinct))
+            cells = (row.refused, "", "")
+        table.add_row(row.rung, row.padding, row.dtype, *cells, str(row.distinct))
     return table
 
 
@@ -90,8 +90,8 @@ def _agreement_table(agreement: Agreement) -> Table:
     ]
     if a.statistics:
         rows.append(("float64: batch statistics", max(a.statistics.values()), OUTPUT_BOUND))
-    for what, found, allowed in rows:
-        table.add_row(what, f"{found:.1e}", f"{allowed:.0e}")
+    for what, difference, allowed in rows:
+        table.add_row(what, f"{difference:.1e}", f"{allowed:.0e}")
     scale = a.scale or 1.0
     table.add_row("float32 torch to float64 (rms)", f"{a.torch_error / scale:.1e}", "")
     ratio = error_ratio(a.torch_error, a.jax_error, a.scale)
@@ -107,8 +107,8 @@ def _show_layers(comparison: Comparison, console: Console) -> None:
     """The worst module and gradient, and the flips; the page has all of them."""
     if not comparison.layers:
         return
-    layer = max(comparison.layers, key=lambda row: _away(row.local_ratio))
-    gradient = max(comparison.gradients, key=lambda row: _away(row.ratio))
+    layer = max(comparison.layers, key=lambda row: _distance_from_one(row.local_ratio))
+    gradient = max(comparison.gradients, key=lambda row: _distance_from_one(row.ratio))
     flips = comparison.flips
     console.print("float32, JAX's distance to float64 over torch's, furthest from 1:")
     _print_indented(
@@ -126,7 +126,7 @@ def _show_layers(comparison: Comparison, console: Console) -> None:
     )
 
 
-def _steps(trajectory: Trajectory) -> str:
+def _describe_steps(trajectory: Trajectory) -> str:
     count = len(trajectory.parameters)
     steps = f"{count} training step" + ("s" if count > 1 else "")
     text = f"{trajectory.dtype}, {steps}: parameters {trajectory.parameters[-1]:.1e} apart"
@@ -141,7 +141,7 @@ def _steps(trajectory: Trajectory) -> str:
     return text
 
 
-def _recorded(recorded: Recorded) -> str:
+def _describe_recorded(recorded: Recorded) -> str:
     scale = recorded.scale or 1.0
     return (
         f"recorded output to float64 (rms): {recorded.error / scale:.1e}, "
@@ -150,6 +150,6 @@ def _recorded(recorded: Recorded) -> str:
     )
 
 
-def _away(ratio: float) -> float:
+def _distance_from_one(ratio: float) -> float:
     """How far a ratio is from 1, either way."""
     return max(ratio, 1 / ratio)

@@ -23,9 +23,9 @@ import unet_torch.recipe
 from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity import oracle
-from unet_parity.twins import Masks, compiled, is_small, nhwc, statistic, torch_model
+from unet_parity.twins import Masks, compile_jax, is_small, jax_arrays, nhwc, torch_model
 from unet_spec import UNetConfig, layout
-from unet_spec.parameters import Tensors, parameters
+from unet_spec.parameters import Tensors, parameters, trained_names
 from unet_spec.recipe import Recipe
 
 # 66 healthy runs of 50 steps were at most 8e-11 apart: biases before batch norm, whose gradients
@@ -71,19 +71,19 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """A random batch in torch's layout: images, the class of each pixel, masks of the dropouts."""
 
     x: np.ndarray
     truth: np.ndarray
     keep: Masks
 
-    def reversed(self) -> "Batch":
-        return Batch(self.x[::-1], self.truth[::-1], [None if k is None else k[::-1]
+    def reverse(self) -> "TrainingBatch":
+        return TrainingBatch(self.x[::-1], self.truth[::-1], [None if k is None else k[::-1]
                                                      for k in self.keep])  # fmt: skip
 
 
-def trajectory(
+def train_side_by_side(
     config: UNetConfig,
     tensors: Tensors,
     recipe: Recipe,
@@ -103,30 +103,30 @@ def trajectory(
     """
     recipe = recipe.for_steps(steps)
     data = [random_batch(config, seed=seed, step=step, size=size) for step in range(steps)]
-    turned = [batch.reversed() for batch in data]
-    port = Port(config, recipe, dtype=dtype, quick=is_small(data[0].x))
-    torch_runs = [torch_run(config, tensors, recipe, data, dtype=dtype)]
+    turned = [batch.reverse() for batch in data]
+    port = JaxTrainer(config, recipe, dtype=dtype, quick=is_small(data[0].x))
+    torch_runs = [train_torch(config, tensors, recipe, data, dtype=dtype)]
     jax_runs = [port.run(tensors, data)]
     if dtype == "float32":
-        torch_runs.append(torch_run(config, tensors, recipe, turned, dtype=dtype, onednn=False))
+        torch_runs.append(train_torch(config, tensors, recipe, turned, dtype=dtype, onednn=False))
         jax_runs.append(port.run(tensors, turned))
-    weights = [p.name for p in parameters(config) if p.trained]
+    weights = list(trained_names(config))
     statistics = [p.name for p in parameters(config) if p.kind == "statistic"]
-    found = Trajectory(dtype, list(data[0].x.shape), [], [], [], [], [], [])
+    run = Trajectory(dtype, list(data[0].x.shape), [], [], [], [], [], [])
     # step by step, because the weights of all steps would not fit in memory
-    for (ours, *ours_again), (theirs, *theirs_again) in _side_by_side(torch_runs, jax_runs):
-        found.torch_losses.append(ours.loss)
-        found.jax_losses.append(theirs.loss)
-        found.parameters.append(_apart(ours, theirs, weights))
+    for (ours, *ours_again), (theirs, *theirs_again) in _run_in_step(torch_runs, jax_runs):
+        run.torch_losses.append(ours.loss)
+        run.jax_losses.append(theirs.loss)
+        run.parameters.append(_relative_distance(ours, theirs, weights))
         if statistics:
-            found.statistics.append(_apart(ours, theirs, statistics))
+            run.statistics.append(_relative_distance(ours, theirs, statistics))
         if dtype == "float32":
-            found.torch_yardstick.append(_apart(ours, ours_again[0], weights))
-            found.jax_yardstick.append(_apart(theirs, theirs_again[0], weights))
-    return found
+            run.torch_yardstick.append(_relative_distance(ours, ours_again[0], weights))
+            run.jax_yardstick.append(_relative_distance(theirs, theirs_again[0], weights))
+    return run
 
 
-def _side_by_side(*groups: list[Iterator[Step]]) -> Iterator[list[list[Step]]]:
+def _run_in_step(*groups: list[Iterator[Step]]) -> Iterator[list[list[Step]]]:
     """The steps of every group, a thread for each: neither framework fills the cores alone.
 
     Within a group one run steps after the other, because torch's oneDNN is switched for all.
@@ -141,18 +141,18 @@ def _side_by_side(*groups: list[Iterator[Step]]) -> Iterator[list[list[Step]]]:
             yield steps
 
 
-def problems(found: Trajectory) -> tuple[str, ...]:
+def list_problems(run: Trajectory) -> tuple[str, ...]:
     """What is out of bounds, in words; empty if nothing is."""
-    if found.dtype == "float64":
-        kinds = {"parameters": found.parameters, "statistics": found.statistics}
+    if run.dtype == "float64":
+        kinds = {"parameters": run.parameters, "statistics": run.statistics}
         return tuple(
             f"after {len(values)} steps in float64 the {kind} are {values[-1]:.1e} from torch's, "
             f"more than {BOUND:.0e}"
             for kind, values in kinds.items()
             if values and not values[-1] <= BOUND
         )
-    yardstick = float(np.max([*found.torch_yardstick, *found.jax_yardstick, RESOLUTION]))
-    worst = float(np.max(found.parameters))
+    yardstick = float(np.max([*run.torch_yardstick, *run.jax_yardstick, RESOLUTION]))
+    worst = float(np.max(run.parameters))
     if worst <= FACTOR * yardstick:
         return ()
     return (
@@ -163,20 +163,20 @@ def problems(found: Trajectory) -> tuple[str, ...]:
 
 def random_batch(
     config: UNetConfig, *, seed: int, step: int, size: tuple[int, int] | None = None
-) -> Batch:
+) -> TrainingBatch:
     """The batch of a step: normal images, and random classes."""
     draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     x, cotangent, keep = oracle.random_input(config, seed=draw, size=size)
     shape = (cotangent.shape[0], *cotangent.shape[2:])
     truth = np.random.default_rng((seed, step)).integers(0, config.classes, shape)
-    return Batch(x, truth, keep)
+    return TrainingBatch(x, truth, keep)
 
 
-def torch_run(
+def train_torch(
     config: UNetConfig,
     tensors: Tensors,
     recipe: Recipe,
-    data: list[Batch],
+    data: list[TrainingBatch],
     *,
     dtype: str,
     onednn: bool = True,
@@ -194,7 +194,7 @@ def torch_run(
         yield Step(loss.item(), {n: t.detach().numpy().copy() for n, t in state})
 
 
-def torch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def torch_loss(model: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
     """Mean cross-entropy of a batch, in the dtype of the parameters."""
     kind = next(model.parameters()).dtype
     masks = [None if mask is None else torch.tensor(mask.copy()) for mask in batch.keep]
@@ -202,23 +202,23 @@ def torch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits, torch.tensor(batch.truth.copy()))
 
 
-class Port:
+class JaxTrainer:
     """The port with the recipe's optax transformation, compiled once for several runs."""
 
     def __init__(self, config: UNetConfig, recipe: Recipe, *, dtype: str, quick: bool = True):
         self.config, self.dtype = config, dtype
-        with self._exactly():
+        with self._x64():
             self._optimizer = unet_jax.recipe.build(recipe)
-            self._move = jax.jit(mover(self._optimizer))
+            self._move = jax.jit(make_update(self._optimizer))
             self._differentiate = jax_gradients(config, dtype, quick=quick)
 
-    def run(self, tensors: Tensors, data: list[Batch]) -> Iterator[Step]:
+    def run(self, tensors: Tensors, data: list[TrainingBatch]) -> Iterator[Step]:
         """The port, trained on these batches."""
-        with self._exactly():
+        with self._x64():
             params, stats = jax_arrays(self.config, tensors, dtype=self.dtype)
             state = self._optimizer.init(params)
         for batch in data:
-            with self._exactly():
+            with self._x64():
                 loss, stats, gradients = self._differentiate(
                     params, stats, *jax_batch(batch, dtype=self.dtype)
                 )
@@ -226,11 +226,11 @@ class Port:
                 arrays = {name: np.asarray(a) for name, a in {**params, **stats}.items()}
             yield Step(float(loss), layout.to_torch(self.config, arrays))
 
-    def _exactly(self) -> AbstractContextManager[None]:
+    def _x64(self) -> AbstractContextManager[None]:
         return jax.enable_x64(self.dtype == "float64")
 
 
-def mover(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+def make_update(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
     """(params, state, gradients, loss) -> (params, state) after a step of the optimizer."""
 
     def move(params: Any, state: Any, gradients: Any, loss: Any) -> Any:
@@ -240,18 +240,7 @@ def mover(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..., Any
     return move
 
 
-def jax_arrays(config: UNetConfig, tensors: Tensors, *, dtype: str) -> tuple[Any, Any]:
-    """(params, stats) of a `state_dict`."""
-    arrays = layout.to_jax(config, tensors)
-    trained = {p.name for p in parameters(config) if p.trained}
-    kind = jnp.dtype(dtype)
-    return (
-        {n: jnp.asarray(a, kind) for n, a in arrays.items() if n in trained},
-        {n: statistic(a, kind) for n, a in arrays.items() if n not in trained},
-    )
-
-
-def jax_batch(batch: Batch, *, dtype: str) -> tuple[Any, Any, Any]:
+def jax_batch(batch: TrainingBatch, *, dtype: str) -> tuple[Any, Any, Any]:
     """(x, truth, keep) in JAX's layout."""
     masks = [None if mask is None else jnp.asarray(nhwc(mask)) for mask in batch.keep]
     return jnp.asarray(nhwc(batch.x), jnp.dtype(dtype)), jnp.asarray(batch.truth), masks
@@ -273,7 +262,7 @@ def jax_gradients(config: UNetConfig, dtype: str, *, quick: bool = True) -> Call
         )
         return value, stats, gradients
 
-    return compiled(run, dtype, quick=quick)
+    return compile_jax(run, dtype, quick=quick)
 
 
 @contextmanager
@@ -287,9 +276,9 @@ def _without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.enabled = before
 
 
-def _apart(truth: Step, found: Step, names: list[str]) -> float:
+def _relative_distance(truth: Step, run: Step, names: list[str]) -> float:
     """Norm of all differences over the norm of all values."""
-    a, b = truth.tensors, found.tensors
+    a, b = truth.tensors, run.tensors
     return _norm([b[n].astype(np.float64) - a[n] for n in names]) / _norm([a[n] for n in names])
 
 

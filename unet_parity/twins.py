@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_jax.functional import functional
+from unet_jax.functional import functional, split
 from unet_jax.layers import Numerics
 from unet_spec import UNetConfig, layout
-from unet_spec.parameters import Tensors, parameters
+from unet_spec.parameters import Tensors
 from unet_torch.model import UNet
 
 Masks = Sequence[np.ndarray | None]
@@ -59,7 +59,7 @@ def torch_pass(
         keep: masks of the two dropouts, (b, c, h, w).
     """
     model = torch_model(config, tensors, dtype=dtype, train=train)
-    return torch_run(model, x, cotangent, keep)
+    return run_module(model, x, cotangent, keep)
 
 
 def torch_model(
@@ -85,7 +85,7 @@ def torch_model(
     return model.requires_grad_().train(train)
 
 
-def torch_run(
+def run_module(
     model: nn.Module, x: np.ndarray, cotangent: np.ndarray, keep: Masks = (None, None)
 ) -> Pass:
     """Forward and backward through a torch module, in the dtype of its parameters."""
@@ -141,8 +141,8 @@ class JaxRun:
         self.config, self.dtype = config, dtype
         with jax.enable_x64(dtype == "float64"):
             numerics = Numerics(jnp.dtype(dtype), jnp.dtype(dtype), precision)
-            run = _differentiated(config, numerics, train)
-        self._run = compiled(run, dtype, quick=quick) if jit else run
+            run = _make_pass(config, numerics, train)
+        self._run = compile_jax(run, dtype, quick=quick) if jit else run
 
     def __call__(
         self, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, keep: Masks = (None, None)
@@ -150,24 +150,18 @@ class JaxRun:
         """Forward and backward; maps in torch's layout."""
         with jax.enable_x64(self.dtype == "float64"):
             kind = jnp.dtype(self.dtype)
-            trained = {p.name for p in parameters(self.config) if p.trained}
-            arrays = layout.to_jax(self.config, tensors)
+            params, stats = jax_arrays(self.config, tensors, dtype=self.dtype)
             output, stats, gradients, input_gradient = self._run(
-                {n: jnp.asarray(a, kind) for n, a in arrays.items() if n in trained},
+                params,
                 jnp.asarray(nhwc(x), kind),
-                {n: statistic(a, kind) for n, a in arrays.items() if n not in trained},
+                stats,
                 [None if mask is None else jnp.asarray(nhwc(mask)) for mask in keep],
                 jnp.asarray(nhwc(cotangent), kind),
             )
-            return Pass(
-                nchw(wide(output)),
-                nchw(wide(input_gradient)),
-                layout.to_torch(self.config, wide(gradients)),
-                layout.to_torch(self.config, wide(stats)),
-            )
+            return to_pass(self.config, output, stats, gradients, input_gradient)
 
 
-def _differentiated(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[..., Any]:
+def _make_pass(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[..., Any]:
     apply = functional(config, numerics=numerics).apply
 
     def run(params, x, stats, keep, cotangent):
@@ -183,7 +177,7 @@ def _differentiated(config: UNetConfig, numerics: Numerics, train: bool) -> Call
     return run
 
 
-def compiled(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
+def compile_jax(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
     """`jax.jit`.
 
     Args:
@@ -198,12 +192,31 @@ def compiled(run: Callable[..., Any], dtype: str, *, quick: bool = True, **optio
 
 def is_small(x: np.ndarray) -> bool:
     """Whether images (b, c, h, w) hold so few pixels that a pass takes less than its optimised
-    compilation: then `compiled` had better be quick."""
+    compilation: then `compile_jax` had better be quick."""
     return x.size <= QUICK_PIXELS * x.shape[1]
 
 
-def statistic(array: np.ndarray, kind: Any) -> jax.Array:
-    return jnp.asarray(array, kind if np.issubdtype(array.dtype, np.floating) else None)
+def jax_arrays(
+    config: UNetConfig, tensors: Tensors, *, dtype: str
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Move a `state_dict` to JAX's device and layout, as (params, stats); counts stay integers."""
+    arrays = {}
+    for name, array in layout.to_jax(config, tensors).items():
+        kind = dtype if np.issubdtype(array.dtype, np.floating) else None
+        arrays[name] = jnp.asarray(array, kind)
+    return split(config, arrays)
+
+
+def to_pass(
+    config: UNetConfig, output: jax.Array, stats: Any, gradients: Any, input_gradient: jax.Array
+) -> Pass:
+    """Fetch what a pass through JAX's net gave, in torch's layout."""
+    return Pass(
+        nchw(fetch_tree(output)),
+        nchw(fetch_tree(input_gradient)),
+        layout.to_torch(config, fetch_tree(gradients)),
+        layout.to_torch(config, fetch_tree(stats)),
+    )
 
 
 def numpy_of(tensor: torch.Tensor) -> np.ndarray:
@@ -216,7 +229,7 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
-def wide(tree: Any) -> Any:
+def fetch_tree(tree: Any) -> Any:
     """numpy arrays; bfloat16, which numpy does not have, as float64."""
     return jax.tree.map(
         lambda a: np.asarray(a, np.float64) if a.dtype == jnp.bfloat16 else np.asarray(a), tree

@@ -14,18 +14,20 @@ from torch import nn
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
 from unet_parity import exact, oracle, precision, training
-from unet_parity.comparison import Comparison, compare
+from unet_parity.comparison import Comparer, Comparison, draw_numbers
 from unet_parity.differences import error_ratio, rms
-from unet_parity.exact import Row
+from unet_parity.exact import ExactRow
 from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
 from unet_parity.scope import Scope
 from unet_parity.training import Trajectory
+from unet_parity.twins import is_small
 from unet_spec import InputError, UNetConfig, geometry, layout
 from unet_spec.environment import environment
 from unet_spec.parameters import Tensors, parameter_count, parameters
 from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.weight_file import WeightFile
+from unet_spec.wording import list_names
 from unet_torch.model import UNet as TorchUNet
 
 BIT_FOR_BIT = "In the exact proof, where nothing is rounded, every value is equal, bit for bit."
@@ -55,7 +57,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Report:
+class ParityReport:
     """What `verify` found.
 
     Attributes:
@@ -78,7 +80,7 @@ class Report:
     reasons: tuple[str, ...]
     config: UNetConfig
     structure: dict[str, Any]
-    exact: tuple[Row, ...]
+    exact: tuple[ExactRow, ...]
     comparisons: tuple[Comparison, ...]
     steps: tuple[Trajectory, ...]
     recorded: Recorded | None
@@ -108,11 +110,15 @@ class Report:
             },
             "config": asdict(self.config),
             "structure": self.structure,
-            "exact": [asdict(row) for row in self.exact],
+            "exact": [row.to_json() for row in self.exact],
             "float64": [asdict(c.agreement) for c in self.comparisons],
             "layers": rows("layers"),
             "gradients": rows("gradients"),
-            "faults": rows("faults"),
+            "faults": [
+                {"mode": c.agreement.mode, **fault.to_json()}
+                for c in self.comparisons
+                for fault in c.faults
+            ],
             "flips": [
                 {"mode": c.agreement.mode, "torch": c.flips[0], "jax": c.flips[1]}
                 for c in self.comparisons
@@ -136,7 +142,7 @@ def verify(
     steps: int = 10,
     jax_precision: str = "highest",
     say: Callable[[str], None] = print,
-) -> Report:
+) -> ParityReport:
     """Whether the twins are the same net.
 
     Args:
@@ -150,7 +156,7 @@ def verify(
         reference: a torch module with the same names, in place of `unet_torch.UNet`.
         steps: of training, side by side.
         jax_precision: of JAX's products, as in `jax.lax.Precision`.
-        say: is told what begins, for work that takes a minute at full width.
+        say: is called with a line when each part begins.
 
     Raises:
         InputError: weights or an input that are not finite, that say nothing, or that do not fit;
@@ -160,36 +166,42 @@ def verify(
         if x is not None:
             raise InputError("x and size both give the input; leave one out")
         geometry.check(config, *size)
-    precision.full_precision()
+    precision.use_full_precision()
     tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     _refuse_infinite("the weights", tensors)
     scope = Scope(
         own_input=x is not None, own_weights=weights is not None, reference=reference is not None,
         precision=jax_precision,
     )  # fmt: skip
-    x = oracle.random_input(config, seed=0, size=size)[0] if x is None else x
-    _refuse_infinite("the input", {"it": x})
+    if x is not None:
+        _refuse_infinite("the input", {"it": x})
+    numbers = draw_numbers(config, tensors, x=x, size=size)
+    x = numbers.x
     _refuse_single_values(config, x)
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
     if structure["problems"]:
-        return _ended(config, structure, tensors, x, scope)
+        return _report_structure(config, structure, tensors, x, scope)
     say("exact proof: integers, compared with ==")
     rows = tuple(
-        _exact_rows(
+        _prove_exactly(
             config, both_paddings=weights is None, size=size, jax_precision=jax_precision, say=say
         )
     )
     say("ordinary weights: float64 and float32, forward and gradients")
     stateful = config.norm == "batch" or config.dropout > 0
     comparisons = tuple(
-        compare(
-            config, tensors, train=train, x=x, reference=reference, precision=jax_precision, say=say
-        )
+        Comparer(
+            config,
+            train=train,
+            reference=reference,
+            precision=jax_precision,
+            quick=is_small(x),
+        )(numbers, say=say)
         for train in ((False, True) if stateful else (False,))
     )
     theirs = None if recorded is None else judge_recorded(comparisons[0], recorded)
-    trajectories = tuple(_trajectories(config, tensors, comparisons, steps, size, say))
+    trajectories = tuple(_train_both(config, tensors, comparisons, steps, size, say))
     bits = precision.significand_bits(jax_precision)
     verdict, reasons = judge(
         config, structure, rows, comparisons, trajectories, theirs,
@@ -203,29 +215,29 @@ def verify(
         step_size=(trajectories[0].batch[2], trajectories[0].batch[3]) if trajectories else None,
         exact_sizes=tuple(dict.fromkeys((r.padding, r.size) for r in rows if not r.refused)),
     )
-    return Report(
+    return ParityReport(
         verdict, reasons, config, structure, rows, comparisons, trajectories, theirs, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
-        {**environment(), **precision.in_force(jax_precision)}, scope, bits,
+        {**environment(), **precision.describe_precision(jax_precision)}, scope, bits,
     )  # fmt: skip
 
 
-def _ended(
+def _report_structure(
     config: UNetConfig, structure: dict[str, Any], tensors: Tensors, x: np.ndarray, scope: Scope
-) -> Report:
+) -> ParityReport:
     """The report on twins whose names or shapes differ already."""
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
-    return Report(
+    return ParityReport(
         verdict, reasons, config, structure, (), (), (), None, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
-        {**environment(), **precision.in_force()}, scope, precision.significand_bits(),
+        {**environment(), **precision.describe_precision()}, scope, precision.significand_bits(),
     )  # fmt: skip
 
 
 def judge(
     config: UNetConfig,
     structure: dict[str, Any],
-    rows: tuple[Row, ...],
+    rows: tuple[ExactRow, ...],
     comparisons: tuple[Comparison, ...],
     trajectories: tuple[Trajectory, ...] = (),
     recorded: Recorded | None = None,
@@ -245,7 +257,7 @@ def judge(
                 + ("" if row.fault is None else f"{row.fault}; ")
                 + f"{wrong} values are not equal ({row.mismatches} of {row.outputs} outputs){where}"
             )
-    faults += [problem for t in trajectories for problem in training.problems(t)]
+    faults += [problem for t in trajectories for problem in training.list_problems(t)]
     if recorded is not None and not 1 / FACTOR <= recorded.ratio <= FACTOR:
         faults.append(
             f"the recorded output is {recorded.ratio:.1e} times as far from float64 as the twins, "
@@ -254,7 +266,7 @@ def judge(
     if faults:
         return "different", tuple(faults)
     refused = [f"{row.rung}, padding={row.padding}: {row.refused}" for row in rows if row.refused]
-    if reason := exact.why_not(config):
+    if reason := exact.explain_no_proof(config):
         refused.append(f"no exact proof exists for this net: {reason}")
     left_out = [
         f"{rung.name} is not asked: this device's products keep {bits} bits of a factor"
@@ -274,14 +286,47 @@ def judge_recorded(comparison: Comparison, recorded: np.ndarray) -> Recorded:
             f"the recorded output has the shape {recorded.shape}, the net gives {truth.shape}; "
             "record the net's own output (logits), as (b, classes, h, w)"
         )
-    error, ours_error, theirs_error = (rms(found - truth) for found in (recorded, ours, theirs))
+    error, ours_error, theirs_error = (rms(run - truth) for run in (recorded, ours, theirs))
     scale = rms(truth)
     ratio = error_ratio(max(ours_error, theirs_error), error, scale)
     return Recorded(scale, error, ours_error, theirs_error, ratio)
 
 
+@dataclass(frozen=True)
+class ShapeDifference:
+    """A tensor that one framework's net has in another shape than the table.
+
+    Attributes:
+        shape: None where the net does not have the tensor.
+        expected: None where the table does not.
+    """
+
+    framework: str
+    tensor: str
+    shape: tuple[int, ...] | None
+    expected: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        shape = "missing" if self.shape is None else self.shape
+        expected = "there" if self.expected is None else self.expected
+        return f"{self.framework}: {self.tensor} is {shape}, not {expected}"
+
+
 def check_structure(config: UNetConfig) -> dict[str, Any]:
-    """Names and shapes of both twins against the table, a third witness."""
+    """Compare names and shapes of both twins with the table, a third witness."""
+    with torch.device("meta"):
+        reference = TorchUNet(config)
+    convolutions = [m for m in reference.modules() if isinstance(m, torch.nn.modules.conv._ConvNd)]
+    return {
+        "tensors": len(parameters(config)),
+        "parameters": parameter_count(config),
+        "convolutions": len(convolutions),
+        "problems": list(map(str, compare_shapes(config))),
+    }
+
+
+def compare_shapes(config: UNetConfig) -> list[ShapeDifference]:
+    """List the tensors of both twins whose shapes are not those of the table."""
     table = {p.name: p.shape for p in parameters(config)}
     with torch.device("meta"):
         reference = TorchUNet(config)
@@ -289,28 +334,27 @@ def check_structure(config: UNetConfig) -> dict[str, Any]:
     port = nnx.eval_shape(lambda: JaxUNet(config, rngs=nnx.Rngs(0)))
     jax_shapes = {name: tuple(a.shape) for name, a in to_arrays(port).items()}
     blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in table.items()}
-    expected = {name: array.shape for name, array in layout.to_jax(config, blank).items()}
-    problems = _differences("torch", torch_shapes, table) + _differences(
-        "JAX", jax_shapes, expected
-    )
-    convolutions = [m for m in reference.modules() if isinstance(m, torch.nn.modules.conv._ConvNd)]
-    return {
-        "tensors": len(table),
-        "parameters": parameter_count(config),
-        "convolutions": len(convolutions),
-        "problems": problems,
-    }
+    jax_table = {name: array.shape for name, array in layout.to_jax(config, blank).items()}
+    return [
+        ShapeDifference(framework, name, shapes.get(name), expected.get(name))
+        for framework, shapes, expected in (
+            ("torch", torch_shapes, table),
+            ("JAX", jax_shapes, jax_table),
+        )
+        for name in sorted(shapes.keys() | expected.keys())
+        if shapes.get(name) != expected.get(name)
+    ]
 
 
-def _exact_rows(
+def _prove_exactly(
     config: UNetConfig,
     *,
     both_paddings: bool,
     size: tuple[int, int] | None,
     jax_precision: str,
     say: Callable[[str], None],
-) -> Iterator[Row]:
-    if exact.why_not(config):
+) -> Iterator[ExactRow]:
+    if exact.explain_no_proof(config):
         return
     configs = [config]
     if both_paddings:
@@ -323,14 +367,16 @@ def _exact_rows(
     rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= bits)
     for each in configs:
         fits = size is not None and all(geometry.is_legal(each, side) for side in size)
-        rows = exact.proofs(each, rungs=rungs, size=size if fits else None, precision=jax_precision)
+        rows = exact.prove_rungs(
+            each, rungs=rungs, size=size if fits else None, precision=jax_precision
+        )
         for row in rows:
             say(f"  {row.rung}, padding={each.padding}, {row.size[0]} x {row.size[1]} pixels: "
                 f"{row.outcome}")  # fmt: skip
             yield row
 
 
-def _trajectories(
+def _train_both(
     config: UNetConfig,
     tensors: Tensors,
     comparisons: tuple[Comparison, ...],
@@ -343,7 +389,7 @@ def _trajectories(
         return
     for dtype in ("float64", "float32"):
         say(f"training: {steps} steps of both in {dtype}")
-        yield training.trajectory(
+        yield training.train_side_by_side(
             config, tensors, VERIFIED_RECIPE, steps=steps, dtype=dtype, size=size
         )
 
@@ -355,14 +401,6 @@ def _hash(tensors: Tensors) -> str:
         digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
         digest.update(np.ascontiguousarray(tensor).tobytes())
     return digest.hexdigest()
-
-
-def _differences(who: str, found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    return [
-        f"{who}: {name} is {found.get(name, 'missing')}, not {expected.get(name, 'there')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
 
 
 def _refuse_single_values(config: UNetConfig, x: np.ndarray) -> None:
@@ -386,7 +424,6 @@ def _refuse_infinite(what: str, tensors: Tensors) -> None:
     bad = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if bad:
         raise InputError(
-            f"{what} hold NaN or infinite values, in {bad[0]}"
-            + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
-            + "; nothing can be said of them: take an earlier checkpoint, or another image"
+            f"{what} hold NaN or infinite values, in {list_names(bad, 1)}"
+            "; nothing can be said of them: take an earlier checkpoint, or another image"
         )

@@ -13,7 +13,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "ema_model_state_dict", "model", 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def unwrapped(content: object) -> dict:
+def unwrap(content: object) -> dict:
     """The tensors in a checkpoint: without the dict around them, and without the prefix that
     DataParallel, `torch.compile` or Lightning put before every name.
 
@@ -30,7 +30,7 @@ def unwrapped(content: object) -> dict:
     return content
 
 
-def config_of(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetConfig:
+def infer_config(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetConfig:
     """The config of tensors with the slides' names.
 
     Shapes tell channels, widths, bias, and whether and where there are norms; the other axes
@@ -47,7 +47,7 @@ def config_of(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetConfig
             f"{source}: these are not the slides' names (down_1.conv.conv.0.weight ... out.bias) "
             f"but {', '.join(list(tensors)[:3])} ...; rename them first"
         )
-    found = replace(
+    config = replace(
         given,
         in_channels=convs[levels[0]][1],
         classes=convs["out.weight"][0],
@@ -58,19 +58,19 @@ def config_of(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetConfig
     )
     default = UNetConfig()
     for name in _FROM_SHAPES:
-        told, seen = getattr(given, name), getattr(found, name)
-        if told not in (seen, getattr(default, name)):
+        flag, shape = getattr(given, name), getattr(config, name)
+        if flag not in (shape, getattr(default, name)):
             raise ConfigError(
                 given,
-                f"{{source}}: its tensors have {name}={{known}}, not {{{name}=}}; leave that out",
+                f"{{source}}: its tensors have {name}={{shape}}, not {{{name}=}}; leave that out",
                 source=source,
-                known=seen,
+                shape=shape,
             )
-    check_tensors(found, tensors, source=source)
-    return found
+    check_tensors(config, tensors, source=source)
+    return config
 
 
-def assumed(config: UNetConfig) -> str:
+def describe_assumptions(config: UNetConfig) -> str:
     """The axes that no tensor shows, as a person should read them once."""
     hidden = [f.name for f in fields(config) if f.name not in (*_FROM_SHAPES, "negative_slope")]
     if config.norm != "group":

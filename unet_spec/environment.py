@@ -32,13 +32,13 @@ def environment() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages on which figures depend, where they are installed."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def usable_cores() -> int:

@@ -12,11 +12,11 @@ from unet_spec.errors import InputError
 
 
 @contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content becomes `path` when the block ends well, and vanishes otherwise."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    with named(path):
+    with name_errors(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -33,7 +33,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def written_folder(path: Path) -> Iterator[Path]:
+def atomic_write_folder(path: Path) -> Iterator[Path]:
     """A folder that becomes `path` when the block ends well; one with files in it stays and takes
     each file by itself."""
     if path.is_dir() and any(path.iterdir()):
@@ -41,7 +41,7 @@ def written_folder(path: Path) -> Iterator[Path]:
         return
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    with named(path):
+    with name_errors(path):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
@@ -53,7 +53,7 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def name_errors(path: Path) -> Iterator[None]:
     """Errors in the block are told with this name, whatever name they have."""
     try:
         yield

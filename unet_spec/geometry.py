@@ -32,31 +32,39 @@ def levels(config: UNetConfig, size_px: int) -> Levels:
     Raises:
         InputError: an illegal size; it says the rule and the nearest legal sizes.
     """
-    found = _walk(config, size_px)
-    if found is None:
+    sizes = _trace_size(config, size_px)
+    if sizes is None:
         near = " and ".join(map(str, nearest_legal(config, size_px)))
         rule = "halve an even size" if config.fit == "error" else "leave something of it"
         raise InputError(
             f"size {size_px} px is not legal: with padding={config.padding} each of the "
             f"{config.depth} pools must {rule}; the nearest legal sizes: {near}"
         )
-    return found
+    return sizes
 
 
-def _walk(config: UNetConfig, size_px: int) -> Levels | None:
+def _trace_size(config: UNetConfig, size_px: int) -> Levels | None:
+    """Follow a size through the net; None if a level has nothing left, or cannot be halved."""
+    # two unpadded 3x3 convolutions take two pixels off each side
     shrink = 4 if config.padding == "valid" else 0
     skips, ups, size = [], [], size_px
     for _ in range(config.depth):
         size -= shrink
         skips.append(size)
-        if size < 2 or (config.fit == "error" and size % 2):
+        if size < 2:
+            return None
+        if config.fit == "error" and size % 2:
             return None
         size //= 2
     neck = size = size - shrink
     for skip in reversed(skips):
         ups.append(2 * size)
-        size = (skip if config.fit in ("zeros", "edge") else 2 * size) - shrink
-    return Levels(tuple(skips), neck, tuple(ups), size) if min(neck, *ups, size) > 0 else None
+        # an up-sampled map is padded to the skip's size, or the skip is cropped to its own
+        size = skip if config.fit in ("zeros", "edge") else 2 * size
+        size -= shrink
+    if min(neck, *ups, size) <= 0:
+        return None
+    return Levels(tuple(skips), neck, tuple(ups), size)
 
 
 def check(config: UNetConfig, height_px: int, width_px: int) -> None:
@@ -76,7 +84,7 @@ def output_size(config: UNetConfig, size_px: int) -> int:
 
 def is_legal(config: UNetConfig, size_px: int) -> bool:
     """Whether the net takes an input of this height (or width)."""
-    return _walk(config, size_px) is not None
+    return _trace_size(config, size_px) is not None
 
 
 def next_legal(config: UNetConfig, size_px: int) -> int:
@@ -86,8 +94,11 @@ def next_legal(config: UNetConfig, size_px: int) -> int:
 
 def nearest_legal(config: UNetConfig, size_px: int) -> tuple[int, ...]:
     """The legal sizes next to `size_px` on either side: below (if there is one) and above."""
-    below = (size for size in range(size_px - 1, 0, -1) if is_legal(config, size))
-    return (*((first,) if (first := next(below, None)) else ()), next_legal(config, size_px))
+    above = next_legal(config, size_px)
+    for below in range(size_px - 1, 0, -1):
+        if is_legal(config, below):
+            return below, above
+    return (above,)
 
 
 def margin(config: UNetConfig) -> int:
@@ -108,50 +119,74 @@ def receptive_field(config: UNetConfig) -> int:
     there it is an upper bound. What `norm=group` and `norm=instance` see, the whole map, is
     left out.
     """
-    return max(last - first + 1 for first, last in map(_seen(config), _phases(config)))
+    view = _View(config)
+    largest = 0
+    for pixel in _list_phases(config):
+        first, last = view.of_pixel(pixel)
+        largest = max(largest, last - first + 1)
+    return largest
 
 
 def reach(config: UNetConfig) -> int:
     """The largest distance in pixels between a pixel of the output and one that it sees."""
-    seen, offset = _seen(config), margin(config)
-    return max(
-        max(pixel + offset - seen(pixel)[0], seen(pixel)[1] - pixel - offset)
-        for pixel in _phases(config)
-    )
+    view, offset = _View(config), margin(config)
+    farthest = 0
+    for pixel in _list_phases(config):
+        first, last = view.of_pixel(pixel)
+        # where the pixel of the output lies in the input
+        place = pixel + offset
+        farthest = max(farthest, place - first, last - place)
+    return farthest
 
 
-def _phases(config: UNetConfig) -> range:
+def _list_phases(config: UNetConfig) -> range:
+    """List a pixel for each place that it can have in the grid of the deepest pool."""
     return range(2**config.depth)
 
 
-def _seen(config: UNetConfig):
-    """A function from a pixel of the output to the interval of the input that it sees, worked
-    out backwards; an interval may reach over the border."""
-    same = config.padding == "same"
-    sizes = levels(config, next_legal(replace(config, fit="error"), 1))
+class _View:
+    """What pixels of the output see of the input, as intervals (first, last).
 
-    def double_conv(interval: Interval) -> Interval:
-        return (interval[0] - 2, interval[1] + 2) if same else (interval[0], interval[1] + 4)
+    It is worked out backwards, from the output to the input. An interval may reach over the border.
+    """
 
-    def pool(interval: Interval) -> Interval:
-        return 2 * interval[0], 2 * interval[1] + 1
+    def __init__(self, config: UNetConfig):
+        self.config = config
+        self.sizes = levels(config, next_legal(replace(config, fit="error"), 1))
 
-    def up(interval: Interval) -> Interval:
-        before, after = {"bilinear": (-1, 1), "bilinear_aligned": (-1, 2)}.get(config.up, (0, 0))
-        return (interval[0] + before) // 2, (interval[1] + after) // 2
+    def of_pixel(self, pixel: int) -> Interval:
+        """Return the interval of the input that a pixel of the output sees."""
+        return self._before_up_level((pixel, pixel), 0)
 
-    def contracted(level: int, interval: Interval) -> Interval:
-        for _ in range(level):
-            interval = pool(double_conv(interval))
-        return double_conv(interval)
-
-    def expanded(level: int, interval: Interval) -> Interval:
-        if level == config.depth:
-            return contracted(level, interval)
-        interval = double_conv(interval)
-        crop = (sizes.skips[level] - sizes.ups[config.depth - 1 - level]) // 2
-        skip = contracted(level, (interval[0] + crop, interval[1] + crop))
-        deep = expanded(level + 1, up(interval))
+    def _before_up_level(self, interval: Interval, level: int) -> Interval:
+        """Go back from the output of a level of the expanding path; level 0 is the widest."""
+        if level == self.config.depth:
+            return self._before_down_level(interval, level)
+        first, last = self._before_double_conv(interval)
+        # both halves of the concatenation: the cropped skip, and what comes from below
+        crop = (self.sizes.skips[level] - self.sizes.ups[self.config.depth - 1 - level]) // 2
+        skip = self._before_down_level((first + crop, last + crop), level)
+        deep = self._before_up_level(self._before_up_sampling((first, last)), level + 1)
         return min(skip[0], deep[0]), max(skip[1], deep[1])
 
-    return lambda pixel: expanded(0, (pixel, pixel))
+    def _before_down_level(self, interval: Interval, level: int) -> Interval:
+        """Go back from the convolutions of a level of the contracting path to the input."""
+        for _ in range(level):
+            first, last = self._before_double_conv(interval)
+            interval = 2 * first, 2 * last + 1  # the pool
+        return self._before_double_conv(interval)
+
+    def _before_double_conv(self, interval: Interval) -> Interval:
+        first, last = interval
+        if self.config.padding == "same":
+            return first - 2, last + 2
+        # an unpadded output starts two pixels further inside
+        return first, last + 4
+
+    def _before_up_sampling(self, interval: Interval) -> Interval:
+        # how far beyond its own pixel an interpolation looks
+        before, after = {"bilinear": (-1, 1), "bilinear_aligned": (-1, 2)}.get(
+            self.config.up, (0, 0)
+        )
+        first, last = interval
+        return (first + before) // 2, (last + after) // 2

@@ -10,6 +10,7 @@ import numpy as np
 
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
+from unet_spec.wording import list_names
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -33,6 +34,11 @@ class Parameter(NamedTuple):
 def parameters(config: UNetConfig) -> tuple[Parameter, ...]:
     """Every tensor of the net, in the order of torch's `state_dict`."""
     return tuple(_parameters(config))
+
+
+def trained_names(config: UNetConfig) -> tuple[str, ...]:
+    """Names of the tensors that are trained; the others are batch norm's statistics."""
+    return tuple(p.name for p in parameters(config) if p.trained)
 
 
 def parameter_count(config: UNetConfig) -> int:
@@ -69,9 +75,10 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
         "integers for floats": integers,
     }
     if any(kinds.values()):
-        found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+        lists = [f"{kind}: {list_names(names, 4)}" for kind, names in kinds.items() if names]
+        problems = "; ".join(lists)
         raise InputError(
-            f"{source}: the tensors do not fit the net of its config ({found}); nothing was "
+            f"{source}: the tensors do not fit the net of its config ({problems}); nothing was "
             "loaded: give the weights of this net, or the config of these weights"
         )
 
@@ -114,8 +121,3 @@ def _up_sampling(name: str, in_: int, out: int, config: UNetConfig) -> Iterator[
     else:
         yield Parameter(f"{name}.1.weight", (out, in_, 1, 1), "conv")
         yield Parameter(f"{name}.1.bias", (out,), "vector")
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -211,11 +211,12 @@ class Recipe:
         optimizer = self.optimizer
         if optimizer.name in ("adam", "adamw"):
             return "exp_avg", "exp_avg_sq"
-        moving = optimizer.momentum > 0 or self.schedule.cycles_momentum
-        momentum = ("momentum_buffer",) if moving else ()
-        if optimizer.name == "sgd":
-            return momentum
-        return "square_avg", *momentum, *(("grad_avg",) if optimizer.centered else ())
+        slots = [] if optimizer.name == "sgd" else ["square_avg"]
+        if optimizer.momentum > 0 or self.schedule.cycles_momentum:
+            slots.append("momentum_buffer")
+        if optimizer.centered:
+            slots.append("grad_avg")
+        return tuple(slots)
 
     def for_steps(self, steps: int) -> "Recipe":
         """Return the recipe of a run of so many steps."""
@@ -285,12 +286,12 @@ def rename(part: Part, name: str | None) -> Part:
     uses = _OPTIMIZER_USES if isinstance(part, Optimizer) else _SCHEDULE_USES
     if name not in get_args(type(part).__annotations__["name"]):
         return part
-    other = copy(part)
-    object.__setattr__(other, "name", name)
+    changed = copy(part)
+    object.__setattr__(changed, "name", name)
     for one in dataclasses.fields(part):
         if name not in uses.get(one.name, (name,)):
-            object.__setattr__(other, one.name, one.default)
-    return other
+            object.__setattr__(changed, one.name, one.default)
+    return changed
 
 
 def _refuse_unused(config: Optimizer | Schedule, uses: Mapping[str, tuple[str, ...]]) -> None:

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from unet_spec.errors import InputError
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 from unet_spec.parameters import Tensors
 
 VERSION = 1
@@ -45,7 +45,7 @@ def write(path: Path, tensors: Tensors, card: Mapping[str, Any], *, dtype: str) 
     content = memoryview(safetensors.numpy.save(contiguous, {"unet": text}))
     start = 8 + _find_digits(bytes(content[8 : 8 + _header_bytes(content)]))
     digest = hashlib.sha256(content).hexdigest()
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(content[:start])
         stream.write(digest.encode())
         stream.write(content[start + len(digest) :])

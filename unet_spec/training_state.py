@@ -249,15 +249,15 @@ def _check_tensors(
     shapes = {
         f"{group}/{name}": s for group, names in expected.items() for name, s in names.items()
     }
-    found = {
+    tensors = {
         f"{prefix}/{name}": tensor
         for prefix, group in _groups(slots, average).items()
         for name, tensor in group.items()
     }
-    present = {name: found[name] for name in shapes if name in found}
+    present = {name: tensors[name] for name in shapes if name in tensors}
     kinds = {
-        "missing": [name for name in shapes if name not in found],
-        "unexpected": sorted(found.keys() - shapes.keys()),
+        "missing": [name for name in shapes if name not in tensors],
+        "unexpected": sorted(tensors.keys() - shapes.keys()),
         "mis-shaped": [
             f"{name} {tuple(tensor.shape)} instead of {shapes[name]}"
             for name, tensor in present.items()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from unet_spec import InputError
-from unet_spec.dialects import unwrapped
-from unet_spec.files import written
+from unet_spec.dialects import unwrap
+from unet_spec.files import atomic_write
 from unet_spec.parameters import Tensors
 from unet_spec.safetensors_file import refuse_pointer
 
@@ -21,10 +21,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: damaged, a Git-LFS pointer, a whole pickled module, or without tensors.
     """
-    return tensors_of(content(path), source=str(path))
+    return select_tensors(read_content(path), source=str(path))
 
 
-def content(path: Path) -> Any:
+def read_content(path: Path) -> Any:
     """What `torch.save` wrote, if it is tensors and plain values only.
 
     Raises:
@@ -44,10 +44,10 @@ def content(path: Path) -> Any:
         raise InputError(f"{path}: not a whole PyTorch file; fetch or write it again") from error
 
 
-def tensors_of(content: Any, *, source: str) -> dict[str, np.ndarray]:
+def select_tensors(content: Any, *, source: str) -> dict[str, np.ndarray]:
     """The tensors in a checkpoint's content by name; wrappers and prefixes are taken off."""
     try:
-        tensors = unwrapped(content)
+        tensors = unwrap(content)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     return {
@@ -67,5 +67,5 @@ def write_content(path: Path, content: Any) -> None:
     # in memory first: on a full disk torch's own writer dies of a second error
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(buffer.getbuffer())

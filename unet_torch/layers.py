@@ -55,14 +55,15 @@ class Dropout(nn.Module):
         return x * keep.to(x.dtype) / (1 - self.rate)
 
 
-def fitted(
+def match_sizes(
     x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k H W"], config: UNetConfig
 ) -> tuple[Tensor, Tensor]:
     """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
     `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
     if config.fit in ("zeros", "edge"):
-        missing = [0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2]]
-        return F.pad(x, missing, mode="constant" if config.fit == "zeros" else "replicate"), skip
+        rows, columns = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        mode = "constant" if config.fit == "zeros" else "replicate"
+        return F.pad(x, [0, columns, 0, rows], mode=mode), skip
     top = (skip.shape[2] - x.shape[2]) // 2
     left = (skip.shape[3] - x.shape[3]) // 2
     return x, skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
-from unet_torch.layers import Dropout, conv_block, fitted, initialise, up_sampling
+from unet_torch.layers import Dropout, conv_block, initialise, match_sizes, up_sampling
 
 
 class DoubleConv(nn.Module):
@@ -59,7 +59,7 @@ class Up(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k h2 w2"]
     ) -> Float[Tensor, "b k h3 w3"]:
-        x, skip = fitted(self.up(x), skip, self.config)
+        x, skip = match_sizes(self.up(x), skip, self.config)
         pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
         return self.conv(torch.cat(pair, dim=1))
 

@@ -24,8 +24,8 @@ _BESIDE = {"one_cycle": {"use_beta1"}, "plateau": {"mode_worse", "default_min_lr
 States = Mapping[str, Any]
 
 
-def recipe_of(optimizer: States, scheduler: States | None, *, step: int) -> Recipe:
-    """The recipe that these stand for; clipping leaves no trace in them.
+def recognise_recipe(optimizer: States, scheduler: States | None, *, step: int) -> Recipe:
+    """Return the recipe of these states; clipping leaves no trace in them.
 
     Args:
         step: number of steps that the optimizer has done.
@@ -33,13 +33,13 @@ def recipe_of(optimizer: States, scheduler: States | None, *, step: int) -> Reci
     Raises:
         InputError: another optimizer or scheduler, or a setting that a recipe does not have.
     """
-    group = the_group(optimizer)
-    schedule = _schedule(scheduler, group, step=step)
-    return Recipe(_optimizer(group, schedule), schedule)
+    group = join_groups(optimizer)
+    schedule = _recognise_schedule(scheduler, group, step=step)
+    return Recipe(_recognise_optimizer(group, schedule), schedule)
 
 
-def the_group(optimizer: States) -> dict[str, Any]:
-    """The one param group of an optimizer; several with the same settings count as one."""
+def join_groups(optimizer: States) -> dict[str, Any]:
+    """Return the one param group of an optimizer; several with the same settings are joined."""
     groups = optimizer["param_groups"]
     settings = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in groups]
     if any(one != settings[0] for one in settings):
@@ -58,11 +58,11 @@ def the_group(optimizer: States) -> dict[str, Any]:
     return {**settings[0], **joined}
 
 
-def _optimizer(group: dict[str, Any], schedule: Schedule) -> Optimizer:
-    name = _name(group)
+def _recognise_optimizer(group: dict[str, Any], schedule: Schedule) -> Optimizer:
+    name = _recognise_name(group)
     arguments = OPTIMIZER_ARGUMENTS[name]
-    known = {*arguments, "weight_decay"} | _HOW_TO_RUN | _SET_BY_SCHEDULER
-    if unknown := sorted(group.keys() - known):
+    settings = {*arguments, "weight_decay"} | _HOW_TO_RUN | _SET_BY_SCHEDULER
+    if unknown := sorted(group.keys() - settings):
         raise InputError(f"its {name} has the setting {unknown[0]}, which a recipe does not have")
     for flag in ("amsgrad", "maximize"):
         if group.get(flag):
@@ -76,7 +76,7 @@ def _optimizer(group: dict[str, Any], schedule: Schedule) -> Optimizer:
     return Optimizer(name, weight_decay=float(group["weight_decay"]), **fields)
 
 
-def _name(group: dict[str, Any]) -> Any:
+def _recognise_name(group: dict[str, Any]) -> Any:
     if {"momentum", "dampening", "nesterov"} <= group.keys():
         return "sgd"
     if {"alpha", "centered", "momentum"} <= group.keys():
@@ -92,7 +92,7 @@ def _name(group: dict[str, Any]) -> Any:
     return "adamw" if group.get("decoupled_weight_decay") else "adam"
 
 
-def _schedule(scheduler: States | None, group: dict[str, Any], *, step: int) -> Schedule:
+def _recognise_schedule(scheduler: States | None, group: dict[str, Any], *, step: int) -> Schedule:
     if not scheduler:
         return Schedule()
     keys = scheduler.keys() - _OF_ANY_SCHEDULER
@@ -104,17 +104,18 @@ def _schedule(scheduler: States | None, group: dict[str, Any], *, step: int) -> 
             "its scheduler is none of StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau "
             f"(it has {', '.join(sorted(keys)) or 'no settings'})"
         )
-    fields = {
-        "step": _same("step_size", "gamma"),
-        "cosine": _same("T_max", "eta_min"),
-        "one_cycle": _one_cycle,
-        "plateau": _plateau,
-    }[names[0]](scheduler, group)
-    return Schedule(names[0], every=_every(step, scheduler["last_epoch"]), **fields)
+    name = names[0]
+    if name == "one_cycle":
+        fields = _read_one_cycle(scheduler, group)
+    elif name == "plateau":
+        fields = _read_plateau(scheduler)
+    else:
+        fields = {field: scheduler[field] for field in _OF_SCHEDULER[name]}
+    return Schedule(name, every=_steps_of_epoch(step, scheduler["last_epoch"]), **fields)
 
 
-def _every(step: int, last_epoch: int) -> int:
-    """Steps of the optimizer for each of the scheduler."""
+def _steps_of_epoch(step: int, last_epoch: int) -> int:
+    """Return how many steps the optimizer takes for each of the scheduler."""
     if step == last_epoch:
         return 1
     if last_epoch == 0 or step % last_epoch:
@@ -125,31 +126,27 @@ def _every(step: int, last_epoch: int) -> int:
     return step // last_epoch
 
 
-def _same(*names: str) -> Any:
-    return lambda scheduler, group: {name: scheduler[name] for name in names}
-
-
-def _one_cycle(scheduler: States, group: dict[str, Any]) -> dict[str, Any]:
+def _read_one_cycle(scheduler: States, group: dict[str, Any]) -> dict[str, Any]:
     phases, total = scheduler["_schedule_phases"], scheduler["total_steps"]
     momenta = ("base_momentum", "max_momentum") if scheduler["cycle_momentum"] else ()
     return {
         "max_lr": group["max_lr"],
         "total_steps": total,
-        "pct_start": _clean((phases[0]["end_step"] + 1) / total),
+        "pct_start": _round_quotient((phases[0]["end_step"] + 1) / total),
         "anneal_strategy": scheduler["_anneal_func_type"],
         "cycle_momentum": scheduler["cycle_momentum"],
-        "div_factor": _clean(group["max_lr"] / group["initial_lr"]),
-        "final_div_factor": _clean(group["initial_lr"] / group["min_lr"]),
+        "div_factor": _round_quotient(group["max_lr"] / group["initial_lr"]),
+        "final_div_factor": _round_quotient(group["initial_lr"] / group["min_lr"]),
         "three_phase": len(phases) == 3,
         **{name: group[name] for name in momenta},
     }
 
 
-def _plateau(scheduler: States, group: dict[str, Any]) -> dict[str, Any]:
+def _read_plateau(scheduler: States) -> dict[str, Any]:
     names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
     return {**{name: scheduler[name] for name in names}, "min_lr": float(scheduler["min_lrs"][0])}
 
 
-def _clean(quotient: float) -> float:
-    """A quotient without the last digits, which are those of the division: 25, not 24.99...96."""
+def _round_quotient(quotient: float) -> float:
+    """Return a quotient without the error of the division: 25, not 24.99...96."""
     return float(f"{quotient:.12g}")

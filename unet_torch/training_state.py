@@ -87,7 +87,7 @@ def state_of(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     moved = [p for group in optimizer.param_groups for p in group["params"]]
     now = weights.to_weights(model)
-    return _assembled(
+    return _assemble(
         # a copy: the model goes on
         dataclasses.replace(now, tensors={n: t.copy() for n, t in now.tensors.items()}),
         [names.get(id(parameter), "?") for parameter in moved],
@@ -108,7 +108,7 @@ def read(path: Path | str, *, config: UNetConfig = UNetConfig()) -> TrainingStat
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         return training_state.read(path)
-    return from_content(checkpoint.content(path), config, source=path)
+    return from_content(checkpoint.read_content(path), config, source=path)
 
 
 def from_content(content: Any, config: UNetConfig, *, source: Path) -> TrainingState:
@@ -201,13 +201,13 @@ def _check_fit(
     optimizer: torch.optim.Optimizer,
     scheduler: Scheduler | None,
 ) -> None:
-    if (found := state.weights.config) != model.config:
-        unlike = [
-            f"{f.name}={getattr(found, f.name)}"
-            for f in dataclasses.fields(found)
-            if getattr(found, f.name) != getattr(model.config, f.name)
-        ]
-        raise InputError(f"its net has {', '.join(unlike)}, unlike the given one")
+    """Refuse objects that are not those of a run; nothing is changed."""
+    config = state.weights.config
+    if config != model.config:
+        names = [field.name for field in dataclasses.fields(config)]
+        unlike = [n for n in names if getattr(config, n) != getattr(model.config, n)]
+        listed = ", ".join(f"{name}={getattr(config, name)}" for name in unlike)
+        raise InputError(f"its net has {listed}, unlike the given one")
     kind = str(next(model.parameters()).dtype).removeprefix("torch.")
     if kind != state.dtype:
         raise InputError(
@@ -231,7 +231,7 @@ def _check_fit(
 
 
 def _settings(state: TrainingState, group: dict[str, Any]) -> dict[str, Any]:
-    """A fresh group with the learning rate and the momentum of the moment."""
+    """Return a param group with the learning rate and the momentum of the next step."""
     flags = ("params", "foreach", "fused", "capturable", "differentiable")
     settings = {name: value for name, value in group.items() if name not in flags}
     settings["lr"] = state.scheduler["lr"]
@@ -243,6 +243,7 @@ def _settings(state: TrainingState, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _slots(state: TrainingState, name: str) -> dict[str, torch.Tensor]:
+    """Return what torch's optimizer keeps of one parameter."""
     slots = {slot: torch.from_numpy(np.array(t[name])) for slot, t in state.slots.items()}
     if state.recipe.optimizer.name == "sgd":
         return slots
@@ -250,38 +251,39 @@ def _slots(state: TrainingState, name: str) -> dict[str, torch.Tensor]:
 
 
 def _scheduler_state(state: TrainingState, template: Scheduler) -> dict[str, Any]:
-    kept, fresh = dict(state.scheduler), template.state_dict()
-    last_epoch = int(kept["last_epoch"])
-    fresh |= {"last_epoch": last_epoch, "_last_lr": [kept["lr"]]}
+    """Return the `state_dict` of the scheduler; a new one of its kind is the template."""
+    values, last_epoch = state.scheduler, int(state.scheduler["last_epoch"])
+    result = {**template.state_dict(), "last_epoch": last_epoch, "_last_lr": [values["lr"]]}
     if not isinstance(template, ReduceLROnPlateau):
-        return {**fresh, "_step_count": last_epoch + 1}
-    counts = {name: int(kept[name]) for name in ("num_bad_epochs", "cooldown_counter")}
-    return {**fresh, **counts, "best": kept["best"]}
+        return {**result, "_step_count": last_epoch + 1}
+    counts = {name: int(values[name]) for name in ("num_bad_epochs", "cooldown_counter")}
+    return {**result, **counts, "best": values["best"]}
 
 
 def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> TrainingState:
     if not holds_optimizer(content):
         raise InputError(f"no optimizer in it under {' or '.join(OPTIMIZERS)}")
     card = json.loads(content["unet"]) if "unet" in content else {}
-    tensors = checkpoint.tensors_of(content, source=source)
+    tensors = checkpoint.select_tensors(content, source=source)
     if card:
-        found = from_json(UNetConfig, json.dumps(card["config"]))
+        net = from_json(UNetConfig, json.dumps(card["config"]))
         preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
-        loaded = WeightFile(found, tensors, preprocessing, tuple(card["class_names"]))
+        loaded = WeightFile(net, tensors, preprocessing, tuple(card["class_names"]))
     else:
-        found = dialects.config_of(tensors, given=config, source=source)
-        loaded = WeightFile(found, tensors)
+        net = dialects.infer_config(tensors, given=config, source=source)
+        loaded = WeightFile(net, tensors)
     optimizer = _first(content, OPTIMIZERS)
     average = content.get("average", {}) if card else {}
-    trained = set(_trained_names(loaded))
-    names = recognition.the_group(optimizer).get("param_names")
+    names = recognition.join_groups(optimizer).get("param_names")
+    if names:
+        names = list(dialects.unwrap(dict.fromkeys(names)))
+    else:  # parameters lie in the order of the state_dict, without its buffers
+        trained = set(_trained_names(loaded))
+        names = [name for name in tensors if name in trained]
     steps = [content[key] for key in _STEPS if type(content.get(key)) is int]
-    state = _assembled(
+    state = _assemble(
         loaded,
-        # parameters lie in the order of the state_dict, without its buffers
-        list(dialects.unwrapped(dict.fromkeys(names)))
-        if names
-        else [name for name in tensors if name in trained],
+        names,
         optimizer,
         _first(content, _SCHEDULERS),
         step=steps[0] if steps else None,
@@ -294,7 +296,7 @@ def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> Training
     )
 
 
-def _assembled(
+def _assemble(
     loaded: WeightFile,
     names: list[str],
     optimizer: Mapping[str, Any],
@@ -303,33 +305,36 @@ def _assembled(
     step: int | None,
     recipe: Recipe | None,
 ) -> TrainingState:
-    """A run from `state_dict`s; `names` are those of the optimizer's parameters, in its order."""
-    group = recognition.the_group(optimizer)
-    kept = {name: optimizer["state"].get(i, {}) for name, i in zip(names, group["params"],
-                                                                  strict=False)}  # fmt: skip
+    """Return the run that `state_dict`s describe.
+
+    Args:
+        names: of the optimizer's parameters, in its order.
+        step: number of steps done, where the optimizer does not count them.
+        recipe: by default it is recognised.
+    """
+    group = recognition.join_groups(optimizer)
+    pairs = zip(names, group["params"], strict=False)
+    moments = {name: optimizer["state"].get(index, {}) for name, index in pairs}
     if sorted(names) != sorted(_trained_names(loaded)) or len(names) != len(group["params"]):
         raise InputError(
             f"its optimizer moves {len(group['params'])} parameters, and the net has "
             f"{len(_trained_names(loaded))}; a recipe moves them all"
         )
-    done = _step(kept, scheduler, step)
-    recipe = recipe or recognition.recipe_of(optimizer, scheduler, step=done)
-    slots = (
-        {
-            slot: {name: _numpy(kept[name].get(slot), slot, name) for name in names}
-            for slot in recipe.slots
-        }
-        if any(state for state in kept.values())
-        else training_state.zeros(loaded, recipe)
-    )
-    return TrainingState(loaded, recipe, done, slots, _moment(recipe, group, scheduler, done))
+    step = _count_steps(moments, scheduler, step)
+    recipe = recipe or recognition.recognise_recipe(optimizer, scheduler, step=step)
+    slots = training_state.zeros(loaded, recipe)
+    if any(moments.values()):
+        for slot in recipe.slots:
+            slots[slot] = {name: _to_numpy(moments[name].get(slot), slot, name) for name in names}
+    values = _scheduler_values(recipe, group, scheduler, step)
+    return TrainingState(loaded, recipe, step, slots, values)
 
 
-def _step(
-    kept: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any] | None, told: int | None
+def _count_steps(
+    moments: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any] | None, step: int | None
 ) -> int:
-    """How many steps were done: as the optimizer counted them, else as it is told."""
-    counts = {int(state["step"]) for state in kept.values() if "step" in state}
+    """Return how many steps were done: as the optimizer counted them, else `step`."""
+    counts = {int(state["step"]) for state in moments.values() if "step" in state}
     if len(counts) > 1:
         raise InputError(
             f"its optimizer moved some parameters {min(counts)} times and others {max(counts)}; "
@@ -337,22 +342,22 @@ def _step(
         )
     if counts:
         return counts.pop()
-    if told is not None:
-        return told
-    started = any(state.get("momentum_buffer") is not None for state in kept.values())
+    if step is not None:
+        return step
+    has_momentum = any(state.get("momentum_buffer") is not None for state in moments.values())
     if scheduler and scheduler["last_epoch"] > 0:
         raise InputError(
             "SGD keeps no count of its steps, so those for each step of the scheduler are not "
             "known; save the number beside it as `step`"
         )
     # without a scheduler it only matters whether a momentum has begun
-    return int(started)
+    return 1 if has_momentum else 0
 
 
-def _moment(
+def _scheduler_values(
     recipe: Recipe, group: dict[str, Any], scheduler: Mapping[str, Any] | None, step: int
 ) -> dict[str, float]:
-    """The scheduler's plain values."""
+    """Return the plain values that the scheduler is at."""
     values = {"lr": float(group["lr"]), "last_epoch": step // recipe.schedule.every}
     if recipe.schedule.name == "constant":
         return values
@@ -367,7 +372,7 @@ def _moment(
     return values
 
 
-def _numpy(tensor: Any, slot: str, name: str) -> np.ndarray:
+def _to_numpy(tensor: Any, slot: str, name: str) -> np.ndarray:
     if not isinstance(tensor, torch.Tensor):
         raise InputError(f"its optimizer has no {slot} of {name}; was it frozen, or never moved?")
     return tensor.detach().cpu().numpy().copy()

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from unet_spec import UNetConfig
 
-from ..check.near_duplicates import NearDuplicate, find_near_duplicates
 from ..config import DataConfig, TrainConfig
 from ..input.samples import Sample
+from .near_duplicates import NearDuplicate, find_near_duplicates
 
 MAX_NAMES = 5  # names in a sentence
 SATURATED = 0.05  # part of an image; a few highlights do no harm

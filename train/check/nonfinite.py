@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from unet_jax import functional, recipe
-from unet_jax.functional import with_arrays
+from unet_jax.functional import fill_arrays
 from unet_jax.model import UNet
 from unet_spec.parameters import parameters
 
@@ -112,7 +112,7 @@ def _module_outputs(
     """The output of every module that computes, in the order of the calls."""
     plain = make_numerics(config.compute, remat=False)  # which would trace what is watched
     net = nnx.eval_shape(lambda: UNet(config.net, numerics=plain, rngs=nnx.Rngs(0)))
-    model = with_arrays(net, {**state.params, **state.stats})
+    model = fill_arrays(net, {**state.params, **state.stats})
     model.train()
     seen: list[tuple[str, jax.Array]] = []
     leaves = [

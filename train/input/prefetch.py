@@ -8,8 +8,8 @@ from unet_spec import UNetConfig
 
 from ..config import DataConfig
 from ..devices.placement import Placement
-from ..input.crops import Batch, cut_batch
-from ..input.samples import Sample
+from .crops import Batch, cut_batch
+from .samples import Sample
 
 AHEAD = 2  # batches that are made while one is used
 

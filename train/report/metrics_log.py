@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from unet_spec import InputError
-from unet_spec.files import named, written
+from unet_spec.files import atomic_write, name_errors
 
 from .tensorboard import EventFile
 
@@ -39,7 +39,7 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         try:
-            with named(self._path):
+            with name_errors(self._path):
                 self._lines.close()
         finally:
             self._events.close()
@@ -54,7 +54,7 @@ class MetricsLog:
             line = lines.setdefault(kind, {"step": step, "kind": kind})
             line[name] = value if math.isfinite(value) else None
         for line in lines.values():
-            with named(self._path):
+            with name_errors(self._path):
                 self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._events.scalars(step, numbers)
 
@@ -91,7 +91,7 @@ def _drop_after(path: Path, *, step: int) -> None:
     """Take out the lines of what came after a step; it happens again."""
     content = b"".join(text for text, line in _parse_lines(path) if line["step"] <= step)
     if path.exists() and content != path.read_bytes():
-        with written(path) as stream:
+        with atomic_write(path) as stream:
             stream.write(content)
 
 

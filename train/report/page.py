@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 import unet_page
-from unet_spec.files import written
+from unet_spec.files import atomic_write
 
 from ..check.data_doctor import Finding
 from ..config import PRESETS, to_plain
-from ..report import plot
-from ..report.plot import Dot, Line, Plot
-from ..report.validation import Scores
+from . import plot
+from .plot import Dot, Line, Plot
+from .validation import Scores
 
 PICTURE_PX = 800  # of the longer side
 NAMES = {
@@ -56,7 +56,7 @@ def write_page(path: Path, report: Report, *, command: str = "") -> None:
     Args:
         command: that repeats the run.
     """
-    with written(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(render_page(report, command=command).encode())
 
 

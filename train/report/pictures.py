@@ -61,7 +61,7 @@ def draw_preview(
 def _draw_row(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Images (n, h, w, c) with their masks (n, h, w), side by side."""
     count, height, width, channels = images.shape
-    pictures = unet_image.visible(images.reshape(count * height, width, channels))
+    pictures = unet_image.make_visible(images.reshape(count * height, width, channels))
     pictures = pictures.reshape(count, height, width, 3)
     for picture, mask in zip(pictures, masks, strict=True):
         picture[unet_image.outline(mask)] = unet_image.TRUE

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unet_spec.files import named
+from unet_spec.files import name_errors
 
 
 class EventFile:
@@ -45,7 +45,7 @@ class EventFile:
 
     def close(self) -> None:
         """Close the file."""
-        with named(self._path):
+        with name_errors(self._path):
             self._stream.close()
 
     def _summary(self, step: int, values: Mapping[str, bytes]) -> None:
@@ -58,7 +58,7 @@ class EventFile:
     def _write(self, step: int, what: bytes) -> None:
         event = b"\x09" + struct.pack("<d", time.time()) + _encode_integer(2, step) + what
         length = struct.pack("<Q", len(event))
-        with named(self._path):
+        with name_errors(self._path):
             self._stream.write(length + _masked_crc(length) + event + _masked_crc(event))
             self._stream.flush()
 

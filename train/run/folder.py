@@ -12,7 +12,7 @@ from typing import Any
 
 from unet_spec import InputError, training_state
 from unet_spec.errors import ConfigError
-from unet_spec.files import refuse_existing, written, written_folder
+from unet_spec.files import atomic_write, atomic_write_folder, refuse_existing
 from unet_spec.training_state import TrainingState
 
 from ..config import TrainConfig, to_plain
@@ -65,13 +65,13 @@ def write_beginning(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
-    with nullcontext(out) if out.is_dir() else written_folder(out) as folder:
+    with nullcontext(out) if out.is_dir() else atomic_write_folder(out) as folder:
         for name, content in (
             (DATA, {"samples": fingerprints}),
             (START, dict(started)),
             (CONFIG, to_plain(config)),
         ):
-            with written(folder / name) as stream:
+            with atomic_write(folder / name) as stream:
                 stream.write(_json(content))
 
 
