@@ -23,7 +23,7 @@ NARROW = UNetConfig(widths=(16, 32, 64, 128, 256))
 
 
 def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Times of the layers against plain Flax, and of whole nets against torch.
+    """Time the layers against plain Flax, and of whole nets against torch.
 
     Args:
         quick: one size of each layer, the narrow net only, fewer rounds: under a minute on two

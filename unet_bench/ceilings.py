@@ -17,7 +17,8 @@ def matmul_gflops(
     arithmetic: Arithmetic = FLOAT32,
     repeat: int = 1,
 ) -> float:
-    """10^9 operations per second of the quickest product of two matrices, in either framework.
+    """Measure the 10^9 operations per second of the quickest product of two matrices, in either
+    framework.
 
     Args:
         repeat: products that are timed as one, so that starting them hardly counts.
@@ -38,7 +39,8 @@ def matmul_gflops(
 def copy_gb_s(
     jax_device: jax.Device, torch_device: torch.device | None, *, size_bytes: int, budget_s: float
 ) -> float:
-    """10^9 bytes per second, read and written, of the quickest copy in either framework.
+    """Measure the 10^9 bytes per second, read and written, of the quickest copy in either
+    framework.
 
     Args:
         size_bytes: of the array; more than all caches hold.

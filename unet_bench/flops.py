@@ -4,7 +4,7 @@ from unet_spec import UNetConfig, geometry
 
 
 def forward_gflop(config: UNetConfig, height_px: int, width_px: int) -> float:
-    """10^9 operations of the convolutions of one forward pass over one image.
+    """Count the 10^9 operations of the convolutions of one forward pass over one image.
 
     2 k k c_in c_out h w each, over the pixels of its output; over those of its input for the 2x2
     up-convolution. The slides' net, and the paper's:
@@ -33,5 +33,6 @@ def forward_gflop(config: UNetConfig, height_px: int, width_px: int) -> float:
 
 
 def _ends(sizes: geometry.Levels) -> tuple[int, ...]:
-    """Sizes after the convolutions of `up_1`, `up_2`, ...: half of what the next one makes."""
+    """Return the sizes after the convolutions of `up_1`, `up_2`, ...: half of what the next one
+    makes."""
     return (*(size // 2 for size in sizes.ups[1:]), sizes.output)

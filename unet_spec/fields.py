@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], text: str) -> T:
-    """A frozen dataclass of plain values, or of such dataclasses, from its JSON form."""
+    """Read a frozen dataclass of plain values, or of such dataclasses, from its JSON form."""
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:

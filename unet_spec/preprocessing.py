@@ -22,8 +22,9 @@ class Preprocessing:
     """
 
     normalize: Literal["image", "range", "none"] = "image"
-    """`image`: mean 0 and standard deviation 1 over the whole image; `range`: an integer image
-    divided by the largest value of its type, a float image as it is; `none`: as it is."""
+    """How values are scaled. `image`: to mean 0 and standard deviation 1 over the whole image;
+    `range`: an integer image is divided by the largest value of its type, a float image is taken as
+    it is; `none`: every image is taken as it is."""
     sqrt: bool = False
     """Take the square root first (of a negative value, minus that of its size). Counted photons
     then have the same noise everywhere, and dim objects beside bright ones are seen."""
@@ -39,7 +40,7 @@ class Preprocessing:
 
 
 def prepare(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -> np.ndarray:
-    """The net's input: float32 (h, w, channels).
+    """Turn an image into the net's input: float32 (h, w, channels).
 
     Args:
         image: (h, w) or (h, w, c) with c = 1, 3 or 4 (the fourth, alpha, is dropped); for

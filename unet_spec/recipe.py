@@ -19,31 +19,32 @@ Part = TypeVar("Part", "Optimizer", "Schedule")
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`torch.optim.SGD`, `Adam`, `AdamW` or `RMSprop`."""
+    """An `Optimizer` is one of `torch.optim.SGD`, `Adam`, `AdamW` and `RMSprop`."""
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
-    """Which."""
+    """The optimizer that moves the weights."""
     lr: float = 1e-3
-    """Learning rate at the start; `schedule.name=one_cycle` sets its own."""
+    """The learning rate at the start; `schedule.name=one_cycle` sets its own."""
     momentum: float = 0.0
-    """Of `sgd` and `rmsprop`."""
+    """The momentum of `sgd` and `rmsprop`."""
     dampening: float = 0.0
-    """Of the momentum of `sgd`."""
+    """The dampening of the momentum of `sgd`."""
     nesterov: bool = False
-    """Nesterov's momentum, for `sgd`."""
+    """Whether `sgd` takes Nesterov's momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the two running averages of `adam` and `adamw`."""
+    """The decay of the two running averages of `adam` and `adamw`."""
     eps: float = 1e-8
-    """Added to the denominator of `adam`, `adamw` and `rmsprop`, outside the root."""
+    """What is added to the denominator of `adam`, `adamw` and `rmsprop`, outside the root."""
     alpha: float = 0.99
-    """Decay of the running average of `rmsprop`."""
+    """The decay of the running average of `rmsprop`."""
     centered: bool = False
     """Whether `rmsprop` divides by the variance instead of the mean square."""
     weight_decay: float | None = None
-    """Pull of every weight towards 0, apart from the gradient for `adamw`; by default 0.01 for
-    `adamw` and 0 for the others."""
+    """The pull of every weight towards 0, which `adamw` keeps apart from the gradient. The default
+    is 0.01 for `adamw` and 0 for the others."""
     clip_norm: float | None = None
-    """`max_norm` of `torch.nn.utils.clip_grad_norm_` over all gradients; by default none."""
+    """The largest norm of all gradients together, the `max_norm` of
+    `torch.nn.utils.clip_grad_norm_`. By default nothing is clipped."""
 
     def __post_init__(self) -> None:
         if isinstance(self.betas, list):
@@ -65,63 +66,64 @@ class Optimizer:
 
     @property
     def decay(self) -> float:
-        """The number that `weight_decay` stands for."""
+        """Return the number that `weight_decay` stands for."""
         default = 1e-2 if self.name == "adamw" else 0.0
         return default if self.weight_decay is None else self.weight_decay
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`StepLR`, `CosineAnnealingLR`, `OneCycleLR`, `ReduceLROnPlateau`, or a constant rate."""
+    """A `Schedule` is one of torch's schedulers of the learning rate, or a constant one."""
 
     name: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "constant"
-    """Which."""
+    """The schedule of the learning rate: a constant one, or torch's `StepLR`, `CosineAnnealingLR`,
+    `OneCycleLR` or `ReduceLROnPlateau`."""
     every: int = 1
-    """Steps of the optimizer for each step of the scheduler: 1, or the batches of an epoch."""
+    """The steps of the optimizer for each step of the scheduler: 1, or the batches of an epoch."""
     step_size: int | None = None
-    """Steps between two falls of `step`; it has no default."""
+    """The steps between two falls of `step`, which has no default for it."""
     gamma: float = 0.1
-    """Factor of each fall of `step`."""
+    """The factor of each fall of `step`."""
     T_max: int | None = None
-    """Steps of `cosine` down to `eta_min`; by default those of the whole run."""
+    """The steps of `cosine` down to `eta_min`; by default those of the whole run."""
     eta_min: float = 0.0
-    """Lowest learning rate of `cosine`."""
+    """The lowest learning rate of `cosine`."""
     max_lr: float | None = None
-    """Peak of `one_cycle`; it has no default."""
+    """The peak of `one_cycle`, which has no default for it."""
     total_steps: int | None = None
-    """Steps of `one_cycle`; by default those of the whole run."""
+    """The steps of `one_cycle`; by default those of the whole run."""
     pct_start: float = 0.3
-    """Part of `one_cycle` over which the learning rate rises."""
+    """The part of `one_cycle` over which the learning rate rises."""
     anneal_strategy: Literal["cos", "linear"] = "cos"
-    """Shape of the rise and the fall of `one_cycle`."""
+    """The shape of the rise and the fall of `one_cycle`."""
     cycle_momentum: bool = True
     """Whether `one_cycle` moves the momentum (`betas[0]` of Adam) against the learning rate."""
     base_momentum: float = 0.85
-    """Momentum of `one_cycle` at the peak."""
+    """The momentum of `one_cycle` at the peak."""
     max_momentum: float = 0.95
-    """Momentum of `one_cycle` at the start and the end."""
+    """The momentum of `one_cycle` at the start and the end."""
     div_factor: float = 25.0
-    """`one_cycle` starts at `max_lr / div_factor`."""
+    """The factor by which `max_lr` is larger than the start of `one_cycle`."""
     final_div_factor: float = 1e4
-    """`one_cycle` ends at its start divided by this."""
+    """The factor by which the start of `one_cycle` is larger than its end."""
     three_phase: bool = False
     """Whether `one_cycle` falls to its start first, and to its end in a third phase."""
     mode: Literal["min", "max"] = "min"
     """Whether `plateau` watches a value that should fall or rise."""
     factor: float = 0.1
-    """Factor of each fall of `plateau`."""
+    """The factor of each fall of `plateau`."""
     patience: int = 10
-    """Steps without an improvement that `plateau` bears."""
+    """The steps without an improvement that `plateau` bears."""
     threshold: float = 1e-4
-    """How much is an improvement to `plateau`."""
+    """How much counts as an improvement to `plateau`."""
     threshold_mode: Literal["rel", "abs"] = "rel"
     """Whether `threshold` is a part of the best value or a difference."""
     cooldown: int = 0
-    """Steps after a fall of `plateau` that count nothing."""
+    """The steps after a fall of `plateau` that do not count."""
     min_lr: float = 0.0
-    """Lowest learning rate of `plateau`."""
+    """The lowest learning rate of `plateau`."""
     eps: float = 1e-8
-    """A fall of `plateau` by no more than this is left out."""
+    """The fall of `plateau` that is too small to be made."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -150,7 +152,7 @@ class Schedule:
 
     @property
     def phase_ends(self) -> tuple[float, ...]:
-        """Last step of each phase of `one_cycle`; empty where there is none to know."""
+        """Return the last step of each phase of `one_cycle`; empty for others."""
         if self.name != "one_cycle" or self.total_steps is None:
             return ()
         rise = self.pct_start * self.total_steps
@@ -163,7 +165,7 @@ class Schedule:
         return self.name == "one_cycle" and self.cycle_momentum
 
     def for_steps(self, steps: int) -> "Schedule":
-        """The schedule of a run of so many steps of the optimizer: what was left open is filled."""
+        """Return the schedule of a run of so many steps: fields that were left open are filled."""
         rounds = -(-steps // self.every)
         if self.name == "cosine" and self.T_max is None:
             return replace(self, T_max=rounds)
@@ -174,7 +176,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer and the schedule of its learning rate."""
+    """A `Recipe` is an optimizer and the schedule of its learning rate."""
 
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -188,7 +190,7 @@ class Recipe:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """What the optimizer keeps for each parameter, by torch's names."""
+        """Name the arrays that the optimizer keeps for each parameter, as torch does."""
         optimizer = self.optimizer
         if optimizer.name in ("adam", "adamw"):
             return "exp_avg", "exp_avg_sq"
@@ -200,7 +202,7 @@ class Recipe:
         return tuple(slots)
 
     def for_steps(self, steps: int) -> "Recipe":
-        """The recipe of a run of so many steps."""
+        """Return the recipe of a run of so many steps."""
         return replace(self, schedule=self.schedule.for_steps(steps))
 
     def check_complete(self) -> None:
@@ -216,7 +218,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe that `to_json` wrote.
+        """Return the recipe that `to_json` wrote.
 
         Raises:
             InputError: not JSON, an unknown field, or a value that a field does not allow.
@@ -252,7 +254,7 @@ _SCHEDULE_USES = {
 
 
 def rename(part: Part, name: str | None) -> Part:
-    """An optimizer or schedule by another name, if it is one: what that does not use has its
+    """Return an optimizer or schedule by another name; fields that it does not use have their
     default again.
 
     It is not checked, being only what flags start from: they may have to give a value that has no

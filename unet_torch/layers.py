@@ -8,7 +8,7 @@ from unet_spec import UNetConfig
 
 
 def conv_block(in_channels: int, out_channels: int, config: UNetConfig) -> list[nn.Module]:
-    """3x3 convolution, normalisation and activation, in the order of the config."""
+    """Build a 3x3 convolution, normalisation and activation, in the order of the config."""
     pad = 1 if config.padding == "same" else 0
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=pad, bias=config.bias)
     act = nn.ReLU() if config.activation == "relu" else nn.LeakyReLU(config.negative_slope)
@@ -19,7 +19,7 @@ def conv_block(in_channels: int, out_channels: int, config: UNetConfig) -> list[
 
 
 def normalisation(channels: int, config: UNetConfig) -> nn.Module:
-    """The norm of the config, affine, with torch's eps 1e-5 and momentum 0.1."""
+    """Build the norm of the config, affine, with torch's eps 1e-5 and momentum 0.1."""
     if config.norm == "batch":
         return nn.BatchNorm2d(channels)
     if config.norm == "group":
@@ -28,7 +28,7 @@ def normalisation(channels: int, config: UNetConfig) -> nn.Module:
 
 
 def up_sampling(in_channels: int, out_channels: int, config: UNetConfig) -> nn.Module:
-    """Twice the height and width, `out_channels` channels."""
+    """Build what doubles height and width and gives `out_channels` channels."""
     if config.up == "transposed":
         return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
     aligned = {"bilinear": False, "bilinear_aligned": True}.get(config.up)
@@ -47,7 +47,11 @@ class Dropout(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], keep: Tensor | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """`keep`, of the shape of `x`, is 1 where a value stays; drawn at random without it."""
+        """Drop values in training.
+
+        Args:
+            keep: of the shape of `x`, 1 where a value stays; drawn at random without it.
+        """
         if not self.training or self.rate == 0:
             return x
         if keep is None:
@@ -58,8 +62,11 @@ class Dropout(nn.Module):
 def match_sizes(
     x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k H W"], config: UNetConfig
 ) -> tuple[Tensor, Tensor]:
-    """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
-    `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
+    """Bring the two maps of a concatenation to one size.
+
+    The skip is cropped at its centre, or, for `fit=zeros` and `fit=edge`, the up-sampled map is
+    padded at its bottom and right.
+    """
     if config.fit in ("zeros", "edge"):
         rows, columns = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
         mode = "constant" if config.fit == "zeros" else "replicate"
@@ -70,7 +77,7 @@ def match_sizes(
 
 
 def initialise(net: nn.Module) -> None:
-    """He's normal initialisation, std sqrt(2 / N), biases 0 (paper, section 3).
+    """Draw He's normal initialisation, std sqrt(2 / N), biases 0 (paper, section 3).
 
     N counts the inputs of one output value; for the 2x2 up-convolution it is 4 x out_channels,
     as in the authors' release.

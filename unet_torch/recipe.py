@@ -40,7 +40,7 @@ SCHEDULER_ARGUMENTS = {
 def build(
     recipe: Recipe, parameters: Iterable[Any]
 ) -> tuple[torch.optim.Optimizer, Scheduler | None]:
-    """(optimizer, scheduler); the scheduler is None where the learning rate is constant.
+    """Build torch's optimizer and scheduler; the scheduler is None for a constant learning rate.
 
     Args:
         parameters: of the model, as `model.parameters()` gives them.
