@@ -10,8 +10,7 @@ from torch import nn
 from unet_parity import fault, oracle
 from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.fault import Fault
-from unet_parity.jax_net import match_modules
-from unet_parity.layers import (
+from unet_parity.float32_errors import (
     GRADIENT_FACTOR,
     LOCAL_FACTOR,
     Gradient,
@@ -19,6 +18,7 @@ from unet_parity.layers import (
     compare_gradients,
     compare_layers,
 )
+from unet_parity.jax_net import match_modules
 from unet_parity.leaves import JaxLeaves, LeafResult, TorchLeaves
 from unet_parity.oracle import Agreement
 from unet_parity.recording import Recorder

@@ -12,7 +12,7 @@ import unet_page
 from unet_parity import exact
 from unet_parity.comparison import Comparison
 from unet_parity.differences import EPS, error_ratio
-from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
+from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.training import BOUND, Trajectory
 from unet_parity.verify import BIT_FOR_BIT, ROUNDING, ParityReport

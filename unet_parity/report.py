@@ -8,7 +8,7 @@ from rich.text import Text
 from unet_parity import exact, training
 from unet_parity.comparison import Comparison
 from unet_parity.differences import error_ratio
-from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
+from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND, Agreement
 from unet_parity.training import Trajectory
 from unet_parity.verify import ParityReport, Recorded

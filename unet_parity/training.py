@@ -133,12 +133,20 @@ def _run_in_step(*groups: list[Iterator[Step]]) -> Iterator[list[list[Step]]]:
     """
     with ThreadPoolExecutor(len(groups)) as pool:
         while True:
-            steps = list(
-                pool.map(lambda runs: [s for run in runs if (s := next(run, None))], groups)
-            )
+            steps = list(pool.map(_take_step, groups))
             if not all(steps):
                 return
             yield steps
+
+
+def _take_step(runs: list[Iterator[Step]]) -> list[Step]:
+    """Take a step of every run that is not at its end."""
+    steps = []
+    for run in runs:
+        step = next(run, None)
+        if step is not None:
+            steps.append(step)
+    return steps
 
 
 def list_problems(run: Trajectory) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from unet_parity import exact, oracle, precision, training
 from unet_parity.comparison import Comparer, Comparison, draw_numbers
 from unet_parity.differences import error_ratio, rms
 from unet_parity.exact import ExactRow
-from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
+from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
 from unet_parity.scope import Scope
 from unet_parity.training import Trajectory
