@@ -24,7 +24,7 @@ TRUE = (0, 200, 255)
 
 
 def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
-    """The images of a file: one of PNG and JPEG, each page of a TIFF stack.
+    """Read the images of a file: the one of a PNG or JPEG, each page of a TIFF stack.
 
     Args:
         indices: keep the indices of a palette PNG (a mask), in place of its colours.
@@ -51,7 +51,7 @@ def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder by name; of a file, the file itself.
+    """List the image files of a folder by name; for a file, the file itself.
 
     Raises:
         InputError: no such file or folder, or none in it.
@@ -67,14 +67,13 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """A PNG of (h, w, 3) bytes."""
+    """Write a PNG of (h, w, 3) bytes."""
     with atomic_write(path) as stream:
         Image.fromarray(pixels).save(stream, format="png")
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """A palette PNG of (h, w) class indices: the values are the classes, the colours tell them
-    apart."""
+    """Write a palette PNG of (h, w) class indices, with a colour for each class."""
     if mask.dtype != np.uint8:
         raise InputError(f"{path}: PNG palettes hold 256 classes, the mask is {mask.dtype}")
     image = Image.fromarray(mask)
@@ -85,8 +84,11 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def overlay(image: np.ndarray, predicted: np.ndarray, true: np.ndarray | None = None) -> np.ndarray:
-    """The image with the outlines of its predicted (orange) and true (blue) regions drawn on
-    it: (h, w, 3) bytes."""
+    """Draw the outlines of the predicted (orange) and true (blue) regions on an image.
+
+    Returns:
+        (h, w, 3) bytes.
+    """
     picture = make_visible(image)
     if true is not None:
         picture[outline(true)] = TRUE
@@ -95,15 +97,18 @@ def overlay(image: np.ndarray, predicted: np.ndarray, true: np.ndarray | None = 
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a class other than 0 next to a pixel of another class: (h, w) bools."""
+    """Find the pixels of a class other than 0 next to a pixel of another class: (h, w) bools."""
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     return (mask > 0) & np.any([mask != other for other in neighbours], axis=0)
 
 
 def make_visible(image: np.ndarray) -> np.ndarray:
-    """The image as (h, w, 3) bytes, stretched so that all but its darkest and brightest half
-    percent are told apart."""
+    """Stretch an image so that all but its darkest and brightest half percent can be seen.
+
+    Returns:
+        (h, w, 3) bytes.
+    """
     colours = image[..., None] if image.ndim == 2 else image
     colours = colours[..., :3] if colours.shape[-1] >= 3 else colours[..., :1].repeat(3, -1)
     low, high = np.percentile(colours, (0.5, 99.5))

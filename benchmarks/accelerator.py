@@ -281,7 +281,7 @@ def compare_speed(sizes: Sizes) -> Iterator[Record]:
     import jax
     import torch
 
-    from unet_bench import ceilings, nets, steps
+    from unet_bench import ceilings, net_times, steps
 
     jax_device, torch_device = steps.devices()
     # what is compiled once for torch's own variants is there for the compiled one
@@ -296,7 +296,7 @@ def compare_speed(sizes: Sizes) -> Iterator[Record]:
     def timed(arithmetic: steps.Arithmetic, variants: tuple[str, ...]) -> Iterator[Record]:
         case = replace(problem, arithmetic=arithmetic)
         with steps.torch_tf32(arithmetic.tf32):
-            for row in nets.time_nets(
+            for row in net_times.time_nets(
                 case, peak_gflops=peak, budget_s=sizes.budget_s, variants=variants
             ):
                 rows.append(_speed_row(row, arithmetic.name, sizes.batch))
@@ -401,7 +401,7 @@ def _summarise(result: Record, run: Path) -> Record:
 
 
 def _speed_row(row: Any, arithmetic: str, batch: int) -> Record:
-    """A `unet_bench.nets.NetRow`, with images per second."""
+    """A `unet_bench.net_times.NetRow`, with images per second."""
     found = {"arithmetic": arithmetic, **row.to_json()}
     found["jax_images_per_s"] = 1e3 * batch / row.jax_ms
     found["torch_images_per_s"] = 1e3 * batch / row.torch_ms if row.torch_ms else None

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.verdicts` compares nets of every kind with many weights and writes
 `results/verdicts.json` (ten minutes on two cores). The bounds of `unet_parity.fault` and
-`unet_parity.layers` rest on it.
+`unet_parity.float32_errors` rest on it.
 """
 
 from collections.abc import Callable, Iterator

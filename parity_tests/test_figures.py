@@ -11,7 +11,7 @@ from flax import nnx
 from torch import nn
 
 from parity_tests.shown import DOCUMENTS, ROOT
-from unet_parity import exact, fault, layers, oracle, training, verify
+from unet_parity import exact, fault, float32_errors, oracle, training, verify
 
 RESULTS = ROOT / "benchmarks" / "results"
 Figure = tuple[str, str]
@@ -159,7 +159,7 @@ def bounds() -> Iterator[Figure]:
     yield "README.md", f"agree to {output} (gradients to {gradient})"
     yield (
         "README.md",
-        f"within a factor of {oracle.FACTOR:g} (gradients {layers.GRADIENT_FACTOR:g})",
+        f"within a factor of {oracle.FACTOR:g} (gradients {float32_errors.GRADIENT_FACTOR:g})",
     )
     yield "README.md", f"to {steps} in float64"
     yield "README.md", f"distance may be {training.FACTOR:g} times the distance"

@@ -50,17 +50,17 @@ def test_levels_equal_the_shapes_of_the_reference(padding, fit, widths):
     # heights forwards and widths backwards: an exchange of the two can not hide
     for height, width in zip(legal, reversed(legal), strict=True):
         rows, columns = geometry.levels(config, height), geometry.levels(config, width)
-        found = real_shapes(config, height, width)
-        assert found["skips"] == list(zip(rows.skips, columns.skips, strict=True))
-        assert found["neck"] == [(rows.neck, columns.neck)]
-        assert found["ups"] == list(zip(rows.ups, columns.ups, strict=True))
-        assert found["output"] == [(rows.output, columns.output)]
+        shapes = real_shapes(config, height, width)
+        assert shapes["skips"] == list(zip(rows.skips, columns.skips, strict=True))
+        assert shapes["neck"] == [(rows.neck, columns.neck)]
+        assert shapes["ups"] == list(zip(rows.ups, columns.ups, strict=True))
+        assert shapes["output"] == [(rows.output, columns.output)]
 
 
 def real_shapes(config: UNetConfig, height: int, width: int) -> dict[str, list[tuple[int, ...]]]:
     with torch.device("meta"):
         net, x = unet_torch.UNet(config), torch.empty(1, 1, height, width)
-    found: dict[str, list[tuple[int, ...]]] = {"skips": [], "neck": [], "ups": [], "output": []}
+    shapes: dict[str, list[tuple[int, ...]]] = {"skips": [], "neck": [], "ups": [], "output": []}
     watched = {"skips": "down_{}.conv", "ups": "up_{}.up"}
     modules = [("neck", net.neck), ("output", net.out)] + [
         (kind, net.get_submodule(name.format(level)))
@@ -69,10 +69,10 @@ def real_shapes(config: UNetConfig, height: int, width: int) -> dict[str, list[t
     ]
     for kind, module in modules:
         module.register_forward_hook(
-            lambda _, inputs, output, kind=kind: found[kind].append(tuple(output.shape[2:]))
+            lambda _, inputs, output, kind=kind: shapes[kind].append(tuple(output.shape[2:]))
         )
     net(x)
-    return found
+    return shapes
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -81,9 +81,9 @@ def real_shapes(config: UNetConfig, height: int, width: int) -> dict[str, list[t
 def test_receptive_field_and_reach_equal_the_measured_ones(widths, up, padding):
     config = UNetConfig(widths=widths, up=up, padding=padding)
     size = geometry.next_legal(config, 120)
-    seen = measured(config, size)
-    field = max(last - first + 1 for _, first, last in seen)
-    reach = max(max(at - first, last - at) for at, first, last in seen)
+    views = measured(config, size)
+    field = max(last - first + 1 for _, first, last in views)
+    reach = max(max(at - first, last - at) for at, first, last in views)
     if up == "bilinear_aligned":  # documented as an upper bound
         assert field <= geometry.receptive_field(config) <= field + 2**config.depth
         assert reach <= geometry.reach(config) <= reach + 2**config.depth
@@ -104,14 +104,14 @@ def measured(config: UNetConfig, size: int) -> list[tuple[int, int, int]]:
     x = torch.ones(1, 1, size, size, dtype=torch.double, requires_grad=True)
     logits = net(x)
     middle = output // 2
-    seen = []
+    views = []
     for pixel in range(middle, middle + 2**config.depth):
         (gradient,) = torch.autograd.grad(logits[0, 0, pixel, middle], x, retain_graph=True)
         rows = gradient[0, 0].abs().sum(dim=1).nonzero().ravel().tolist()
         assert rows[0] > 0, "the pixel sees the border: the image is too small to measure"
         assert rows[-1] < size - 1, "the pixel sees the border: the image is too small to measure"
-        seen.append((pixel + margin, rows[0], rows[-1]))
-    return seen
+        views.append((pixel + margin, rows[0], rows[-1]))
+    return views
 
 
 @given(

@@ -16,7 +16,7 @@ import unet_cli
 import unet_torch
 from parity_tests import planted
 from parity_tests.browser import needs_browser, render
-from unet_parity import exact, layers, oracle, page, precision, report, training, verify
+from unet_parity import exact, float32_errors, oracle, page, precision, report, training, verify
 from unet_parity.scope import Scope
 from unet_spec import InputError, UNetConfig
 from unet_spec.weight_file import WeightFile
@@ -110,31 +110,33 @@ def test_a_fault_with_brackets_is_shown_as_it_is(healthy):
 
 def test_the_terminal_says_the_bounds_that_are_judged_by(healthy):
     visible = words(terminal(healthy))
-    modules = rf"modules by themselves: [\d.e+-]+, up to {layers.LOCAL_FACTOR:g} x either way"
+    modules = (
+        rf"modules by themselves: [\d.e+-]+, up to {float32_errors.LOCAL_FACTOR:g} x either way"
+    )
     assert re.search(modules, visible)
     assert re.search(
-        rf"gradients: [\d.e+-]+, up to {layers.GRADIENT_FACTOR:g} x either way", visible
+        rf"gradients: [\d.e+-]+, up to {float32_errors.GRADIENT_FACTOR:g} x either way", visible
     )
     assert f"x torch's; {oracle.FACTOR:g} x either way" in visible
 
 
 def test_the_page_says_the_bounds_that_are_judged_by(healthy):
     text = text_of(page.make_page(healthy))
-    for factor in (layers.LOCAL_FACTOR, layers.GRADIENT_FACTOR):
+    for factor in (float32_errors.LOCAL_FACTOR, float32_errors.GRADIENT_FACTOR):
         assert f"Allowed is a ratio of {factor:g} either way" in text
     assert re.search(rf"that of PyTorch [\d.]+ {oracle.FACTOR:g} either way", text)
 
 
 def test_what_equivalent_means_is_what_is_judged_by(healthy):
-    bounds = f"within a factor of {oracle.FACTOR:g} (gradients {layers.GRADIENT_FACTOR:g})"
-    assert oracle.FACTOR == layers.LOCAL_FACTOR
+    bounds = f"within a factor of {oracle.FACTOR:g} (gradients {float32_errors.GRADIENT_FACTOR:g})"
+    assert oracle.FACTOR == float32_errors.LOCAL_FACTOR
     assert healthy.reasons[0] == verify.ROUNDING
     for said in (verify.ROUNDING, box(healthy)[0], page.SENTENCES["identical"]):
         assert bounds in said
         assert "neither is further" not in said
     docs = (Path(__file__).parent.parent / "docs" / "parity.md").read_text()
     assert bounds in docs
-    assert f"| float32, a gradient, ratio | {layers.GRADIENT_FACTOR:g} either way |" in docs
+    assert f"| float32, a gradient, ratio | {float32_errors.GRADIENT_FACTOR:g} either way |" in docs
 
 
 @pytest.mark.parametrize("show", [terminal, lambda result: [text_of(page.make_page(result))]])

@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from unet_bench import layers, nets
+from unet_bench import layer_times, net_times
 from unet_bench.ceilings import matmul_gflops
 from unet_bench.environment import device_name, environment
-from unet_bench.layers import LayerRow
-from unet_bench.nets import NetRow
+from unet_bench.layer_times import LayerRow
+from unet_bench.net_times import NetRow
 from unet_bench.steps import PRECISION, Problem, devices, torch_tf32
 from unet_spec import SLIDES, UNetConfig
 from unet_spec.environment import versions
@@ -23,7 +23,7 @@ NARROW = UNetConfig(widths=(16, 32, 64, 128, 256))
 
 
 def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Times of the layers against plain Flax, and of whole nets against torch.
+    """Time the layers against plain Flax, and of whole nets against torch.
 
     Args:
         quick: one size of each layer, the narrow net only, fewer rounds: under a minute on two
@@ -61,12 +61,14 @@ def _rows(
     quick: bool, peak_gflops: float, say: Callable[[str], None]
 ) -> Iterator[LayerRow | NetRow]:
     jax_device, torch_device = devices()
-    for layer in layers.time_layers(jax_device, budget_s=0.5 if quick else 2, quick=quick):
+    for layer in layer_times.time_layers(jax_device, budget_s=0.5 if quick else 2, quick=quick):
         say(f"{layer.case}: {layer.ratio:.2f} x Flax")
         yield layer
     for config in (NARROW,) if quick else (NARROW, SLIDES):
         problem = Problem(config, SIZE_PX, jax_device, torch_device)
-        for net in nets.time_nets(problem, peak_gflops=peak_gflops, budget_s=5 if quick else 10):
+        for net in net_times.time_nets(
+            problem, peak_gflops=peak_gflops, budget_s=5 if quick else 10
+        ):
             against = f", {net.ratio:.2f} x torch {net.torch_variant}" if net.ratio else ""
             say(f"{net.case}: {net.jax_ms:.0f} ms{against}")
             yield net

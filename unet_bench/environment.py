@@ -9,7 +9,7 @@ from unet_spec import environment as installed
 
 
 def environment() -> dict[str, str]:
-    """Versions, hardware and devices, for the file that holds a figure."""
+    """Describe versions, hardware and devices, for the file that holds a figure."""
     return {
         **installed.environment(),
         "jax_device": device_name(jax.devices()[0]),
@@ -20,6 +20,7 @@ def environment() -> dict[str, str]:
 
 
 def device_name(device: jax.Device) -> str:
-    """Its model where the platform tells it: `gpu (NVIDIA A100)`, `cpu (...)`."""
+    """Name a device, with its model where the platform tells it: `gpu (NVIDIA A100)`, `cpu
+    (...)`."""
     kind = installed.cpu_model() if device.platform == "cpu" else device.device_kind
     return f"{device.platform} ({kind})"

@@ -33,5 +33,6 @@ def forward_gflop(config: UNetConfig, height_px: int, width_px: int) -> float:
 
 
 def _ends(sizes: geometry.Levels) -> tuple[int, ...]:
-    """Sizes after the convolutions of `up_1`, `up_2`, ...: half of what the next one makes."""
+    """Return the sizes after the convolutions of `up_1`, `up_2`, ...: half of what the next one
+    makes."""
     return (*(size // 2 for size in sizes.ups[1:]), sizes.output)

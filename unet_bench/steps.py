@@ -95,7 +95,7 @@ class CompiledRun:
 
 
 def devices() -> tuple[jax.Device, torch.device | None]:
-    """JAX's first device, and the same one of torch: None where torch cannot use it."""
+    """Return JAX's first device, and the same one of torch: None where torch cannot use it."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         return device, torch.device("cpu")
@@ -105,14 +105,14 @@ def devices() -> tuple[jax.Device, torch.device | None]:
 
 
 def jax_forward(problem: Problem) -> CompiledRun:
-    """A forward pass that gives the logits."""
+    """Build a forward pass that gives the logits."""
     params, x = _jax_arrays(problem)
     program, seconds = compile_timed(jax.jit(_apply(problem)), params, x)
     return CompiledRun(lambda: program(params, x), seconds, planned_mb(program))
 
 
 def jax_step(problem: Problem) -> CompiledRun:
-    """A training step in donated buffers that gives the loss."""
+    """Build a training step in donated buffers that gives the loss."""
     params, x = _jax_arrays(problem)
     labels = jax.device_put(problem.labels().astype(np.int32), problem.jax_device)
     apply = _apply(problem)
@@ -137,7 +137,7 @@ def jax_step(problem: Problem) -> CompiledRun:
 
 
 def torch_forward(problem: Problem, variant: str) -> Run:
-    """A forward pass that gives the logits."""
+    """Build a forward pass that gives the logits."""
     model, x, _ = _torch_arrays(problem, variant)
     model.eval()
 
@@ -149,7 +149,7 @@ def torch_forward(problem: Problem, variant: str) -> Run:
 
 
 def torch_step(problem: Problem, variant: str) -> Run:
-    """A training step that gives the loss."""
+    """Build a training step that gives the loss."""
     model, x, labels = _torch_arrays(problem, variant)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 
@@ -165,7 +165,7 @@ def torch_step(problem: Problem, variant: str) -> Run:
 
 
 def wait_for_device(run: Run, device: torch.device | None) -> Run:
-    """The run, and the wait for an accelerator's result."""
+    """Add to a run the wait for an accelerator's result."""
     if device is None or device.type == "cpu":
         return run
 
@@ -179,7 +179,7 @@ def wait_for_device(run: Run, device: torch.device | None) -> Run:
 
 @contextmanager
 def torch_tf32(allowed: bool) -> Iterator[None]:
-    """Whether torch's convolutions and products of float32 may be TF32, as long as this lasts.
+    """Allow or forbid TF32 in torch's convolutions and products of float32 within the block.
 
     cuDNN's algorithms are chosen by their measured time meanwhile, as XLA chooses them too.
     """
@@ -200,7 +200,7 @@ def _apply(problem: Problem) -> Callable[..., Array]:
 
 
 def _autocast(problem: Problem) -> Any:
-    """torch's context for an arithmetic other than float32; for float32 it does nothing."""
+    """Return torch's context for an arithmetic other than float32; for float32 it does nothing."""
     dtype = getattr(torch, problem.arithmetic.dtype)
     assert problem.torch_device is not None
     if dtype == torch.float32:
@@ -209,7 +209,7 @@ def _autocast(problem: Problem) -> Any:
 
 
 def _jax_arrays(problem: Problem) -> tuple[dict[str, Array], Array]:
-    """Parameters and images, in buffers of their own: the parameters' are donated."""
+    """Return parameters and images, in buffers of their own: the parameters' are donated."""
     arrays = layout.to_jax(problem.config, problem.tensors())
     x = jnp.array(problem.images().transpose(0, 2, 3, 1), copy=True)
     owned = {name: jnp.array(array, copy=True) for name, array in arrays.items()}
@@ -217,7 +217,7 @@ def _jax_arrays(problem: Problem) -> tuple[dict[str, Array], Array]:
 
 
 def _torch_arrays(problem: Problem, variant: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """Model, images and labels."""
+    """Return model, images and labels."""
     kind = torch.channels_last if variant == COMPILED else VARIANTS[variant]
     model, device = TorchUNet(problem.config), problem.torch_device
     state = {name: torch.tensor(tensor) for name, tensor in problem.tensors().items()}

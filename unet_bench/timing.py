@@ -28,15 +28,15 @@ class Timings:
     others_cores: float | None = None
 
     def ms(self, name: str) -> float:
-        """The median round."""
+        """Return the median round."""
         return median(self.rounds_ms[name])
 
     def best_ms(self, name: str) -> float:
-        """The quickest round."""
+        """Return the quickest round."""
         return min(self.rounds_ms[name])
 
     def ratio(self, name: str, over: str) -> float:
-        """Median over median.
+        """Return one median over another.
 
         >>> Timings({"a": (2.0, 9.0, 3.0), "b": (1.0, 2.0, 2.0)}).ratio("a", over="b")
         1.5
@@ -47,7 +47,7 @@ class Timings:
 def alternate(
     runs: Mapping[str, Run], *, budget_s: float, least: int = 5, most: int = 200
 ) -> Timings:
-    """Times of `runs`, one call of each per round, after one call of each to warm up.
+    """Time `runs`, one call of each per round, after one call of each to warm up.
 
     Every other round goes backwards, so that none is always first. What a run returns is waited
     for; a run on another framework's accelerator waits by itself.
@@ -73,15 +73,15 @@ def alternate(
 
 
 def elapsed_ms(run: Run) -> float:
-    """Wall-clock time of one call and of the wait for its result."""
+    """Measure the wall-clock time of one call and of the wait for its result."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return 1e3 * (time.perf_counter() - start)
 
 
 def others_s() -> float | None:
-    """Core-seconds since the start of the machine that went to other processes or, of a virtual
-    machine, to other guests; None where the system has no `/proc/stat`."""
+    """Return the core-seconds since the start of the machine that went to other processes or, of a
+    virtual machine, to other guests; None where the system has no `/proc/stat`."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
@@ -91,15 +91,16 @@ def others_s() -> float | None:
 
 
 def compile_timed(function: Any, *arguments: Any) -> tuple[Any, float]:
-    """A jitted function compiled for these arguments, and the seconds that took."""
+    """Compile a jitted function for these arguments; return it and the seconds that this took."""
     start = time.perf_counter()
     program = function.lower(*arguments).compile()
     return program, time.perf_counter() - start
 
 
 def planned_mb(program: Any) -> float | None:
-    """Memory of a compiled program by XLA's own plan: arguments, results and temporaries, in MB
-    of 10^6 bytes; None where the backend does not tell. Scratch inside its libraries is not in."""
+    """Return the memory of a compiled program by XLA's own plan: arguments, results and
+    temporaries, in MB of 10^6 bytes; None where the backend does not tell. Scratch inside its
+    libraries is not in."""
     plan = program.memory_analysis()
     if plan is None:
         return None

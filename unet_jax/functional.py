@@ -103,14 +103,16 @@ def _check_statistics(config: UNetConfig, arrays: Arrays) -> None:
 
 
 def to_arrays(model: nnx.Module) -> dict[str, Any]:
-    """Every array of a net, or of a part of one, by its name in it; of an abstract one
-    (`nnx.eval_shape`), its shapes."""
+    """Return every array of a net, or of a part of one, by its name in it.
+
+    Of an abstract net (`nnx.eval_shape`) these are shapes.
+    """
     state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     return {_name(path): variable.get_value() for path, variable in state}
 
 
 def fill_arrays(model: Part, arrays: Arrays) -> Part:
-    """A copy of `model` that holds these arrays.
+    """Return a copy of `model` that holds these arrays.
 
     Raises:
         KeyError: an array is missing.
@@ -123,7 +125,7 @@ def fill_arrays(model: Part, arrays: Arrays) -> Part:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """The slides' name of an NNX path: `nnx.Sequential` keeps its modules under `layers`."""
+    """Return the slides' name of an NNX path: `nnx.Sequential` keeps its modules under `layers`."""
     *modules, last = map(str, path)
     names = [module for module in modules if module != "layers"]
     return ".".join([*names, _NAMES.get(last, last)])

@@ -39,7 +39,7 @@ class Numerics:
 
 
 def he_normal(key: Array, shape: tuple[int, ...], dtype: Any, *, inputs: int) -> Array:
-    """Normal values with a standard deviation of sqrt(2 / inputs).
+    """Draw normal values with a standard deviation of sqrt(2 / inputs).
 
     Drawn in one row, which changes none of them: XLA on CPU compiled the kernels of a net for
     30 s as arrays of four axes, and for 2 s so.
@@ -51,7 +51,7 @@ def he_normal(key: Array, shape: tuple[int, ...], dtype: Any, *, inputs: int) ->
 def conv(
     in_channels: int, out_channels: int, size: int, numerics: Numerics, rngs: nnx.Rngs, **kwargs
 ) -> nnx.Conv:
-    """A convolution with He's normal initialisation, biases 0."""
+    """Build a convolution with He's normal initialisation, biases 0."""
     return nnx.Conv(
         in_channels,
         out_channels,
@@ -82,7 +82,7 @@ def conv_block(
 
 
 def activation(x: Array, *, slope: float) -> Array:
-    """ReLU, or leaky ReLU for a slope other than 0.
+    """Apply ReLU, or leaky ReLU for a slope other than 0.
 
     `jax.nn.leaky_relu` takes the branch of x >= 0 at 0; torch that of x > 0, which decides the
     gradient of a value that is exactly 0.
@@ -93,14 +93,14 @@ def activation(x: Array, *, slope: float) -> Array:
 def normalisation(
     channels: int, config: UNetConfig, numerics: Numerics, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """The norm of the config, affine, with torch's eps and momentum."""
+    """Build the norm of the config, affine, with torch's eps and momentum."""
     if config.norm == "batch":
         return BatchNorm(channels, numerics)
     return GroupNorm(channels, config.groups if config.norm == "group" else channels, numerics)
 
 
 def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Mean and biased variance over axes, which stay with size 1; never in less than float32.
+    """Return mean and biased variance over axes, which stay with size 1; never below float32.
 
     Axis by axis, because XLA on CPU adds up one long row of numbers one after the other: over
     whole maps group norm was up to 9 times further from float64 than torch's. Not as
@@ -223,7 +223,7 @@ class UpConv(nnx.Module):
 def up_sampling(
     in_channels: int, out_channels: int, config: UNetConfig, numerics: Numerics, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """Twice the height and width, `out_channels` channels."""
+    """Build what doubles height and width and gives `out_channels` channels."""
     if config.up == "transposed":
         return UpConv(in_channels, out_channels, numerics, rngs)
     return nnx.Sequential(
@@ -233,8 +233,10 @@ def up_sampling(
 
 
 def interpolate(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*h 2*w c"]:
-    """Twice the height and width: `nearest`, `bilinear`, or `bilinear_aligned`, which is
-    torch's `align_corners=True` and does not exist in `jax.image.resize`."""
+    """Double height and width by `nearest`, `bilinear` or `bilinear_aligned`.
+
+    The last is torch's `align_corners=True`, which does not exist in `jax.image.resize`.
+    """
     b, h, w, c = x.shape
     if mode == "nearest":
         repeated = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
@@ -267,7 +269,11 @@ class Dropout(nnx.Module):
         keep: Array | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b h w c"]:
-        """`keep`, of the shape of `x`, is 1 where a value stays; drawn from `rngs` without it."""
+        """Drop values in training.
+
+        Args:
+            keep: of the shape of `x`, 1 where a value stays; drawn from `rngs` without it.
+        """
         if self.deterministic or self.rate == 0:
             return x
         if keep is None:
@@ -280,8 +286,11 @@ class Dropout(nnx.Module):
 def match_sizes(
     x: Float[Array, "b h w c"], skip: Float[Array, "b H W k"], config: UNetConfig
 ) -> tuple[Array, Array]:
-    """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
-    `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
+    """Bring the two maps of a concatenation to one size.
+
+    The skip is cropped at its centre, or, for `fit=zeros` and `fit=edge`, the up-sampled map is
+    padded at its bottom and right.
+    """
     if config.fit in ("zeros", "edge"):
         rows, columns = skip.shape[1] - x.shape[1], skip.shape[2] - x.shape[2]
         mode = "constant" if config.fit == "zeros" else "edge"

@@ -93,12 +93,12 @@ def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
 
 
 def learning_rate(state: OptimizerState) -> Array:
-    """The learning rate of the next step."""
+    """Return the learning rate of the next step."""
     return state.lr
 
 
 def momentum(recipe: Recipe, state: OptimizerState) -> Scalar:
-    """The momentum of the next step (`betas[0]` of Adam), which `one_cycle` may move."""
+    """Return the momentum of the next step (`betas[0]` of Adam), which `one_cycle` may move."""
     return _momentum(recipe.optimizer, _cycle_momentum(recipe, state))
 
 
@@ -115,7 +115,7 @@ def clip_gradients(gradients: Any, max_norm: float | None) -> Any:
 def _apply_rule(
     rule: Callable[..., Any], recipe: Recipe, gradients: Any, params: Any, slots: Any, now: _Now
 ) -> tuple[Any, dict[str, Any]]:
-    """The rule on every parameter: trees of updates and of slots."""
+    """Apply the rule to every parameter; return trees of updates and of slots."""
     tree: Any
     leaves, tree = jax.tree.flatten(params)
     columns = [tree.flatten_up_to(slots[name]) for name in recipe.slots]
@@ -206,7 +206,7 @@ def _add_decay(optimizer: Optimizer, gradient: Array, parameter: Array) -> Array
 
 
 def _shrink(parameter: Array, factor: Array) -> Array:
-    """parameter * factor, rounded before anything is added to it, as in torch.
+    """Return parameter * factor, rounded before anything is added to it, as in torch.
 
     XLA on CPU fuses product and sum into one rounding, through `optimization_barrier` and
     `reduce_precision` too. That took float32 parameters 15 to 22 times as far from torch's in 50
@@ -216,7 +216,7 @@ def _shrink(parameter: Array, factor: Array) -> Array:
 
 
 def _bias_correction(beta: Scalar, step: Array) -> Array:
-    """1 - beta^step, whose digits float32 would cancel away: -expm1(step * log(beta))."""
+    """Return 1 - beta^step, whose digits float32 would cancel away: -expm1(step * log(beta))."""
     if isinstance(beta, float | int):
         # log(0) has no value in Python; there 1 - 0^step is 1
         return -jnp.expm1(step * (math.log(beta) if beta else -math.inf))
@@ -233,7 +233,7 @@ def _initial_lr(recipe: Recipe) -> Scalar:
 def _advance_schedule(
     recipe: Recipe, state: OptimizerState, value: Any
 ) -> tuple[Array, Plateau | None]:
-    """The learning rate after a step, and what `plateau` remembers."""
+    """Return the learning rate after a step, and what `plateau` remembers."""
     schedule, done = recipe.schedule, state.step + 1
     due = done % schedule.every == 0
     if state.plateau is None:
@@ -246,7 +246,7 @@ def _advance_schedule(
 
 
 def _next_lr(schedule: Schedule, lr: Array, epoch: Array, *, base: float) -> Array:
-    """The learning rate from step `epoch` of the scheduler on, from the one before."""
+    """Return the learning rate from a step of the scheduler on, from the one before."""
     if schedule.name == "step":
         assert schedule.step_size is not None
         return jnp.where(epoch % schedule.step_size == 0, lr * schedule.gamma, lr)
@@ -260,7 +260,7 @@ def _next_lr(schedule: Schedule, lr: Array, epoch: Array, *, base: float) -> Arr
 
 
 def _one_cycle_rates(schedule: Schedule) -> tuple[float, ...]:
-    """The learning rates between which `one_cycle` goes, phase by phase."""
+    """Return the learning rates between which `one_cycle` goes, phase by phase."""
     assert schedule.max_lr is not None
     start = schedule.max_lr / schedule.div_factor
     end = start / schedule.final_div_factor
@@ -270,7 +270,11 @@ def _one_cycle_rates(schedule: Schedule) -> tuple[float, ...]:
 
 
 def _cycle(schedule: Schedule, epoch: Array, turns: tuple[float, ...]) -> Array:
-    """The value of `one_cycle` at step `epoch` of the scheduler; `turns` bound its phases."""
+    """Return the value of `one_cycle` at a step of the scheduler.
+
+    Args:
+        turns: the values between which it goes, phase by phase.
+    """
     assert schedule.total_steps is not None
     # torch raises past the last step, which a compiled step cannot: the last value stays
     epoch = jnp.minimum(epoch, schedule.total_steps)
@@ -287,7 +291,7 @@ def _cycle(schedule: Schedule, epoch: Array, turns: tuple[float, ...]) -> Array:
 
 
 def _anneal(start: float, end: float, part: Array) -> Array:
-    """Half a cosine from `start` to `end`: cos^2 is (1 + cos) / 2 without the cancellation."""
+    """Follow half a cosine: cos^2 is (1 + cos) / 2 without the cancellation."""
     return end + (start - end) * jnp.square(jnp.cos(part * (math.pi / 2)))
 
 
@@ -296,7 +300,7 @@ def _linear(start: float, end: float, part: Array) -> Array:
 
 
 def _step_plateau(schedule: Schedule, lr: Array, old: Plateau, value: Any) -> tuple[Array, Plateau]:
-    """`ReduceLROnPlateau.step(value)`."""
+    """Do what `ReduceLROnPlateau.step(value)` does."""
     better = _is_better(schedule, value, old.best)
     cooling = old.cooldown_counter > 0
     bad = jnp.where(better | cooling, 0, old.num_bad_epochs + 1)

@@ -106,7 +106,7 @@ def write_arrays(
 
 
 def from_weights(weights: WeightFile, *, numerics: Numerics = Numerics()) -> UNet:
-    """The net of a weight file's content, in inference mode."""
+    """Build the net of a weight file's content, in inference mode."""
     shapes = nnx.eval_shape(lambda: UNet(weights.config, numerics=numerics, rngs=nnx.Rngs(0)))
     model = fill_arrays(shapes, _arrays(weights, numerics))
     model.preprocessing, model.class_names = weights.preprocessing, weights.class_names
@@ -115,14 +115,14 @@ def from_weights(weights: WeightFile, *, numerics: Numerics = Numerics()) -> UNe
 
 
 def to_weights(model: UNet) -> WeightFile:
-    """A net as the content of a weight file."""
+    """Return a net as the content of a weight file."""
     arrays = {name: np.asarray(array) for name, array in to_arrays(model).items()}
     tensors = layout.to_torch(model.config, arrays)
     return WeightFile(model.config, tensors, model.preprocessing, model.class_names)
 
 
 def _arrays(weights: WeightFile, numerics: Numerics) -> dict[str, Array]:
-    """All arrays of a weight file in JAX's layout; counts stay integers."""
+    """Return all arrays of a weight file in JAX's layout; counts stay integers."""
     return {
         name: jnp.asarray(
             array, numerics.param_dtype if np.issubdtype(array.dtype, np.floating) else None

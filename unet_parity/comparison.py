@@ -10,8 +10,7 @@ from torch import nn
 from unet_parity import fault, oracle
 from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.fault import Fault
-from unet_parity.jax_net import match_modules
-from unet_parity.layers import (
+from unet_parity.float32_errors import (
     GRADIENT_FACTOR,
     LOCAL_FACTOR,
     Gradient,
@@ -19,6 +18,7 @@ from unet_parity.layers import (
     compare_gradients,
     compare_layers,
 )
+from unet_parity.jax_net import match_modules
 from unet_parity.leaves import JaxLeaves, LeafResult, TorchLeaves
 from unet_parity.oracle import Agreement
 from unet_parity.recording import Recorder
@@ -95,7 +95,7 @@ class Comparer:
     def __call__(
         self, numbers: Numbers, *, say: Callable[[str], None] = lambda text: None
     ) -> Comparison:
-        """Both twins in float64 and float32.
+        """Compare both twins in float64 and float32.
 
         Raises:
             InputError: a reference whose modules cannot be matched, or numbers that say nothing.
@@ -114,13 +114,13 @@ class Comparer:
             return _report_broken_net(mode, truth, faults)
 
     def faults(self, numbers: Numbers) -> tuple[Fault, ...]:
-        """Modules of the port that differ in float64, the first at fault first."""
+        """Find the modules of the port that differ in float64, the first at fault first."""
         return self._find_faults(numbers, self._trace_torch(numbers, "float64"))[0]
 
     def _find_faults(
         self, numbers: Numbers, truth: Trace
     ) -> tuple[tuple[Fault, ...], dict[str, LeafResult | None]]:
-        """What is at fault, and every leaf of the port by itself."""
+        """Find what is at fault; return every leaf of the port by itself too."""
         instruments = self._instruments_for(truth, "float64")
         local = instruments.leaves.run(numbers.tensors, truth.calls, backward=True)
         wiring = instruments.wiring.probe(
@@ -209,7 +209,8 @@ class Comparer:
     def _run_leaves(
         self, numbers: Numbers, truth: Trace, leaves: JaxLeaves
     ) -> dict[str, tuple[np.ndarray, np.ndarray, LeafResult | None]]:
-        """Float64, torch and JAX on the truth's input, rounded once, for all three, to float32."""
+        """Run every leaf in float64, torch and JAX on the truth's input, rounded to float32 for
+        all."""
         inputs = {
             path: tuple(m.astype(np.float32) for m in call.inputs)
             for path, call in truth.leaves.items()
@@ -274,7 +275,7 @@ def draw_numbers(
 
 
 def _report_broken_net(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:
-    """The port does not run as a whole: nothing but its fault can be told."""
+    """Report on a port that does not run as a whole: nothing but its fault is known."""
     nothing = np.full_like(truth.result.output, np.nan)
     empty = replace(truth.result, output=nothing)
     return Comparison(
@@ -301,7 +302,7 @@ def _refuse_dead(truth: Trace) -> None:
 def _describe_outliers(
     layers: tuple[Layer, ...], gradients: tuple[Gradient, ...]
 ) -> tuple[str, ...]:
-    """The first module and the first gradient whose float32 is out of line."""
+    """Describe the first module and the first gradient whose float32 is out of line."""
     problems = [
         f"{layer.name}: in float32, by itself, JAX is {layer.local_ratio:.3g} times as far from "
         f"float64 as torch, {LOCAL_FACTOR:g} allowed"

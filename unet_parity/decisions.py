@@ -19,7 +19,7 @@ Decisions = dict[str, np.ndarray]
 
 
 def read_decisions(calls: Mapping[str, Call], run: Mapping[str, ModuleMaps]) -> Decisions:
-    """By path: where a ReLU lets through, and which of the four a 2x2 max-pool takes.
+    """Read from a run where each ReLU lets through, and which of four values each pool takes.
 
     Args:
         calls: of the reference, for the kinds of the modules.
@@ -36,13 +36,13 @@ def read_decisions(calls: Mapping[str, Call], run: Mapping[str, ModuleMaps]) -> 
 
 
 def count_flips(truth: Decisions, run: Decisions) -> dict[str, int]:
-    """By path, how many fell the other way; modules without flips are left out."""
+    """Count by path how many fell the other way; modules without flips are left out."""
     counts = {path: int(np.count_nonzero(truth[path] != run[path])) for path in truth}
     return {path: count for path, count in counts.items() if count}
 
 
 def impose(run: Decisions) -> Replace:
-    """For `trace_torch`: every ReLU and pool falls as it did in a run."""
+    """Make every ReLU and pool fall as it did in a run; for `trace_torch`."""
 
     def replace(path: str, module: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
         if path not in run:
@@ -59,7 +59,7 @@ def impose(run: Decisions) -> Replace:
 
 
 def _windows(maps: np.ndarray) -> np.ndarray:
-    """(b, c, h, w) -> (b, c, h // 2, w // 2, 4), in reading order."""
+    """Cut maps (b, c, h, w) into windows (b, c, h // 2, w // 2, 4), in reading order."""
     b, c, h, w = maps.shape
     windows = maps[:, :, : h // 2 * 2, : w // 2 * 2].reshape(b, c, h // 2, 2, w // 2, 2)
     return windows.swapaxes(3, 4).reshape(b, c, h // 2, w // 2, 4)

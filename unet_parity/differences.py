@@ -6,8 +6,8 @@ EPS = 2.0**-24  # half of float32's spacing at 1: what one rounding can change, 
 
 
 def difference(a: np.ndarray, b: np.ndarray, *, scale: float | None = None) -> float:
-    """The largest difference over the scale (the largest value of `a` without one); infinite if
-    the shapes differ or anything is not finite."""
+    """Return the largest difference over the scale (the largest value of `a` without one); infinite
+    if the shapes differ or anything is not finite."""
     if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
     if a.size == 0:
@@ -18,7 +18,8 @@ def difference(a: np.ndarray, b: np.ndarray, *, scale: float | None = None) -> f
 
 
 def error_ratio(torch_error: float, jax_error: float, scale: float) -> float:
-    """JAX's error over torch's; below float32's resolution of the scale all errors are equal."""
+    """Return JAX's error over torch's; below float32's resolution of the scale all errors are
+    equal."""
     if not np.isfinite(jax_error):
         return float("inf")
     floor = EPS * scale
@@ -28,23 +29,23 @@ def error_ratio(torch_error: float, jax_error: float, scale: float) -> float:
 
 
 def rms(values: np.ndarray) -> float:
-    """Root mean square."""
+    """Return the root mean square."""
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
 
 
 def ulp(scale: float) -> float:
-    """The spacing of float32 at a scale: one unit in the last place."""
+    """Return the spacing of float32 at a scale: one unit in the last place."""
     return float(np.spacing(np.float32(scale)))
 
 
 def module_of(name: str) -> str:
-    """The path of the module that a tensor, or a module, belongs to."""
+    """Return the path of the module that a tensor, or a module, belongs to."""
     return name.rpartition(".")[0]
 
 
 def module_scales(gradients: dict[str, np.ndarray]) -> dict[str, float]:
-    """The largest gradient in each module: a bias before batch norm has a gradient of exactly 0,
-    so that noise would be measured against noise."""
+    """Return the largest gradient in each module: a bias before batch norm has a gradient of
+    exactly 0, so that noise would be measured against noise."""
     scales: dict[str, float] = {}
     for name, gradient in gradients.items():
         largest = float(np.abs(gradient).max())

@@ -124,7 +124,7 @@ class ExactRow:
 
 
 def explain_no_proof(config: UNetConfig) -> str:
-    """Why no exact proof exists for a config; empty if one does."""
+    """Say why no exact proof exists for a config; empty if one does."""
     if config.norm != "none":
         return f"norm={config.norm} divides and takes roots"
     if config.activation == "leaky_relu":
@@ -135,7 +135,7 @@ def explain_no_proof(config: UNetConfig) -> str:
 
 
 def explain_tf32(bits: int) -> str:
-    """In which arithmetic the rung tf32 was computed, in one sentence.
+    """Say in one sentence in which arithmetic the rung tf32 was computed.
 
     Args:
         bits: of a float32 factor that JAX's device keeps (`precision.significand_bits`).
@@ -155,7 +155,7 @@ def prove_rungs(
     size: tuple[int, int] | None = None,
     precision: str = "highest",
 ) -> Iterator[ExactRow]:
-    """The proof on each rung; rungs that compute in one type share a compiled net, and all share
+    """Prove on each rung; rungs that compute in one type share a compiled net, and all share
     the search for the module at fault.
 
     Args:
@@ -179,7 +179,7 @@ def prove(
     port: JaxRun | None = None,
     comparer: Comparer | None = None,
 ) -> ExactRow:
-    """The proof on one rung, on the first case that float64 certifies."""
+    """Prove on one rung, on the first case that float64 certifies."""
     case, certificate = find_case(config, rung, size=size)
     return compare_exactly(config, case, rung, certificate, port=port, comparer=comparer)
 
@@ -187,7 +187,7 @@ def prove(
 def find_case(
     config: UNetConfig, rung: Rung, *, size: tuple[int, int] | None = None
 ) -> tuple[Case, Certificate]:
-    """The first case that float64 certifies, or the last that it refuses."""
+    """Find the first case that float64 certifies, or the last that it refuses."""
     for taps in np.arange(rung.taps, 0.5, -0.5):
         for seed in range(SEEDS):
             case = make_case(config, taps=float(taps), seed=seed, size=size)
@@ -200,7 +200,7 @@ def find_case(
 def make_case(
     config: UNetConfig, *, taps: float, seed: int, size: tuple[int, int] | None = None
 ) -> Case:
-    """Integer weights in {-1, 0, 1} with `taps` non-zero ones per output on average,
+    """Draw integer weights in {-1, 0, 1} with `taps` non-zero ones per output on average,
     biases in {-1, 0, 1}, an input in -2..2, and a sparse cotangent in {-1, 0, 1}.
 
     Args:
@@ -221,8 +221,8 @@ def make_case(
 
 
 def small_size(config: UNetConfig) -> tuple[int, int]:
-    """Height and width, not equal, with a neck of more than one pixel and with outputs enough to
-    be distinct."""
+    """Return a height and a width, not equal, with a neck of more than one pixel and with outputs
+    enough to be distinct."""
     side = max(2 ** (config.depth + 1), 2 * geometry.margin(config) + 16)
     height = geometry.next_legal(config, side)
     return height, geometry.next_legal(config, height + 1)
@@ -259,8 +259,8 @@ def compare_exactly(
     comparer: Comparer | None = None,
     locate: bool = True,
 ) -> ExactRow:
-    """Both twins on the rung against each other and float64, value by value, with `==`; nothing
-    is compared where the certificate refuses.
+    """Compare both twins on the rung with each other and with float64, value by value, with `==`;
+    nothing is compared where the certificate refuses.
 
     Args:
         locate: look for the module at fault where values are not equal, which takes longer.
@@ -303,7 +303,7 @@ def compare_exactly(
 def _run_port(
     port: JaxRun, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, like: Pass
 ) -> Pass:
-    """The port's pass; where its maps do not even fit one another, a pass without a number."""
+    """Run the port; where its maps do not even fit one another, return a pass of NaN."""
     try:
         return port(tensors, x, cotangent)
     except (TypeError, ValueError):
@@ -313,7 +313,7 @@ def _run_port(
 
 
 def count_mismatches(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> int:
-    """Number of values on which the three are not all equal; all, if the shapes differ."""
+    """Count the values on which the three are not all equal; all, if the shapes differ."""
     if not truth.shape == ours.shape == theirs.shape:
         return max(truth.size, ours.size, theirs.size)
     equal = (truth == ours.astype(np.float64)) & (truth == theirs.astype(np.float64))
@@ -335,7 +335,7 @@ def _draw_integers(
 
 
 def _measure_magnitudes(config: UNetConfig, case: Case) -> tuple[float, float]:
-    """The largest value stored in any activation or its gradient, and the largest sum of
+    """Measure the largest value stored in any activation or its gradient, and the largest sum of
     absolute products in any convolution, forward or backward."""
     model = UNet(config).double().eval().requires_grad_(False)
     model.load_state_dict({n: torch.tensor(t) for n, t in case.tensors.items()})
@@ -363,7 +363,7 @@ def _leaves(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _largest_sum(module: nn.Module, x: Tensor, gradient: Tensor) -> float:
-    """The largest sum when every product of a convolution is taken absolutely."""
+    """Return the largest sum when every product of a convolution is taken absolutely."""
     source = x.abs().requires_grad_()
     weight, bias = (getattr(module, n) for n in ("weight", "bias"))
     positive = {"weight": weight.detach().abs().requires_grad_()}

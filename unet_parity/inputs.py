@@ -58,7 +58,7 @@ def crop_middle(
 
 
 def read_recorded(path: Path, config: UNetConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Input and output of an .npz: `x`, (b, in_channels, h, w), and `y`, (b, classes, h', w').
+    """Read input and output of an .npz: `x`, (b, in_channels, h, w), and `y`, (b, classes, h', w').
 
     Raises:
         InputError: not an .npz, without these arrays, or of another shape than the net's.
@@ -84,8 +84,8 @@ def read_recorded(path: Path, config: UNetConfig) -> tuple[np.ndarray, np.ndarra
 
 
 def read_reference(place: str, config: UNetConfig) -> nn.Module:
-    """A torch module from FILE.py:NAME: a module, or a class or function that gives one, called
-    without arguments. The file is run.
+    """Load a torch module from FILE.py:NAME: a module, or a class or function that gives one,
+    called without arguments. The file is run.
 
     Raises:
         InputError: no such file or name, or what it gives is no module of this net's tensors.

@@ -41,7 +41,7 @@ class OptimizerRow:
 
 
 def optimizer_table(*, steps: int = 50, seed: int = 0) -> tuple[OptimizerRow, ...]:
-    """Every optimizer at a constant rate, and every schedule."""
+    """Compare every optimizer at a constant rate, and every schedule."""
     rows = []
     for (optimizer, schedule), (recipe, stock) in cases(steps).items():
         truth = step_torch(recipe, steps=steps, seed=seed)
@@ -59,7 +59,7 @@ def optimizer_table(*, steps: int = 50, seed: int = 0) -> tuple[OptimizerRow, ..
 
 
 def list_problems(rows: tuple[OptimizerRow, ...]) -> tuple[str, ...]:
-    """A sentence for each row in which ours is not torch's."""
+    """Return a sentence for each row in which ours is not torch's."""
     return tuple(
         f"{row.optimizer}, {row.schedule}: {row.ours:.1e} from torch's, more than {BOUND:.0e}"
         for row in rows
@@ -68,19 +68,20 @@ def list_problems(rows: tuple[OptimizerRow, ...]) -> tuple[str, ...]:
 
 
 def gradients(parameters: Parameters, *, seed: int) -> Parameters:
-    """Of sum(log cosh(3 (p - target))) / 3 + (sum p)^2 / 20: each depends on every parameter."""
+    """Return the gradients of sum(log cosh(3 (p - target))) / 3 + (sum p)^2 / 20: each depends on
+    every parameter."""
     total = sum(float(p.sum()) for p in parameters.values())
     targets = _draw(seed, 1)
     return {n: np.tanh(3 * (p - targets[n])) + total / 10 for n, p in parameters.items()}
 
 
 def plateau_value(step: int) -> float:
-    """What `plateau` watches: a value that falls, stalls three times, and once rises."""
+    """Return what `plateau` watches: a value that falls, stalls three times, and once rises."""
     return (1.0, 0.8, 0.8, 0.9, 0.8)[step // 4 % 5] / (1 + step // 20)
 
 
 def step_torch(recipe: Recipe, *, steps: int, seed: int) -> Parameters:
-    """The parameters after so many steps of torch's."""
+    """Return the parameters after so many steps of torch's."""
     leaves = {n: torch.nn.Parameter(torch.tensor(p)) for n, p in _draw(seed, 0).items()}
     optimizer, scheduler = unet_torch.recipe.build(recipe, leaves.values())
     for step in range(steps):
@@ -94,7 +95,7 @@ def step_torch(recipe: Recipe, *, steps: int, seed: int) -> Parameters:
 
 
 def step_jax(transformation: optax.GradientTransformation, *, steps: int, seed: int) -> Parameters:
-    """The parameters after so many steps of an optax transformation."""
+    """Return the parameters after so many steps of an optax transformation."""
     extra = optax.with_extra_args_support(transformation)
 
     @jax.jit
@@ -112,7 +113,7 @@ def step_jax(transformation: optax.GradientTransformation, *, steps: int, seed: 
 
 
 def relative_distance(truth: Parameters, parameters: Parameters) -> float:
-    """The largest difference over the largest value, of the worst parameter."""
+    """Return the largest difference over the largest value, of the worst parameter."""
     return max(
         float(np.abs(parameters[n] - truth[n]).max() / np.abs(truth[n]).max())
         if np.isfinite(parameters[n]).all()
@@ -124,7 +125,7 @@ def relative_distance(truth: Parameters, parameters: Parameters) -> float:
 def cases(
     steps: int,
 ) -> dict[tuple[str, str], tuple[Recipe, Callable[[], optax.GradientTransformation]]]:
-    """(optimizer, schedule) in words, to the recipe and the stock optax parts for it."""
+    """Map (optimizer, schedule) in words to the recipe and the stock optax parts for it."""
     constant = {(name, "constant"): case for name, case in _list_constant().items()}
     return constant | _list_scheduled(steps) | _list_plateaus()
 

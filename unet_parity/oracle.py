@@ -50,7 +50,8 @@ class Agreement:
 
 
 def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
-    """Agreement of two float64 passes, torch's and JAX's, and two float32 passes, likewise."""
+    """Measure the agreement of two float64 passes, torch's and JAX's, and two float32 passes,
+    likewise."""
     output = difference(truth.output, port.output)
     input_gradient = difference(truth.input_gradient, port.input_gradient)
     scales = module_scales(truth.gradients)
@@ -91,7 +92,8 @@ def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode
 def random_input(
     config: UNetConfig, *, seed: int, size: tuple[int, int] | None = None, batch: int = 2
 ) -> tuple[np.ndarray, np.ndarray, Masks]:
-    """A normal input, a normal cotangent, and masks for both dropouts; float32, torch's layout.
+    """Draw a normal input, a normal cotangent, and masks for both dropouts; float32, torch's
+    layout.
 
     Args:
         size: (height, width); without it two unlike legal ones, from 2^(depth+1) on.
@@ -111,8 +113,8 @@ def random_input(
 
 
 def random_tensors(config: UNetConfig, *, seed: int) -> dict[str, np.ndarray]:
-    """He-like normal kernels; other vectors away from their neutral values, so that none can be
-    forgotten unseen. float32, torch's layout."""
+    """Draw He-like normal kernels; other vectors away from their neutral values, so that none can
+    be forgotten unseen. float32, torch's layout."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
     for name, shape, kind in parameters(config):

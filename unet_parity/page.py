@@ -12,7 +12,7 @@ import unet_page
 from unet_parity import exact
 from unet_parity.comparison import Comparison
 from unet_parity.differences import EPS, error_ratio
-from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
+from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.training import BOUND, Trajectory
 from unet_parity.verify import BIT_FOR_BIT, ROUNDING, ParityReport
@@ -27,7 +27,7 @@ LABELS, NARROW_LABELS = 8, 3  # of an axis, at most; a label needs about 3 rem
 
 
 def make_page(report: ParityReport, *, command: str = "") -> str:
-    """The page.
+    """Make the page of a report.
 
     Args:
         command: that made it.
@@ -131,7 +131,7 @@ class _Axis:
         self.eps = self._scale.place(EPS)
 
     def dots(self, scale: float, *errors: float) -> list[dict[str, Any]]:
-        """Torch's and JAX's place; an error of 0 has none."""
+        """Return torch's and JAX's place; an error of 0 has none."""
         relative = [error / scale if scale else 0.0 for error in errors]
         return [
             {"who": who, "at": self._scale.place(error), "error": error}
@@ -141,7 +141,7 @@ class _Axis:
 
 
 def _describe_steps(trajectory: Trajectory) -> dict[str, Any]:
-    """The curves of training steps: losses, and distances on a logarithmic scale."""
+    """Describe the curves of training steps: losses, and distances on a logarithmic scale."""
     curves = {
         "JAX to PyTorch, parameters": trajectory.parameters,
         "JAX to PyTorch, batch statistics": trajectory.statistics,
@@ -193,7 +193,7 @@ def _draw_line(
 
 
 def _describe_pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
-    """Pictures of the first image and of both errors, and the worst pixels in numbers."""
+    """Describe pictures of the first image and of both errors, and the worst pixels in numbers."""
     truth, ours, theirs = comparison.maps
     if not np.isfinite(theirs).all() or theirs.shape != truth.shape:
         return None

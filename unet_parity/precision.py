@@ -10,7 +10,8 @@ FLOAT32_BITS = 24
 
 
 def use_full_precision() -> None:
-    """Real float32 products in torch, also on NVIDIA GPUs, whose convolutions are TF32 otherwise.
+    """Have torch compute real float32 products, also on NVIDIA GPUs, whose convolutions are TF32
+    otherwise.
 
     JAX's precision is given to every product instead (`unet_jax.Numerics`).
     """
@@ -19,7 +20,7 @@ def use_full_precision() -> None:
 
 
 def significand_bits(precision: Any = "highest") -> int:
-    """How many bits of a float32 factor JAX's device keeps in a convolution: 24, or 11 in TF32,
+    """Measure how many bits of a float32 factor JAX's device keeps: 24, or 11 in TF32,
     or 8 in one bfloat16 pass. The device is asked, not looked up."""
     bits = jnp.arange(1, FLOAT32_BITS + 1)
     factors = (2.0**bits - 1).astype(jnp.float32)
@@ -33,7 +34,7 @@ def significand_bits(precision: Any = "highest") -> int:
 
 
 def describe_precision(precision: Any = "highest") -> dict[str, str]:
-    """Devices, and the precision of products on both sides."""
+    """Describe the devices, and the precision of products on both sides."""
     bits = significand_bits(precision)
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     return {

@@ -104,7 +104,7 @@ def _first_equal(candidates: Candidates, array: np.ndarray) -> str:
 
 
 def _wiring_bugs(right: np.ndarray, wrong: np.ndarray) -> Candidates:
-    """What crops, concatenations and the order of calls can do to a map."""
+    """List what crops, concatenations and the order of calls can do to a map."""
     if right.shape != wrong.shape:
         return
     if not wrong.any():
@@ -126,7 +126,7 @@ def _wiring_bugs(right: np.ndarray, wrong: np.ndarray) -> Candidates:
 def _whole_map_bugs(
     right: np.ndarray, wrong: np.ndarray, answer: np.ndarray, what: str
 ) -> Candidates:
-    """Shifts by a pixel, in which only a border may differ otherwise, and scalings."""
+    """List shifts by a pixel, in which only a border may differ otherwise, and scalings."""
     for dy, dx in SHIFTS:
         inside = _overlap(right, -dy, -dx), _overlap(wrong, dy, dx)
         if min(inside[0].shape) and inside[0].any() and difference(*inside) <= SAME:
@@ -141,7 +141,7 @@ def _whole_map_bugs(
 
 
 def _overlap(maps: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """The part of maps that stays inside when they move by (-dy, -dx)."""
+    """Return the part of maps that stays inside when they move by (-dy, -dx)."""
     h, w = maps.shape[2:]
     return maps[:, :, max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)]
 
@@ -181,7 +181,7 @@ class _LeafBugs:
         yield from _whole_map_bugs(self.call.outputs[0], wrong, wrong, "an output ")
 
     def _order(self, wrong: np.ndarray) -> Candidates:
-        """The same channels in another order."""
+        """Look for the same channels in another order."""
         right = self.call.outputs[0]
         if right.shape != wrong.shape:
             return
@@ -206,7 +206,7 @@ class _LeafBugs:
             yield "the cotangent itself", cotangent
 
     def statistics(self, name: str) -> Candidates:
-        """Of batch norm, after the pass."""
+        """List what a statistic of batch norm can be after the pass."""
         before = torch.tensor(self.tensors[f"{self.call.path}.{name}"]).double()
         yield f"a {name} that is not updated", before
         if name == "num_batches_tracked":
@@ -219,7 +219,7 @@ class _LeafBugs:
                 yield f"momentum {momentum}{kind}", (1 - momentum) * before + momentum * value
 
     def find_wrong_weight(self, output: np.ndarray) -> str:
-        """Which single value of a convolution's weight or bias explains the difference."""
+        """Find which single value of a convolution's weight or bias explains the difference."""
         if not isinstance(self.module, nn.Conv2d | nn.ConvTranspose2d):
             return ""
         rest = output - self.call.outputs[0]
@@ -239,7 +239,7 @@ class _LeafBugs:
         return name if best <= noise + 1e-6 * float(np.abs(rest).max()) else ""
 
     def _bases(self, channel: int) -> Iterator[tuple[str, np.ndarray]]:
-        """What one more unit in each weight of an output channel adds to it."""
+        """Return what one more unit in each weight of an output channel adds to it."""
         yield f"bias[{channel}]", np.ones_like(self.call.outputs[0][:, channel])
         weight = self.own["weight"]
         for into in range(self.x.shape[1]):
@@ -398,7 +398,7 @@ class _Source(Enum):
 
 
 def _share_ties(x: Tensor, cotangent: Tensor) -> Tensor:
-    """The gradient of a 2x2 max-pool that shares ties."""
+    """Return the gradient of a 2x2 max-pool that shares ties."""
     b, c, h, w = cotangent.shape
     windows = x[:, :, : 2 * h, : 2 * w].reshape(b, c, h, 2, w, 2)
     equal = (windows == windows.amax((3, 5), keepdim=True)).double()

@@ -8,7 +8,7 @@ from rich.text import Text
 from unet_parity import exact, training
 from unet_parity.comparison import Comparison
 from unet_parity.differences import error_ratio
-from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
+from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND, Agreement
 from unet_parity.training import Trajectory
 from unet_parity.verify import ParityReport, Recorded
@@ -39,8 +39,8 @@ def show(report: ParityReport, console: Console) -> None:
 
 
 def _show_verdict(report: ParityReport, console: Console) -> None:
-    """The verdict, the first reason and the scope; `different` has hundreds of reasons, of which
-    all but the first mostly follow from it."""
+    """Print the verdict, the first reason and the scope; `different` has hundreds of reasons, of
+    which all but the first mostly follow from it."""
     different = report.verdict == "different"
     first, *others = report.reasons
     caveats = [] if different else others[:CAVEATS]
@@ -104,7 +104,7 @@ def _agreement_table(agreement: Agreement) -> Table:
 
 
 def _show_layers(comparison: Comparison, console: Console) -> None:
-    """The worst module and gradient, and the flips; the page has all of them."""
+    """Print the worst module and gradient, and the flips; the page has all of them."""
     if not comparison.layers:
         return
     layer = max(comparison.layers, key=lambda row: _distance_from_one(row.local_ratio))
@@ -151,5 +151,5 @@ def _describe_recorded(recorded: Recorded) -> str:
 
 
 def _distance_from_one(ratio: float) -> float:
-    """How far a ratio is from 1, either way."""
+    """Return how far a ratio is from 1, either way."""
     return max(ratio, 1 / ratio)

@@ -34,7 +34,7 @@ class Scope:
 
     @property
     def compared(self) -> str:
-        """What was compared, in one sentence."""
+        """Say what was compared, in one sentence."""
         if self.input_size is None:
             return "Compared: names and shapes of the tensors, and no pass of either net."
         weights = "the given weights" if self.own_weights else "random weights"
@@ -53,7 +53,7 @@ class Scope:
 
     @property
     def not_compared(self) -> str:
-        """What the verdict says nothing of, in one sentence."""
+        """Say in one sentence what the verdict says nothing of."""
         parts = ["other sizes"]
         if self.reference:
             parts.append("your --reference in training steps and in the exact proof")

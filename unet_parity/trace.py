@@ -88,7 +88,7 @@ def trace_torch(
     reference: nn.Module | None = None,
     replace: Replace | None = None,
 ) -> Trace:
-    """A pass through the reference, recorded; the arguments of `torch_pass`.
+    """Record a pass through the reference; the arguments are those of `torch_pass`.
 
     Args:
         reference: a module with the same names, in place of `unet_torch.UNet`.

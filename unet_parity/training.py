@@ -93,7 +93,7 @@ def train_side_by_side(
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Trajectory:
-    """So many training steps of both twins from the same weights.
+    """Train both twins for so many steps from the same weights.
 
     Args:
         tensors: of a `state_dict`.
@@ -127,22 +127,30 @@ def train_side_by_side(
 
 
 def _run_in_step(*groups: list[Iterator[Step]]) -> Iterator[list[list[Step]]]:
-    """The steps of every group, a thread for each: neither framework fills the cores alone.
+    """Run the steps of every group, a thread for each: neither framework fills the cores alone.
 
     Within a group one run steps after the other, because torch's oneDNN is switched for all.
     """
     with ThreadPoolExecutor(len(groups)) as pool:
         while True:
-            steps = list(
-                pool.map(lambda runs: [s for run in runs if (s := next(run, None))], groups)
-            )
+            steps = list(pool.map(_take_step, groups))
             if not all(steps):
                 return
             yield steps
 
 
+def _take_step(runs: list[Iterator[Step]]) -> list[Step]:
+    """Take a step of every run that is not at its end."""
+    steps = []
+    for run in runs:
+        step = next(run, None)
+        if step is not None:
+            steps.append(step)
+    return steps
+
+
 def list_problems(run: Trajectory) -> tuple[str, ...]:
-    """What is out of bounds, in words; empty if nothing is."""
+    """Say what is out of bounds; empty if nothing is."""
     if run.dtype == "float64":
         kinds = {"parameters": run.parameters, "statistics": run.statistics}
         return tuple(
@@ -164,7 +172,7 @@ def list_problems(run: Trajectory) -> tuple[str, ...]:
 def random_batch(
     config: UNetConfig, *, seed: int, step: int, size: tuple[int, int] | None = None
 ) -> TrainingBatch:
-    """The batch of a step: normal images, and random classes."""
+    """Draw the batch of a step: normal images, and random classes."""
     draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     x, cotangent, keep = oracle.random_input(config, seed=draw, size=size)
     shape = (cotangent.shape[0], *cotangent.shape[2:])
@@ -181,7 +189,7 @@ def train_torch(
     dtype: str,
     onednn: bool = True,
 ) -> Iterator[Step]:
-    """The reference, trained on these batches with torch's own optimizer."""
+    """Train the reference on these batches with torch's own optimizer."""
     model = torch_model(config, tensors, dtype=dtype, train=True)
     optimizer, scheduler = unet_torch.recipe.build(recipe, model.parameters())
     for step, batch in enumerate(data):
@@ -195,7 +203,7 @@ def train_torch(
 
 
 def torch_loss(model: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
-    """Mean cross-entropy of a batch, in the dtype of the parameters."""
+    """Return the mean cross-entropy of a batch, in the dtype of the parameters."""
     kind = next(model.parameters()).dtype
     masks = [None if mask is None else torch.tensor(mask.copy()) for mask in batch.keep]
     logits = model(torch.tensor(batch.x.copy(), dtype=kind), masks)
@@ -213,7 +221,7 @@ class JaxTrainer:
             self._differentiate = jax_gradients(config, dtype, quick=quick)
 
     def run(self, tensors: Tensors, data: list[TrainingBatch]) -> Iterator[Step]:
-        """The port, trained on these batches."""
+        """Train the port on these batches."""
         with self._x64():
             params, stats = jax_arrays(self.config, tensors, dtype=self.dtype)
             state = self._optimizer.init(params)
@@ -231,7 +239,8 @@ class JaxTrainer:
 
 
 def make_update(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
-    """(params, state, gradients, loss) -> (params, state) after a step of the optimizer."""
+    """Return a function of (params, state, gradients, loss) that gives (params, state) a step
+    on."""
 
     def move(params: Any, state: Any, gradients: Any, loss: Any) -> Any:
         updates, state = optimizer.update(gradients, state, params, value=loss)
@@ -241,13 +250,13 @@ def make_update(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..
 
 
 def jax_batch(batch: TrainingBatch, *, dtype: str) -> tuple[Any, Any, Any]:
-    """(x, truth, keep) in JAX's layout."""
+    """Return (x, truth, keep) of a batch in JAX's layout."""
     masks = [None if mask is None else jnp.asarray(nhwc(mask)) for mask in batch.keep]
     return jnp.asarray(nhwc(batch.x), jnp.dtype(dtype)), jnp.asarray(batch.truth), masks
 
 
 def jax_gradients(config: UNetConfig, dtype: str, *, quick: bool = True) -> Callable[..., Any]:
-    """(params, stats, x, truth, keep) -> (loss, new stats, gradients), compiled."""
+    """Compile (params, stats, x, truth, keep) -> (loss, new stats, gradients)."""
     kind = jnp.dtype(dtype)
     apply = functional(config, numerics=Numerics(kind, kind, "highest")).apply
 
@@ -277,7 +286,7 @@ def _without_onednn() -> Iterator[None]:
 
 
 def _relative_distance(truth: Step, run: Step, names: list[str]) -> float:
-    """Norm of all differences over the norm of all values."""
+    """Return the norm of all differences over the norm of all values."""
     a, b = truth.tensors, run.tensors
     return _norm([b[n].astype(np.float64) - a[n] for n in names]) / _norm([a[n] for n in names])
 

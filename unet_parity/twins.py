@@ -48,7 +48,7 @@ def torch_pass(
     train: bool = False,
     keep: Masks = (None, None),
 ) -> Pass:
-    """A pass through the reference.
+    """Run a pass through the reference.
 
     Args:
         tensors: of a `state_dict`.
@@ -70,7 +70,8 @@ def torch_model(
     train: bool,
     reference: nn.Module | None = None,
 ) -> nn.Module:
-    """The reference with these tensors; `reference` in its place, if it has the same names."""
+    """Build the reference with these tensors; `reference` in its place, if it has the same
+    names."""
     if reference is None:
         with torch.device("meta"):
             model: nn.Module = UNet(config)
@@ -88,7 +89,7 @@ def torch_model(
 def run_module(
     model: nn.Module, x: np.ndarray, cotangent: np.ndarray, keep: Masks = (None, None)
 ) -> Pass:
-    """Forward and backward through a torch module, in the dtype of its parameters."""
+    """Run forward and backward through a torch module, in the dtype of its parameters."""
     kind = next(model.parameters()).dtype
     leaf = torch.tensor(x, dtype=kind, requires_grad=True)
     masks = [None if mask is None else torch.tensor(mask) for mask in keep]
@@ -114,7 +115,7 @@ def jax_pass(
     jit: bool = True,
     precision: Any = "highest",
 ) -> Pass:
-    """A pass through the port; the arguments of `torch_pass`, in its layout.
+    """Run a pass through the port; the arguments are those of `torch_pass`, in its layout.
 
     Args:
         jit: compile; without it each operation runs by itself, which is quicker for small nets.
@@ -147,7 +148,7 @@ class JaxRun:
     def __call__(
         self, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, keep: Masks = (None, None)
     ) -> Pass:
-        """Forward and backward; maps in torch's layout."""
+        """Run forward and backward; maps in torch's layout."""
         with jax.enable_x64(self.dtype == "float64"):
             kind = jnp.dtype(self.dtype)
             params, stats = jax_arrays(self.config, tensors, dtype=self.dtype)
@@ -178,7 +179,7 @@ def _make_pass(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[
 
 
 def compile_jax(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
-    """`jax.jit`.
+    """Compile a function as `jax.jit` does.
 
     Args:
         quick: for float64, which nobody trains in, leave LLVM's optimisations out: on CPU they
@@ -191,8 +192,8 @@ def compile_jax(run: Callable[..., Any], dtype: str, *, quick: bool = True, **op
 
 
 def is_small(x: np.ndarray) -> bool:
-    """Whether images (b, c, h, w) hold so few pixels that a pass takes less than its optimised
-    compilation: then `compile_jax` had better be quick."""
+    """Say whether a pass over images (b, c, h, w) takes less than its optimised compilation: then
+    `compile_jax` had better be quick."""
     return x.size <= QUICK_PIXELS * x.shape[1]
 
 
@@ -220,7 +221,7 @@ def to_pass(
 
 
 def numpy_of(tensor: torch.Tensor) -> np.ndarray:
-    """An owned array; bfloat16, which numpy does not have, as float64."""
+    """Return an array of its own; bfloat16, which numpy does not have, as float64."""
     values = tensor.detach().double() if tensor.dtype == torch.bfloat16 else tensor.detach()
     return values.numpy().copy()
 
@@ -230,7 +231,7 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def fetch_tree(tree: Any) -> Any:
-    """numpy arrays; bfloat16, which numpy does not have, as float64."""
+    """Fetch a tree as numpy arrays; bfloat16, which numpy does not have, as float64."""
     return jax.tree.map(
         lambda a: np.asarray(a, np.float64) if a.dtype == jnp.bfloat16 else np.asarray(a), tree
     )

@@ -17,7 +17,7 @@ from unet_parity import exact, oracle, precision, training
 from unet_parity.comparison import Comparer, Comparison, draw_numbers
 from unet_parity.differences import error_ratio, rms
 from unet_parity.exact import ExactRow
-from unet_parity.layers import GRADIENT_FACTOR, LOCAL_FACTOR
+from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
 from unet_parity.scope import Scope
 from unet_parity.training import Trajectory
@@ -91,7 +91,7 @@ class ParityReport:
     bits: int
 
     def to_json(self) -> dict[str, Any]:
-        """As in the file that `--json` writes."""
+        """Return the report as the plain values that `--json` writes."""
 
         def rows(name: str) -> list[dict[str, Any]]:
             return [
@@ -143,7 +143,7 @@ def verify(
     jax_precision: str = "highest",
     say: Callable[[str], None] = print,
 ) -> ParityReport:
-    """Whether the twins are the same net.
+    """Say whether the twins are the same net.
 
     Args:
         config: the architecture; both paddings are proven if no weights are given.
@@ -225,7 +225,7 @@ def verify(
 def _report_structure(
     config: UNetConfig, structure: dict[str, Any], tensors: Tensors, x: np.ndarray, scope: Scope
 ) -> ParityReport:
-    """The report on twins whose names or shapes differ already."""
+    """Report on twins whose names or shapes differ already."""
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
     return ParityReport(
         verdict, reasons, config, structure, (), (), (), None, x,
@@ -245,7 +245,7 @@ def judge(
     own_weights: bool,
     bits: int = precision.FLOAT32_BITS,
 ) -> tuple[str, tuple[str, ...]]:
-    """The verdict and its reasons, the module at fault first."""
+    """Return the verdict and its reasons, the module at fault first."""
     faults = [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
     faults += structure["problems"]
     for row in rows:
@@ -279,7 +279,7 @@ def judge(
 
 
 def judge_recorded(comparison: Comparison, recorded: np.ndarray) -> Recorded:
-    """A recorded float32 output beside the twins' own."""
+    """Compare a recorded float32 output with the twins' own."""
     truth, ours, theirs = comparison.maps
     if recorded.shape != truth.shape:
         raise InputError(
@@ -384,7 +384,7 @@ def _train_both(
     size: tuple[int, int] | None,
     say: Callable[[str], None],
 ) -> Iterator[Trajectory]:
-    """None for a net that is at fault already: its steps only inherit."""
+    """Train both twins, unless the net is at fault already: its steps would only inherit that."""
     if not steps or any(c.faults for c in comparisons):
         return
     for dtype in ("float64", "float32"):
@@ -395,7 +395,7 @@ def _train_both(
 
 
 def _hash(tensors: Tensors) -> str:
-    """sha256 of names, shapes, types and bytes, in order."""
+    """Return the sha256 of names, shapes, types and bytes, in order."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
@@ -404,7 +404,8 @@ def _hash(tensors: Tensors) -> str:
 
 
 def _refuse_single_values(config: UNetConfig, x: np.ndarray) -> None:
-    """A norm has no variance where the neck, the smallest map, holds one value."""
+    """Refuse an input of which the neck, the smallest map, holds one value: a norm has no variance
+    there."""
     pixels = math.prod(geometry.levels(config, size).neck for size in x.shape[2:])
     values = {
         "none": 2,

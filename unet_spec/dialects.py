@@ -14,8 +14,10 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def unwrap(content: object) -> dict:
-    """The tensors in a checkpoint: without the dict around them, and without the prefix that
-    DataParallel, `torch.compile` or Lightning put before every name.
+    """Take the tensors out of a checkpoint.
+
+    The dict around them is taken off, and the prefix that DataParallel, `torch.compile` or
+    Lightning put before every name.
 
     Raises:
         InputError: no tensors in it.
@@ -31,7 +33,7 @@ def unwrap(content: object) -> dict:
 
 
 def infer_config(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetConfig:
-    """The config of tensors with the slides' names.
+    """Infer the config of tensors with the slides' names.
 
     Shapes tell channels, widths, bias, and whether and where there are norms; the other axes
     (padding, concat, activation, fit, dropout, groups) leave no trace and are those of `given`.
@@ -71,7 +73,7 @@ def infer_config(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetCon
 
 
 def describe_assumptions(config: UNetConfig) -> str:
-    """The axes that no tensor shows, as a person should read them once."""
+    """Describe the axes that no tensor shows, so that a person can check them."""
     hidden = [f.name for f in fields(config) if f.name not in (*_FROM_SHAPES, "negative_slope")]
     if config.norm != "group":
         hidden.remove("groups")

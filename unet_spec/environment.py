@@ -20,7 +20,7 @@ PACKAGES = ("unet-twins", "jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
 
 def environment() -> dict[str, str]:
-    """Versions of what is installed, and the hardware, as far as the system tells."""
+    """Describe the versions of what is installed, and the hardware as far as the system tells."""
     return {
         "python": platform.python_version(),
         **versions(),
@@ -42,14 +42,14 @@ def versions() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: of a container or a queue, not all of the machine."""
+    """Count the cores that this process may run on, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_model() -> str:
-    """The processor's name, with the vector units that matter to convolutions."""
+    """Return the processor's name, with the vector units that matter to convolutions."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)

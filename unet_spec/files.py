@@ -13,7 +13,10 @@ from unet_spec.errors import InputError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes `path` when the block ends well, and vanishes otherwise."""
+    """Open a stream whose content becomes `path` when the block ends well.
+
+    Otherwise nothing is left of it.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
     with name_errors(path):
@@ -34,8 +37,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_write_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` when the block ends well; one with files in it stays and takes
-    each file by itself."""
+    """Make a folder that becomes `path` when the block ends well.
+
+    A folder that is there already, with files in it, stays and takes each file by itself.
+    """
     if path.is_dir() and any(path.iterdir()):
         yield path
         return
@@ -54,7 +59,7 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def name_errors(path: Path) -> Iterator[None]:
-    """Errors in the block are told with this name, whatever name they have."""
+    """Give the errors of the block this file name, in place of a temporary one."""
     try:
         yield
     except OSError as error:

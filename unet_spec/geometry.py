@@ -11,7 +11,7 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True)
 class Levels:
-    """How one size runs through the levels, in pixels.
+    """A `Levels` holds the sizes that one size becomes at each level, in pixels.
 
     Attributes:
         skips: after the two convolutions of `down_1`, `down_2`, ..., before the pool.
@@ -27,7 +27,7 @@ class Levels:
 
 
 def levels(config: UNetConfig, size_px: int) -> Levels:
-    """How `size_px`, a height or a width, runs through the levels.
+    """Follow a height or a width through the levels of the net.
 
     Raises:
         InputError: an illegal size; it says the rule and the nearest legal sizes.
@@ -74,7 +74,7 @@ def check(config: UNetConfig, height_px: int, width_px: int) -> None:
 
 
 def output_size(config: UNetConfig, size_px: int) -> int:
-    """Height (or width) of the output for a legal height (or width) of the input.
+    """Return the height (or width) of the output for a legal one of the input.
 
     >>> output_size(UNetConfig(padding="valid"), 572)
     388
@@ -83,17 +83,17 @@ def output_size(config: UNetConfig, size_px: int) -> int:
 
 
 def is_legal(config: UNetConfig, size_px: int) -> bool:
-    """Whether the net takes an input of this height (or width)."""
+    """Say whether the net takes an input of this height (or width)."""
     return _trace_size(config, size_px) is not None
 
 
 def next_legal(config: UNetConfig, size_px: int) -> int:
-    """The smallest legal size of at least `size_px`."""
+    """Return the smallest legal size of at least `size_px`."""
     return next(size for size in count(max(1, size_px)) if is_legal(config, size))
 
 
 def nearest_legal(config: UNetConfig, size_px: int) -> tuple[int, ...]:
-    """The legal sizes next to `size_px` on either side: below (if there is one) and above."""
+    """Return the legal sizes next to `size_px`: one below, if there is one, and one above."""
     above = next_legal(config, size_px)
     for below in range(size_px - 1, 0, -1):
         if is_legal(config, below):
@@ -102,7 +102,7 @@ def nearest_legal(config: UNetConfig, size_px: int) -> tuple[int, ...]:
 
 
 def margin(config: UNetConfig) -> int:
-    """Pixels that each side of the output lacks of the input, with `fit=error`.
+    """Return how many pixels the output lacks on each side of the input, with `fit=error`.
 
     >>> margin(UNetConfig(padding="valid"))
     92
@@ -112,8 +112,9 @@ def margin(config: UNetConfig) -> int:
 
 
 def receptive_field(config: UNetConfig) -> int:
-    """Side in pixels of the square that one output pixel sees, the largest over all phases of
-    the pooling grid.
+    """Return the side in pixels of the square that one output pixel sees.
+
+    It is the largest over all places that the pixel can have in the grid of the pools.
 
     Exact for every axis but `up=bilinear_aligned`, whose sampling points drift with the size:
     there it is an upper bound. What `norm=group` and `norm=instance` see, the whole map, is
@@ -128,7 +129,7 @@ def receptive_field(config: UNetConfig) -> int:
 
 
 def reach(config: UNetConfig) -> int:
-    """The largest distance in pixels between a pixel of the output and one that it sees."""
+    """Return the largest distance in pixels between a pixel of the output and one that it sees."""
     view, offset = _View(config), margin(config)
     farthest = 0
     for pixel in _list_phases(config):

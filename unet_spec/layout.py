@@ -23,7 +23,7 @@ _AXES = {"conv": (2, 3, 1, 0), "up_conv": (2, 3, 0, 1)}
 
 
 def to_jax(config: UNetConfig, tensors: Tensors) -> dict[str, np.ndarray]:
-    """The tensors of a `state_dict` in JAX's layout: owned, contiguous, the same names."""
+    """Return the tensors of a `state_dict` in JAX's layout: owned, contiguous, the same names."""
     check_tensors(config, tensors, source="torch tensors")
     return {p.name: _to_jax(p, tensors[p.name]) for p in parameters(config)}
 

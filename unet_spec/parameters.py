@@ -16,7 +16,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Parameter(NamedTuple):
-    """One tensor of a `state_dict`.
+    """A `Parameter` names one tensor of a `state_dict`.
 
     `kind` decides its layout in JAX and whether it is trained: `conv`, `up_conv` and `vector`
     are; `statistic` and `count` belong to batch norm.
@@ -32,17 +32,17 @@ class Parameter(NamedTuple):
 
 
 def parameters(config: UNetConfig) -> tuple[Parameter, ...]:
-    """Every tensor of the net, in the order of torch's `state_dict`."""
+    """List every tensor of the net, in the order of torch's `state_dict`."""
     return tuple(_parameters(config))
 
 
 def trained_names(config: UNetConfig) -> tuple[str, ...]:
-    """Names of the tensors that are trained; the others are batch norm's statistics."""
+    """Name the tensors that are trained; the others are batch norm's statistics."""
     return tuple(p.name for p in parameters(config) if p.trained)
 
 
 def parameter_count(config: UNetConfig) -> int:
-    """Number of trained values: 31,030,658 for the slides' net."""
+    """Count the trained values: 31,030,658 in the slides' net."""
     return sum(int(np.prod(p.shape)) for p in parameters(config) if p.trained)
 
 

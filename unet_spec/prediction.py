@@ -18,7 +18,7 @@ MIRRORS = (AS_IT_IS, np.s_[::1, ::-1], np.s_[::-1, ::1], np.s_[::-1, ::-1])
 
 
 class Tile(NamedTuple):
-    """A part of one axis.
+    """A `Tile` is a part of one axis, height or width.
 
     Attributes:
         input: what of the input the net gets.
@@ -199,8 +199,10 @@ def cut_tiles(config: UNetConfig, size_px: int) -> list[Tile]:
 
 
 def border(config: UNetConfig, size_px: int, *, least_px: int = 0) -> tuple[int, int]:
-    """Pixels to add before and after, so that the output starts at the image's first pixel and
-    covers it, and the input has at least `least_px`.
+    """Return how many pixels to add before and after a height or width.
+
+    The output then starts at the image's first pixel and covers it, and the input has at least
+    `least_px`.
 
     >>> border(UNetConfig(padding="valid"), 388)
     (92, 92)

@@ -16,7 +16,7 @@ from unet_spec.safetensors_file import refuse_pointer
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by name; wrappers and prefixes are taken off.
+    """Read the tensors of a checkpoint by name; wrappers and prefixes are taken off.
 
     Raises:
         InputError: damaged, a Git-LFS pointer, a whole pickled module, or without tensors.
@@ -25,7 +25,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_content(path: Path) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values only.
+    """Read what `torch.save` wrote, if it is tensors and plain values only.
 
     Raises:
         InputError: damaged, a Git-LFS pointer, or anything whose reading would run code.
@@ -45,7 +45,7 @@ def read_content(path: Path) -> Any:
 
 
 def select_tensors(content: Any, *, source: str) -> dict[str, np.ndarray]:
-    """The tensors in a checkpoint's content by name; wrappers and prefixes are taken off."""
+    """Select the tensors in a checkpoint's content; wrappers and prefixes are taken off."""
     try:
         tensors = unwrap(content)
     except InputError as error:
@@ -58,7 +58,7 @@ def select_tensors(content: Any, *, source: str) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, tensors: Tensors) -> None:
-    """A plain `state_dict`, whole or not at all."""
+    """Write a plain `state_dict`, whole or not at all."""
     write_content(path, {name: torch.from_numpy(np.array(t)) for name, t in tensors.items()})
 
 

@@ -19,7 +19,7 @@ def conv_block(in_channels: int, out_channels: int, config: UNetConfig) -> list[
 
 
 def normalisation(channels: int, config: UNetConfig) -> nn.Module:
-    """The norm of the config, affine, with torch's eps 1e-5 and momentum 0.1."""
+    """Build the norm of the config, affine, with torch's eps 1e-5 and momentum 0.1."""
     if config.norm == "batch":
         return nn.BatchNorm2d(channels)
     if config.norm == "group":
@@ -28,7 +28,7 @@ def normalisation(channels: int, config: UNetConfig) -> nn.Module:
 
 
 def up_sampling(in_channels: int, out_channels: int, config: UNetConfig) -> nn.Module:
-    """Twice the height and width, `out_channels` channels."""
+    """Build what doubles height and width and gives `out_channels` channels."""
     if config.up == "transposed":
         return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
     aligned = {"bilinear": False, "bilinear_aligned": True}.get(config.up)
@@ -58,8 +58,11 @@ class Dropout(nn.Module):
 def match_sizes(
     x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k H W"], config: UNetConfig
 ) -> tuple[Tensor, Tensor]:
-    """The two maps of a concatenation at one size: the skip cropped at its centre, or, for
-    `fit=zeros` and `fit=edge`, the up-sampled map padded at its bottom and right."""
+    """Bring the two maps of a concatenation to one size.
+
+    The skip is cropped at its centre, or, for `fit=zeros` and `fit=edge`, the up-sampled map is
+    padded at its bottom and right.
+    """
     if config.fit in ("zeros", "edge"):
         rows, columns = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
         mode = "constant" if config.fit == "zeros" else "replicate"
@@ -70,7 +73,7 @@ def match_sizes(
 
 
 def initialise(net: nn.Module) -> None:
-    """He's normal initialisation, std sqrt(2 / N), biases 0 (paper, section 3).
+    """Draw He's normal initialisation, std sqrt(2 / N), biases 0 (paper, section 3).
 
     N counts the inputs of one output value; for the 2x2 up-convolution it is 4 x out_channels,
     as in the authors' release.

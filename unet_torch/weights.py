@@ -42,8 +42,10 @@ def save(model: UNet, path: Path | str, *, overwrite: bool = False) -> None:
 
 
 def from_weights(weights: WeightFile) -> UNet:
-    """The net of a weight file's content, in inference mode; float32 unless all of the
-    content is of another floating-point type."""
+    """Build the net of a weight file's content, in inference mode.
+
+    It is float32 unless all of the content is of another floating-point type.
+    """
     with torch.device("meta"):
         model = UNet(weights.config)
     state = {name: torch.from_numpy(array.copy()) for name, array in weights.tensors.items()}
@@ -53,7 +55,7 @@ def from_weights(weights: WeightFile) -> UNet:
 
 
 def to_weights(model: UNet) -> WeightFile:
-    """A net as the content of a weight file."""
+    """Return a net as the content of a weight file."""
     state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
     # numpy has no bfloat16; every one of its values is a float32
     tensors = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in state.items()}

@@ -57,7 +57,7 @@ def time_nets(
     budget_s: float,
     variants: Sequence[str] = tuple(VARIANTS),
 ) -> Iterator[NetRow]:
-    """Rows of the forward pass and of the training step, one for each variant of torch.
+    """Time the forward pass and the training step, with a row for each variant of torch.
 
     Args:
         peak_gflops: of `unet_bench.ceilings.matmul_gflops`.
@@ -89,8 +89,8 @@ def time_nets(
 
 
 def check_equal(results: Mapping[str, Any], *, rounding: float) -> dict[str, float]:
-    """How far JAX's result is from the others', of the largest value; two different computations
-    are not timed: `AssertionError`.
+    """Return how far JAX's result is from the others', of the largest value; two different
+    computations are not timed: `AssertionError`.
 
     Args:
         results: logits or a loss, by framework or variant, JAX's as `jax`.
@@ -106,13 +106,13 @@ def check_equal(results: Mapping[str, Any], *, rounding: float) -> dict[str, flo
 
 
 def _held_bytes() -> int:
-    """What torch holds on its GPU; 0 where it has none."""
+    """Return the bytes that torch holds on its GPU; 0 where it has none."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def _peak_mb(run: Run, held: int) -> float | None:
-    """The most that torch held at once in a run, in MB of 10^6 bytes, without what it held before
-    the run was made; None on CPU, where torch does not tell."""
+    """Return the most that torch held at once in a run, in MB of 10^6 bytes, without what it held
+    before the run was made; None on CPU, where torch does not tell."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.reset_peak_memory_stats()
@@ -121,14 +121,14 @@ def _peak_mb(run: Run, held: int) -> float | None:
 
 
 def _torch_times(times: Timings, variant: str) -> tuple[float | None, float | None]:
-    """The variant's time, and JAX's over it."""
+    """Return the variant's time, and JAX's over it."""
     if variant not in times.rounds_ms:
         return None, None
     return times.ms(variant), times.ratio("jax", over=variant)
 
 
 def _numpy(value: Any) -> np.ndarray:
-    """Logits or a loss, in JAX's layout."""
+    """Return logits or a loss, in JAX's layout."""
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
     return (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).cpu().numpy()

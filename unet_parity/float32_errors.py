@@ -99,7 +99,7 @@ def compare_layers(
     local64: Mapping[str, LeafResult | None],
     flips: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> tuple[Layer, ...]:
-    """A row for every module, in the order of the calls.
+    """Measure every module: a row for each, in the order of the calls.
 
     Args:
         local: of every leaf, on one float32 input: float64's output, torch's and JAX's.
@@ -140,7 +140,7 @@ def compare_gradients(
     input_float64: float,
     float64: Mapping[str, float],
 ) -> tuple[Gradient, ...]:
-    """A row for the input and for every parameter.
+    """Measure the gradients: a row for the input and for every parameter.
 
     Args:
         truth: in float64.
@@ -181,7 +181,7 @@ def compare_gradients(
 
 
 def _random_walk_terms(call: Call, name: str, right: Pass) -> float:
-    """Number of terms of a gradient, times their root mean square."""
+    """Return the number of terms of a gradient, times their root mean square."""
     cotangent = call.cotangents[0]
     terms = cotangent.size / cotangent.shape[1] * rms(cotangent)
     if name.endswith(".bias"):
@@ -191,7 +191,7 @@ def _random_walk_terms(call: Call, name: str, right: Pass) -> float:
 
 
 def _error(truth: Maps, maps: tuple[np.ndarray | None, ...]) -> float:
-    """Of the first map; infinite where it is missing, misshapen or not finite."""
+    """Return the error of the first map; infinite where it is missing, misshapen or not finite."""
     first = maps[0] if maps else None
     if first is None or first.shape != truth[0].shape or not np.isfinite(first).all():
         return float("inf")

@@ -40,7 +40,7 @@ class LayerRow:
 
 
 def time_layers(device: jax.Device, *, budget_s: float, quick: bool) -> Iterator[LayerRow]:
-    """A row for each layer, size and direction.
+    """Time each layer, size and direction.
 
     Args:
         budget_s: for each row.
@@ -63,7 +63,7 @@ def time_layers(device: jax.Device, *, budget_s: float, quick: bool) -> Iterator
 
 
 def up_conv(in_: int, out: int) -> tuple[Layer, Layer]:
-    """Ours and Flax's, of the same kernel (2, 2, in, out) and bias (out)."""
+    """Build our layer and Flax's, of the same kernel (2, 2, in, out) and bias (out)."""
     ours = nnx.eval_shape(lambda: UpConv(in_, out, Numerics(precision=PRECISION), nnx.Rngs(0)))
     flax = nnx.eval_shape(
         lambda: nnx.ConvTranspose(
@@ -81,12 +81,12 @@ def up_conv(in_: int, out: int) -> tuple[Layer, Layer]:
 
 
 def pool() -> tuple[Layer, Layer]:
-    """Ours and Flax's."""
+    """Return our max-pool and Flax's."""
     return lambda _, x: max_pool(x), lambda _, x: nnx.max_pool(x, (2, 2), strides=(2, 2))
 
 
 def forward_backward(layer: Layer) -> Callable[[Any, Array, Array], Any]:
-    """The output, and the gradients by parameters and input."""
+    """Return a function that gives the output, and the gradients by parameters and input."""
 
     def run(params: Any, x: Array, cotangent: Array) -> Any:
         output, pull = jax.vjp(layer, params, x)
