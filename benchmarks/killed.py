@@ -22,7 +22,7 @@ from unet_train.report.metrics_log import read_metrics
 
 RESULT = RESULTS / "killed.json"
 KILLS, STEPS, EVERY = 20, 1000, 10
-START_S = 10.0  # about what a start takes, so many a kill hits it
+START_S = 6.0  # about what a start takes, so many a kill hits it
 SEED = 0
 FLAGS = [
     "nuclei", "--net.widths", "8", "16", "32", "--net.norm", "batch", "--data.crop-px", "96",

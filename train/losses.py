@@ -16,7 +16,7 @@ from .config import LossConfig
 
 
 class Counts(NamedTuple):
-    """What the losses of a batch are divided by: of truth and map alone, known before any logits.
+    """A `Counts` is what the losses of a batch are divided by, known before any logits.
 
     Attributes:
         weights: sum over pixels of their weight in the cross-entropy: class weight and map.
@@ -35,7 +35,7 @@ def counts(
     *,
     config: LossConfig,
 ) -> Counts:
-    """What `loss` divides by; of a whole batch, so that the losses of its parts add up."""
+    """Return what `loss` divides by, of a whole batch, so that the losses of its parts add up."""
     return Counts(
         _pixel_weights(truth, weight, config).sum(),
         _class_weights(truth, config).sum(),
@@ -51,7 +51,7 @@ def loss(
     config: LossConfig,
     over: Counts | None = None,
 ) -> Float[Array, ""]:
-    """The sum of the losses that `config` asks for, in float32 at least.
+    """Return the sum of the losses that `config` asks for, in float32 at least.
 
     A pixel's weight in the cross-entropy is the paper's w_c + w0 * exp(...): `class_weights` of
     its class, plus the map. The cross-entropy is divided by the sum of these weights, as torch's
@@ -90,9 +90,9 @@ def loss(
 def _dice(
     p: Float[Array, "b h w k"], is_class: Bool[Array, "b h w k"], counted: Bool[Array, "b h w"]
 ) -> Float[Array, " b"]:
-    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) of each image, mean over classes 1 and up.
+    """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) of each image.
 
-    The ones make a class that is neither there nor found perfect, not 0 / 0.
+    It is the mean over the classes 1 and up. The ones make a class that is neither there nor found perfect, not 0 / 0.
     """
     inside = counted[..., None]
     p, t = (jnp.where(inside, array[..., 1:], 0) for array in (p, is_class.astype(p.dtype)))
@@ -101,7 +101,7 @@ def _dice(
 
 
 def _focal(log_p: Float[Array, "b h w"], gamma: float) -> Float[Array, "b h w"]:
-    """-(1 - p)^gamma log p of each pixel (Lin et al., Focal Loss for Dense Object Detection, 2017).
+    """Return -(1 - p)^gamma log p of each pixel (Lin et al., Focal Loss for Dense Detection, 2017).
 
     1 - p is never quite 0: there its power has no finite slope if gamma is below 1.
     """
@@ -129,12 +129,12 @@ def _class_weights(truth: Integer[Array, "b h w"], config: LossConfig) -> Float[
 
 
 def _counted_pixels(truth: Integer[Array, "b h w"], config: LossConfig) -> Bool[Array, "b h w"]:
-    """Which pixels count."""
+    """Return which pixels count."""
     if config.ignore_index is None:
         return jnp.ones(truth.shape, bool)
     return truth.astype(jnp.int32) != config.ignore_index  # -100, torch's own, is no uint8
 
 
 def _ratio(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:
-    """0 for 0 / 0."""
+    """Return total / count, and 0 for 0 / 0."""
     return total / jnp.where(count > 0, count, 1)

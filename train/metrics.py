@@ -9,8 +9,10 @@ from scipy import ndimage
 def confusion(
     predicted: ArrayLike, truth: ArrayLike, *, classes: int, ignore_index: int | None = None
 ) -> Array:
-    """(classes, classes) numbers of pixels: rows are the truth, columns the prediction. Pixels
-    whose truth is `ignore_index`, or no class, do not count."""
+    """Return (classes, classes) numbers of pixels: rows are the truth, columns the prediction.
+
+    Pixels whose truth is `ignore_index`, or no class, do not count.
+    """
     counted = jnp.arange(classes) if ignore_index is None else _without_class(ignore_index, classes)
     truth_hot = (jnp.asarray(truth)[..., None] == counted).astype(jnp.float32)
     predicted_hot = (jnp.asarray(predicted)[..., None] == jnp.arange(classes)).astype(jnp.float32)
@@ -21,38 +23,43 @@ def confusion(
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class; 1 for a class that is neither there nor found."""
+    """Return the intersection over union of each class.
+
+    It is 1 for a class that is neither there nor found.
+    """
     both = np.diag(matrix).astype(np.float64)
     either = matrix.sum(0) + matrix.sum(1) - both
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
 def foreground_iou(matrix: np.ndarray) -> float:
-    """Mean IoU of the classes other than 0, the background, that are there or found; 1 if none
-    is."""
+    """Return the mean IoU of the classes that are there or found, without 0, the background.
+
+    It is 1 if there is no such class.
+    """
     return _mean_of_foreground(iou(np.asarray(matrix)), matrix)
 
 
 def dice(matrix: np.ndarray) -> np.ndarray:
-    """Dice score (F1) of each class; 1 for a class that is neither there nor found."""
+    """Return the Dice score (F1) of each class; 1 for a class that is neither there nor found."""
     both = np.diag(matrix).astype(np.float64)
     total = matrix.sum(0, dtype=np.float64) + matrix.sum(1, dtype=np.float64)
     return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
 
 
 def foreground_dice(matrix: np.ndarray) -> float:
-    """Mean Dice score, likewise."""
+    """Return the mean Dice score of the classes other than 0 that are there or found."""
     return _mean_of_foreground(dice(np.asarray(matrix)), matrix)
 
 
 def pixel_error(matrix: np.ndarray) -> float:
-    """Part of the pixels whose class is wrong; 0 where there are none."""
+    """Return the part of the pixels whose class is wrong; 0 where there are none."""
     total = matrix.sum(dtype=np.float64)
     return float(1 - np.diag(matrix).sum(dtype=np.float64) / total) if total else 0.0
 
 
 def rand_score(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """The foreground-restricted Rand score after border thinning, of the EM challenge of 2012.
+    """Return the foreground-restricted Rand score after border thinning (EM challenge, 2012).
 
     With p_ij the part of the true foreground in object i of the truth and in segment j of the
     prediction, V = sum p_ij^2 / (0.5 sum_i (sum_j p_ij)^2 + 0.5 sum_j (sum_i p_ij)^2): of the
@@ -76,7 +83,7 @@ def rand_score(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def label_segments(foreground: np.ndarray) -> np.ndarray:
-    """(h, w) numbers of the parts of a foreground, grown until one pixel of border lies between.
+    """Number the parts of a foreground (h, w), grown until one pixel of border lies between.
 
     Parts hang together by the edges of pixels. Background joins the nearest part, so that the
     width of borders does not matter; what is left, 0, is one pixel wide. The challenge's script
@@ -91,20 +98,20 @@ def label_segments(foreground: np.ndarray) -> np.ndarray:
 
 
 def _without_class(ignored: int, classes: int) -> Array:
-    """The classes in their order, and in the place of an ignored one what no mask holds."""
+    """Return the classes in their order, with a value that no mask holds for the ignored one."""
     every = jnp.arange(classes)
     return jnp.where(every == ignored, -1, every)
 
 
 def _mean_of_foreground(scores: np.ndarray, matrix: np.ndarray) -> float:
-    """Mean over the classes but 0 of which the matrix has pixels."""
+    """Return the mean over the classes but 0 of which the matrix has pixels."""
     matrix = np.asarray(matrix)
     met = (matrix.sum(0) + matrix.sum(1))[1:] > 0
     return float(scores[1:][met].mean()) if met.any() else 1.0
 
 
 def _borders(grown: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Of two neighbours that differ the upper or left one, or the other if that is foreground."""
+    """Mark of two unlike neighbours the upper or left one, or the other if that is foreground."""
     border = np.zeros(grown.shape, bool)
     for axis in (0, 1):
         first, last = (np.swapaxes(a, 0, axis) for a in (grown[...], parts[...]))
@@ -116,5 +123,5 @@ def _borders(grown: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 def _count_pairs(numbers: np.ndarray) -> float:
-    """How many ordered pairs of places, each with itself as well, hold the same number."""
+    """Count the ordered pairs of places that hold the same number, each with itself as well."""
     return float((np.unique(numbers, return_counts=True)[1].astype(np.float64) ** 2).sum())

@@ -18,7 +18,9 @@ TENSORBOARD = "tensorboard"
 
 
 class MetricsLog:
-    """Writes down what a run measures; a kill loses at most the line that was being written.
+    """A `MetricsLog` writes down what a run measures.
+
+    A kill loses at most the line that was being written.
 
     Args:
         resume_at: the step at which the run goes on; what came after it happens again, and is
@@ -64,7 +66,7 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl in their order; none where there is no such file.
+    """Return the lines of RUN/metrics.jsonl in their order; none where there is no such file.
 
     Raises:
         InputError: a line that is none.
@@ -96,7 +98,7 @@ def _drop_after(path: Path, *, step: int) -> None:
 
 
 def _parse_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Each whole line and what it says; the last one is whole if it ends."""
+    """Return each whole line and what it says; the last one is whole if it ends."""
     if not path.exists():
         return []
     texts = [text for text in path.read_bytes().splitlines(True) if text.endswith(b"\n")]

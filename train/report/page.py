@@ -29,7 +29,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Report:
-    """What a run was, and what it gave.
+    """A `Report` is what a run was, and what it gave.
 
     Attributes:
         config: as in RUN/config.json.
@@ -61,7 +61,7 @@ def write_page(path: Path, report: Report, *, command: str = "") -> None:
 
 
 def render_page(report: Report, *, command: str = "") -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
         command: that repeats the run.
@@ -83,7 +83,7 @@ def render_page(report: Report, *, command: str = "") -> str:
 
 
 def summarize(report: Report) -> str:
-    """The result in one sentence."""
+    """Return the result in one sentence."""
     count, last = len(report.scores.images), _last_step(report)
     planned = report.config["steps"]
     steps = f"{last:,}" if last == planned else f"{last:,} of {planned:,}"
@@ -96,17 +96,17 @@ def summarize(report: Report) -> str:
 
 
 def _last_step(report: Report) -> int:
-    """The last step that was recorded."""
+    """Return the last step that was logged."""
     return max((line["step"] for line in report.metrics), default=0)
 
 
 def _highest(points: plot.Points) -> tuple[float, float]:
-    """The best validation; of equals the first."""
+    """Return the best validation; of equals the first."""
     return max(points, key=lambda point: point[1])
 
 
 def _points(report: Report, kind: str, name: str) -> list[tuple[float, float]]:
-    """(step, value) of what was finite."""
+    """Return (step, value) of one measured quantity, where it was finite."""
     return [
         (line["step"], line[name])
         for line in report.metrics
@@ -175,15 +175,19 @@ def _iou_curve(x: plot.Axis, scores: plot.Points, training: plot.Points) -> Plot
     )
 
 
-def _curve_from_0(title: str, told: str, x: plot.Axis, points: plot.Points) -> Plot:
+def _curve_from_0(title: str, summary: str, x: plot.Axis, points: plot.Points) -> Plot:
+    """Return a plot of one curve on an axis that begins at 0."""
     few = plot.thin_points(points)
     y = plot.linear_axis(0, max(value for _, value in few))
-    return Plot(title, [("training", told)], x, y, [Line("training", few)], _lone_point(few))
+    return Plot(title, [("training", summary)], x, y, [Line("training", few)], _lone_point(few))
 
 
 def _lone_point(points: plot.Points) -> list[Dot]:
-    """A line of one point is not seen."""
-    return [Dot("training", x, y, f"step {x:,.0f}: {y:.3g}") for x, y in points[: len(points) == 1]]
+    """Return a dot in place of a line of one point, which nobody would see."""
+    if len(points) != 1:
+        return []
+    ((x, y),) = points
+    return [Dot("training", x, y, f"step {x:,.0f}: {y:.3g}")]
 
 
 def _iou_axis(values: Sequence[float]) -> plot.Axis:
@@ -192,7 +196,7 @@ def _iou_axis(values: Sequence[float]) -> plot.Axis:
 
 
 def _plot_image_scores(scores: Scores) -> Plot:
-    """The IoU of every image, the worst first."""
+    """Return the plot of the IoU of every image, the worst first."""
     rows = sorted(scores.images, key=lambda image: image.iou)
     mean = scores.mean_image_iou
     x = plot.Axis(-0.5, len(rows) - 0.5)
@@ -208,23 +212,23 @@ def _plot_image_scores(scores: Scores) -> Plot:
 
 
 def _choose_pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The pictured images, the worst half and the best half."""
-    shown = [
-        {
-            "image": image,
-            "url": unet_page.picture_url(report.pictures[image.name], largest_px=PICTURE_PX),
-        }
-        for image in sorted(report.scores.images, key=lambda image: image.iou)
-        if image.name in report.pictures
-    ]
-    if len(shown) < 2:
-        return [("The held-out image", shown)] if shown else []
-    half = len(shown) // 2
-    return [("The worst", shown[:half]), ("The best", shown[half:])]
+    """Return the images that have a picture, the worst half and the best half."""
+    by_iou = sorted(report.scores.images, key=lambda image: image.iou)
+    entries: list[dict[str, Any]] = []
+    for image in by_iou:
+        if image.name in report.pictures:
+            url = unet_page.picture_url(report.pictures[image.name], largest_px=PICTURE_PX)
+            entries.append({"image": image, "url": url})
+    if not entries:
+        return []
+    if len(entries) == 1:
+        return [("The held-out image", entries)]
+    half = len(entries) // 2
+    return [("The worst", entries[:half]), ("The best", entries[half:])]
 
 
 def _class_rows(report: Report) -> Iterator[dict[str, Any]]:
-    """The rows of the confusion matrix, as parts of the true pixels."""
+    """Yield the rows of the confusion matrix, as parts of the true pixels."""
     scores = report.scores
     for index, row in enumerate(scores.confusion):
         pixels = sum(row)
@@ -240,8 +244,10 @@ def _class_rows(report: Report) -> Iterator[dict[str, Any]]:
 def _compare_with_presets(
     config: Mapping[str, Any],
 ) -> tuple[str, dict[str, list[tuple[str, str, bool]]]]:
-    """The preset that is nearest to a config; and its fields, by part, as (name, value, whether
-    it is another one than the preset's)."""
+    """Return the nearest preset, and the fields of a config by their part.
+
+    A field is (name, value, whether it is another one than the preset's).
+    """
     ours = _flatten(config)
     others = {
         name: {path for path, value in ours.items() if value != theirs.get(path)}
@@ -258,7 +264,7 @@ def _compare_with_presets(
 
 
 def _flatten(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Values by dotted names; JSON has no tuples."""
+    """Return the values by dotted names, with lists for tuples, which JSON does not have."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):

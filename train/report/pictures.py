@@ -40,7 +40,7 @@ def write_preview(
 def draw_preview(
     x: np.ndarray, truth: np.ndarray, *, config: AugmentConfig, seed: int, count: int
 ) -> np.ndarray:
-    """A sheet of (h', w', 3) bytes with the outlines of the truth.
+    """Draw a sheet of (h', w', 3) bytes with the outlines of the truth.
 
     Each row is a crop as it was cut, and what the first `count` steps would make of it. One row
     has one scale of brightness, so that other gray values are seen as such.
@@ -59,7 +59,7 @@ def draw_preview(
 
 
 def _draw_row(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Images (n, h, w, c) with their masks (n, h, w), side by side."""
+    """Draw images (n, h, w, c) with their masks (n, h, w), side by side."""
     count, height, width, channels = images.shape
     pictures = unet_image.make_visible(images.reshape(count * height, width, channels))
     pictures = pictures.reshape(count, height, width, 3)
@@ -69,7 +69,7 @@ def _draw_row(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def _join_pictures(pictures: Sequence[np.ndarray] | np.ndarray, *, axis: int) -> np.ndarray:
-    """Pictures next to one another, white between them."""
+    """Put pictures next to one another, white between them."""
     gap = [(0, 0), (0, 0), (0, 0)]
     gap[axis] = (0, GAP_PX)
     padded = [np.pad(picture, gap, constant_values=255) for picture in pictures]
@@ -100,6 +100,6 @@ def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
 
 
 def _file_stem(name: str) -> str:
-    """A file name made from that of a sample: a.tif[3] is a_3_."""
+    """Make a file name from that of a sample: a.tif[3] is a_3_."""
     without_suffix = re.sub(r"\.\w+(?=\[|$)", "", name)
     return re.sub(r"[^\w.-]", "_", without_suffix)

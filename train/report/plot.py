@@ -1,4 +1,4 @@
-"""Plots of the report: where values lie on axes whose ticks people can read."""
+"""The plots of the report: axes with ticks that people can read, lines and dots."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 Points = Sequence[tuple[float, float]]
 POINTS = 500  # of a line; a screen shows no more
+MAX_TICKS = 6  # of a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`."""
+    """An `Axis` goes from `low` to `high`, and has `ticks` in between."""
 
     low: float
     high: float
@@ -18,21 +19,21 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Where a value lies, in percent of the axis."""
-        low, high, value = (
-            (math.log(v) if self.log else v) for v in (self.low, self.high, value)
-        )  # fmt: skip
+        """Return where a value lies, in percent of the axis."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
         return 100 * (value - low) / (high - low)
 
     @property
     def labels(self) -> list[tuple[str, float]]:
-        """What is written where."""
+        """Return what is written at the ticks, and where, in percent."""
         return [(f"{tick:,.6g}", self.at(tick)) for tick in self.ticks]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; `style` is its class in the page."""
+    """A `Line` is a curve; `style` is its class in the page."""
 
     style: str
     points: Points
@@ -40,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """One value, and what it says under the mouse."""
+    """A `Dot` is one value, with the text that it shows under the mouse."""
 
     style: str
     x: float
@@ -50,7 +51,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines and dots on two axes.
+    """A `Plot` is lines and dots on two axes.
 
     Attributes:
         key: what the styles mean.
@@ -63,13 +64,13 @@ class Plot:
     lines: Sequence[Line] = ()
     dots: Sequence[Dot] = ()
 
-    def drawn(self, line: Line) -> str:
-        """The points of a line for SVG, in percent, downwards."""
+    def svg_points(self, line: Line) -> str:
+        """Return the points of a line for SVG, in percent of the plot from its top left."""
         return " ".join(f"{self.x.at(x):.2f},{100 - self.y.at(y):.2f}" for x, y in line.points)
 
 
 def linear_axis(low: float, high: float) -> Axis:
-    """An axis around two values, from tick to tick."""
+    """Return an axis around two values, from tick to tick."""
     high = high if high > low else low + (abs(low) or 1.0)
     step = _choose_tick_step(high - low)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -78,23 +79,25 @@ def linear_axis(low: float, high: float) -> Axis:
 
 
 def log_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis around two values above 0, from tick to tick."""
+    """Return a logarithmic axis around two values above 0, from tick to tick."""
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    ticks = _ticks_around([m * 10.0**n for n in exponents for m in (1, 2, 5)], low, high)
-    if len(ticks) > 6:
-        ticks = _ticks_around([10.0**n for n in exponents], low, high)
-    return Axis(ticks[0], ticks[-1], tuple(ticks[:: math.ceil(len(ticks) / 6)]), log=True)
+    powers = [10.0**exponent for exponent in exponents]
+    ticks = _ticks_around([m * power for power in powers for m in (1, 2, 5)], low, high)
+    if len(ticks) > MAX_TICKS:
+        ticks = _ticks_around(powers, low, high)
+    every = math.ceil(len(ticks) / MAX_TICKS)
+    return Axis(ticks[0], ticks[-1], tuple(ticks[::every]), log=True)
 
 
 def count_axis(last: int) -> Axis:
-    """An axis of whole numbers from 0 to `last`."""
+    """Return an axis of whole numbers from 0 to `last`."""
     last = max(last, 1)
     step = max(1, round(_choose_tick_step(last)))
     return Axis(0, last, tuple(range(0, last + 1, step)))
 
 
 def thin_points(points: Points) -> Points:
-    """Means of neighbours, so that at most `POINTS` are left."""
+    """Return means of neighbours, so that at most `POINTS` are left."""
     size = math.ceil(len(points) / POINTS) or 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [
@@ -104,7 +107,7 @@ def thin_points(points: Points) -> Points:
 
 
 def smooth_points(points: Points) -> Points:
-    """Each value as the mean of a tenth of all, half of them before it and half after."""
+    """Return each value as the mean of a tenth of all, half of them before it and half after."""
     reach = len(points) // 20
     values = [y for _, y in points]
     means = []
@@ -115,13 +118,15 @@ def smooth_points(points: Points) -> Points:
 
 
 def _choose_tick_step(span: float) -> float:
-    """1, 2 or 5 times a power of ten, that goes three to seven times into a span."""
+    """Return 1, 2 or 5 times a power of ten that goes three to seven times into a span."""
     power = 10.0 ** math.floor(math.log10(span / 3))
     return max(m * power for m in (1, 2, 5) if m * power <= span / 3 * (1 + 1e-9))
 
 
 def _ticks_around(ticks: Sequence[float], low: float, high: float) -> list[float]:
-    """Those from the last at or below `low` to the first at or above `high`; at least two."""
+    """Return the ticks from the last one below `low` to the first one above `high`."""
     first = max(i for i, tick in enumerate(ticks) if tick <= low * (1 + 1e-9))
     last = min(i for i, tick in enumerate(ticks) if tick >= high * (1 - 1e-9))
-    return list(ticks[first - (first == last) : last + 1 + (first == last)])
+    if first == last:  # both values lie on one tick, and an axis needs a length
+        first, last = first - 1, last + 1
+    return list(ticks[first : last + 1])

@@ -24,7 +24,7 @@ IN_FLIGHT = 2  # steps given to the devices; each holds its batch there
 
 
 class Progress:
-    """Says what a run does."""
+    """A `Progress` says what a run does."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -42,7 +42,7 @@ class Progress:
 
 
 class StepBar:
-    """Counts steps, and shows means over the last of them.
+    """A `StepBar` counts steps, and shows means over the last of them.
 
     Steps run ahead of the numbers: only every few steps, a window, are they fetched. The means of
     a window are loss, iou, grad_norm, lr (of its last step), peak_memory_bytes (so far), and from
@@ -124,7 +124,7 @@ class StepBar:
 
 
 class _View(RichBar):
-    """The bar, and the numbers below it."""
+    """A `_View` is the bar, and the numbers below it."""
 
     def __init__(self, console: Console):
         self.numbers = ""
@@ -147,7 +147,7 @@ class _View(RichBar):
 
 
 def format_status(means: dict[str, float]) -> str:
-    """The numbers of a window in a line of less than 80 characters."""
+    """Return the means of a window as a line of less than 80 characters."""
     parts = [f"loss {means['loss']:.4f}", f"IoU {means['iou']:.3f}", f"lr {means['lr']:.1e}"]
     if "images_per_s" in means:
         parts.append(f"{means['images_per_s']:.1f} images/s")
@@ -156,8 +156,10 @@ def format_status(means: dict[str, float]) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """The most that was in use at once on any accelerator of this process, or, where JAX does not
-    tell it, as on CPU, in the process."""
+    """Return the most memory that was in use at once on any accelerator of this process.
+
+    JAX does not tell it for a CPU; then it is that of the process.
+    """
     peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
     if any(peaks):
         return max(peaks)

@@ -16,7 +16,7 @@ from unet_spec.files import name_errors
 
 
 class EventFile:
-    """A new event file in a folder, made where it is missing.
+    """An `EventFile` is a new event file in a folder, made where it is missing.
 
     Args:
         first_step: TensorBoard forgets the values that older files hold for it and later steps.
@@ -85,7 +85,7 @@ def _encode_float32(value: float) -> bytes:
 
 
 def _encode_varint(value: int) -> bytes:
-    """Seven bits to a byte, the lowest first; the eighth says that more follow."""
+    """Encode seven bits to a byte, the lowest first; the eighth says that more follow."""
     parts = [value & 127]
     while value := value >> 7:
         parts.append(value & 127)
@@ -93,7 +93,7 @@ def _encode_varint(value: int) -> bytes:
 
 
 def _masked_crc(content: bytes) -> bytes:
-    """CRC-32C (Castagnoli), masked as TFRecord does it."""
+    """Return the CRC-32C (Castagnoli) of bytes, masked as TFRecord does it."""
     crc = 0xFFFFFFFF
     for byte in content:
         crc = _TABLE[(crc ^ byte) & 255] ^ (crc >> 8)

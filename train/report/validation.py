@@ -14,7 +14,7 @@ from ..metrics import confusion, dice, foreground_dice, foreground_iou, iou, pix
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image: means over the classes 1 and up that it has or the net finds."""
+    """An `ImageScore` has means over the classes 1 and up that one image has or the net finds."""
 
     name: str
     height: int
@@ -25,7 +25,7 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """All held-out images.
+    """A `Scores` is that of all held-out images.
 
     Attributes:
         mean_image_iou: mean over images of the mean IoU of classes 1 and up, of those that are
@@ -51,18 +51,20 @@ class Scores:
 
     @property
     def headline(self) -> dict[str, float]:
-        """The numbers that a curve is drawn of."""
-        told = {
+        """Return the numbers of which a curve is drawn."""
+        numbers = {
             "mean_image_iou": self.mean_image_iou,
             "pooled_iou": foreground_iou(np.asarray(self.confusion)),
             "pooled_dice": foreground_dice(np.asarray(self.confusion)),
             "pixel_error": self.pixel_error,
         }
-        return told if self.rand_score is None else {**told, "rand_score": self.rand_score}
+        if self.rand_score is None:
+            return numbers
+        return {**numbers, "rand_score": self.rand_score}
 
 
 def validate(model: UNet, samples: Iterable[Sample], *, ignore_index: int | None = None) -> Scores:
-    """The scores of a net, without the pixels whose truth is `ignore_index`."""
+    """Return the scores of a net, without the pixels whose truth is `ignore_index`."""
     classes = model.config.classes
     rows, matrices, masks, rand = [], [], [], []
     for sample in samples:
