@@ -92,7 +92,8 @@ def _dice(
 ) -> Float[Array, " b"]:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) of each image.
 
-    It is the mean over the classes 1 and up. The ones make a class that is neither there nor found perfect, not 0 / 0.
+    It is the mean over the classes 1 and up. The ones make a class that is neither there nor found
+    perfect, not 0 / 0.
     """
     inside = counted[..., None]
     p, t = (jnp.where(inside, array[..., 1:], 0) for array in (p, is_class.astype(p.dtype)))
