@@ -162,7 +162,7 @@ def bounds() -> Iterator[Figure]:
         f"within a factor of {oracle.FACTOR:g} (gradients {float32_errors.GRADIENT_FACTOR:g})",
     )
     yield "README.md", f"to {steps} in float64"
-    yield "README.md", f"distance may be {training.FACTOR:g} times the distance"
+    yield "README.md", f"at most {training.FACTOR:g} times as far apart"
     yield "docs/parity.md", f"| 50 training steps in float64 | {steps} |"
     yield "docs/parity.md", f"to {steps} in float64 (`parity_tests/test_training_state.py`)"
     default = inspect.signature(verify.verify).parameters["steps"].default
