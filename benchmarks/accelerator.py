@@ -381,9 +381,10 @@ def _start_training(
 
 
 def _newest_checkpoint(run: Path) -> int:
-    """The step of the newest one; 0 before there is any."""
-    folders = (run / "checkpoints").glob("*")
-    return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
+    """Return the step of the newest one; 0 before there is any."""
+    from unet_spec.training_state import CHECKPOINTS, list_steps
+
+    return max(list_steps(run / CHECKPOINTS), default=0)
 
 
 def _summarise(result: Record, run: Path) -> Record:

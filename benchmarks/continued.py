@@ -67,12 +67,12 @@ def continued(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
         "torch, sums in another order": turned.train(STEPS),
     }
     where = ["--data.images", str(images), "--data.masks", str(masks)]
-    _unet("convert", "run.pt", "start", cwd=folder)
-    _unet("train", "nuclei", *where, *FLAGS, "--start", "start", "--steps", str(STEPS),
-          "--optimizer.clip-norm", str(CLIP), "--out", "jax", cwd=folder)  # fmt: skip
+    _unet("convert", "run.pt", "start.safetensors", cwd=folder)
+    _unet("train", "nuclei", *where, *FLAGS, "--start", "start.safetensors", "--steps",
+          str(STEPS), "--optimizer.clip-norm", str(CLIP), "--out", "jax", cwd=folder)  # fmt: skip
     runs["unet train --start"] = _curve(folder / "jax", after=HANDOVER)
-    _unet("convert", "run.pt", "run.safetensors", cwd=folder)
-    _unet("train", "nuclei", *where, *FLAGS, "--start", "run.safetensors", "--schedule.name",
+    _unet("convert", "run.pt", "weights.safetensors", "--weights-only", cwd=folder)
+    _unet("train", "nuclei", *where, *FLAGS, "--start", "weights.safetensors", "--schedule.name",
           "cosine", "--optimizer.lr", str(LR), "--optimizer.clip-norm", str(CLIP), "--steps",
           str(STEPS - HANDOVER), "--out", "weights", cwd=folder)  # fmt: skip
     runs["weights alone, all else anew"] = _curve(folder / "weights", after=0, shift=HANDOVER)
