@@ -159,7 +159,8 @@ def bounds() -> Iterator[Figure]:
     yield "README.md", f"agree to {output} (gradients to {gradient})"
     yield (
         "README.md",
-        f"within a factor of {oracle.FACTOR:g} (gradients {float32_errors.GRADIENT_FACTOR:g})",
+        f"more than {oracle.FACTOR:g} times the other "
+        f"({float32_errors.GRADIENT_FACTOR:g} times for gradients)",
     )
     yield "README.md", f"to {steps} in float64"
     yield "README.md", f"at most {training.FACTOR:g} times as far apart"
