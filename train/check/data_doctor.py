@@ -31,7 +31,7 @@ Level = Literal["note", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about the data; a warning, where a run is likely to go wrong."""
+    """A `Finding` is one sentence about the data; a warning, where a run is likely to go wrong."""
 
     level: Level
     text: str
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Size:
-    """Number of images of one size."""
+    """A `Size` is the number of images of one size."""
 
     height: int
     width: int
@@ -48,7 +48,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Values:
-    """Of all pixels and channels."""
+    """A `Values` says how the values of all pixels and channels are spread."""
 
     low: float
     high: float
@@ -58,7 +58,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Share:
-    """One class: its part of the training pixels that count, and the images that have it."""
+    """A `Share` is one class: its part of the training pixels, and the images that have it."""
 
     name: str
     pixels: float
@@ -68,7 +68,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the data are; lists of strings name images.
+    """A `Diagnosis` says what the data are; lists of strings name images.
 
     Attributes:
         steps_per_epoch: until every training image was shown once.
@@ -120,7 +120,7 @@ def examine(
     ignore_index: int | None = None,
     class_names: Sequence[str] = (),
 ) -> Diagnosis:
-    """The diagnosis of both sides of a split."""
+    """Return the diagnosis of both sides of a split."""
     samples = [*training, *validation]
     pixels = [_without_alpha(sample.image, net.in_channels) for sample in samples]
     at_top = np.array([_saturated_share(image) for image in pixels])
@@ -175,7 +175,7 @@ def report_data(
     config: TrainConfig,
     console: Console,
 ) -> Diagnosis:
-    """The diagnosis of the data of a run, printed."""
+    """Print the diagnosis of the data of a run, and return it."""
     diagnosis = examine(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
@@ -220,11 +220,14 @@ def _facts(d: Diagnosis) -> Iterator[tuple[str, str]]:
 
 
 def _format_sizes(sizes: Sequence[Size]) -> str:
-    told = [f"{size.height} x {size.width}" for size in sizes]
+    words = {size: f"{size.height} x {size.width}" for size in sizes}
     if len(sizes) <= 3:
-        return ", ".join(f"{size.images} of {one}" for size, one in zip(sizes, told, strict=True))
-    most = max(range(len(sizes)), key=lambda i: sizes[i].images)
-    return f"{len(sizes)}, {told[0]} to {told[-1]}; {sizes[most].images} images of {told[most]}"
+        return ", ".join(f"{size.images} of {words[size]}" for size in sizes)
+    common = max(sizes, key=lambda size: size.images)
+    return (
+        f"{len(sizes)}, {words[sizes[0]]} to {words[sizes[-1]]}; "
+        f"{common.images} images of {words[common]}"
+    )
 
 
 def _format_values(values: Values) -> str:
@@ -237,10 +240,10 @@ def _format_values(values: Values) -> str:
 
 
 def _find_bad_images(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
-    """What is wrong with single images."""
+    """Yield what is wrong with single images."""
     held_out = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if a.held_out]
     twice = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if not a.held_out]
-    found: list[tuple[Level, list[str], str, str]] = [
+    suspects: list[tuple[Level, list[str], str, str]] = [
         ("warning", d.blank, "of one value alone", "nothing can be learnt from it; take it out"),
         (
             "warning",
@@ -265,14 +268,14 @@ def _find_bad_images(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
         ),
         ("note", d.without_foreground, "of class 0 alone", "look whether the mask is whole"),
     ]
-    for level, names, what, remedy in found:
+    for level, names, what, remedy in suspects:
         if names:
             images = f"{len(names)} image{'s' if len(names) > 1 else ''}"
             yield Finding(level, f"{images} {what}: {_list_names(names)}; {remedy}")
 
 
 def _find_bad_values(d: Diagnosis) -> Iterator[Finding]:
-    """What is wrong with the images as a whole."""
+    """Yield what is wrong with the images as a whole."""
     largest = max(-d.as_input.low, d.as_input.high)
     if not 0.1 <= largest <= 100:
         yield Finding(
@@ -285,8 +288,8 @@ def _find_bad_values(d: Diagnosis) -> Iterator[Finding]:
         yield Finding("note", f"images of several kinds: {kinds}; look whether all belong")
     stored = {kind: names for kind, names in d.stored.items() if kind != "all 0"}
     if len(stored) > 1:
-        told = "; ".join(f"{len(n)} with {kind}: {_list_names(n)}" for kind, n in stored.items())
-        yield Finding("warning", f"masks that hold different things ({told}); store all alike")
+        listed = "; ".join(f"{len(n)} with {kind}: {_list_names(n)}" for kind, n in stored.items())
+        yield Finding("warning", f"masks that hold different things ({listed}); store all alike")
 
 
 def _find_bad_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Finding]:
@@ -325,10 +328,11 @@ def _list_names(words: Sequence[str]) -> str:
 
 
 def _without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
-    """(h, w, c) of what `prepare` uses."""
+    """Return the (h, w, c) of an image that `prepare` uses."""
     image = image[..., None] if image.ndim == 2 else image
-    found = image.shape[-1]
-    return image[..., :-1] if found in (2, 4) and found != channels else image
+    count = image.shape[-1]
+    has_alpha = count in (2, 4) and count != channels
+    return image[..., :-1] if has_alpha else image
 
 
 def _is_mostly_specks(objects: np.ndarray | None) -> bool:
@@ -343,7 +347,7 @@ def _has_colour(image: np.ndarray) -> bool:
 
 
 def _saturated_share(image: np.ndarray) -> float:
-    """Part of the pixels with a channel at the top of what 8, 10, 12, 14 or 16 bits hold."""
+    """Return the part of the pixels with a channel at the top of 8, 10, 12, 14 or 16 bits."""
     if (top := image.max()) not in (255, 1023, 4095, 16383, 65535):
         return 0.0
     return float((image == top).any(axis=-1).mean())
@@ -361,8 +365,9 @@ def _count_bytes(sample: Sample) -> int:
 
 
 def _count_sizes(samples: Sequence[Sample]) -> list[Size]:
-    found = Counter(sample.mask.shape for sample in samples)
-    return [Size(h, w, found[h, w]) for h, w in sorted(found, key=lambda size: size[0] * size[1])]
+    counts = Counter(sample.mask.shape for sample in samples)
+    by_area = sorted(counts, key=lambda shape: shape[0] * shape[1])
+    return [Size(height, width, counts[height, width]) for height, width in by_area]
 
 
 def _measure_values(arrays: Sequence[np.ndarray]) -> Values:
@@ -379,11 +384,13 @@ def _measure_values(arrays: Sequence[np.ndarray]) -> Values:
 
 
 def _measure_shares(counts: np.ndarray, training: int, names: Sequence[str]) -> list[Share]:
-    """Of (images, classes) numbers of pixels, the images to train on first."""
+    """Return each class's share of (images, classes) numbers of pixels, training first."""
     parts = counts[:training].sum(axis=0) / max(1, counts[:training].sum())
-    seen = (counts[:training] > 0).sum(axis=0)
+    trained = (counts[:training] > 0).sum(axis=0)
     held_out = (counts[training:] > 0).sum(axis=0)
     return [
-        Share(names[i] if i < len(names) else f"{i}", float(part), int(seen[i]), int(held_out[i]))
+        Share(
+            names[i] if i < len(names) else f"{i}", float(part), int(trained[i]), int(held_out[i])
+        )
         for i, part in enumerate(parts)
     ]

@@ -18,7 +18,7 @@ _LAMP = _DEGREE_4 @ _DEGREE_4.T
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """An image that looks like one to train on, which may be turned or mirrored."""
+    """A `NearDuplicate` is an image that looks like one to train on, turned or mirrored."""
 
     name: str
     like: str
@@ -29,7 +29,7 @@ class NearDuplicate:
 def find_near_duplicates(
     training: Sequence[Sample], validation: Sequence[Sample]
 ) -> list[NearDuplicate]:
-    """Images that look like an earlier one to train on, in any of eight orientations."""
+    """Return the images that look like an earlier one to train on, in any of eight orientations."""
     samples = [*training, *validation]
     prints = np.stack([_fingerprint(sample.x) for sample in samples])
     turned = [
@@ -45,17 +45,17 @@ def find_near_duplicates(
         better = earlier.max(axis=0) > best
         best[better] = earlier.max(axis=0)[better]
         like[better] = start + earlier.argmax(axis=0)[better]
-    found = [
+    duplicates = [
         NearDuplicate(
             samples[i].name, samples[like[i]].name, float(best[i]), bool(i >= len(training))
         )
         for i in np.flatnonzero(best > MIN_CORRELATION)
     ]
-    return sorted(found, key=lambda one: -one.correlation)
+    return sorted(duplicates, key=lambda one: -one.correlation)
 
 
 def _fingerprint(x: np.ndarray) -> np.ndarray:
-    """(BLOCKS, BLOCKS) means of the image over blocks, of length 1 as a vector.
+    """Return (BLOCKS, BLOCKS) means of the image over blocks, of length 1 as a vector.
 
     Less a polynomial of degree 4 along each axis: without it the lamp, brighter in the middle,
     made unrelated images with few cells alike (up to 0.998).

@@ -34,7 +34,7 @@ from ..step import (
 def explain_step(
     config: TrainConfig, placement: Placement, samples: list[Sample], state: State
 ) -> str:
-    """Compute the step after a state again, in parts: what in it is not finite, in words.
+    """Compute the step after a state again, in parts; return what is not finite, in words.
 
     Args:
         samples: those to train on.
@@ -53,7 +53,7 @@ def explain_step(
 
 
 def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Sequence[str]) -> str:
-    """What is not finite, where it came to be and in which image, in words.
+    """Return what is not finite, where it came to be and in which image, in words.
 
     Args:
         state: before the step.
@@ -89,7 +89,7 @@ def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Se
 def _explain_part(
     config: TrainConfig, state: State, batch: Batch, names: Sequence[str], key: jax.Array
 ) -> str | None:
-    """What in one part of an accumulated step is not finite, or None where all is."""
+    """Return what in one part of an accumulated step is not finite, or None where all is."""
     for path, output in _module_outputs(config, state, batch.x, key):
         if (image := _first_nonfinite_image(output)) is not None:
             return f"{path} is the first module whose output is not finite, in {names[image]}"
@@ -109,12 +109,12 @@ def _explain_part(
 def _module_outputs(
     config: TrainConfig, state: State, x: jax.Array, key: jax.Array
 ) -> list[tuple[str, jax.Array]]:
-    """The output of every module that computes, in the order of the calls."""
+    """Return the output of every module that computes, in the order of the calls."""
     plain = make_numerics(config.compute, remat=False)  # which would trace what is watched
     net = nnx.eval_shape(lambda: UNet(config.net, numerics=plain, rngs=nnx.Rngs(0)))
     model = fill_arrays(net, {**state.params, **state.stats})
     model.train()
-    seen: list[tuple[str, jax.Array]] = []
+    outputs: list[tuple[str, jax.Array]] = []
     leaves = [
         (path, module)
         for path, module in nnx.iter_modules(model)
@@ -122,20 +122,20 @@ def _module_outputs(
     ]
     for path, module in leaves:
         name = ".".join(str(part) for part in path if part != "layers")
-        _replace_module(model, path, _RecordingModule(name, module, seen))
+        _replace_module(model, path, _RecordingModule(name, module, outputs))
     model(x, rngs=nnx.Rngs(dropout=key))
-    return seen
+    return outputs
 
 
 class _RecordingModule:
-    """A module that writes down what it gave."""
+    """A `_RecordingModule` writes down what a module returns."""
 
-    def __init__(self, path: str, module: Any, seen: list[tuple[str, jax.Array]]):
-        self.path, self.module, self.seen = path, module, seen
+    def __init__(self, path: str, module: Any, outputs: list[tuple[str, jax.Array]]):
+        self.path, self.module, self.outputs = path, module, outputs
 
     def __call__(self, *arguments: Any) -> jax.Array:
         output = self.module(*arguments)
-        self.seen.append((self.path, output))
+        self.outputs.append((self.path, output))
         return output
 
 
@@ -158,7 +158,7 @@ def _loss(
 
 
 def _first_nonfinite_image(array: Any) -> int | None:
-    """Index of the first image that is not finite."""
+    """Return the index of the first image that is not finite."""
     values = np.asarray(array, np.float32)
     bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     return int(bad.argmax()) if bad.any() else None
