@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 
 import unet_image
 from unet_train.config import AugmentConfig
-from unet_train.input.augment import _Turn, affine, augment, augment_batch, bicubic, resampled
+from unet_train.input.augment import _Turn, affine, augment, augment_batch, bicubic, resample
 from unet_train.report.pictures import GAP_PX, draw_preview
 
 OFF = AugmentConfig(flips=False, quarter_turns=False)
@@ -134,9 +134,9 @@ def test_turned_source_coordinates_equal_turned_pixels(shape):
     x, *_ = map(jnp.asarray, crop(*shape))
     source = affine(shape, rotation_deg=10.0, factor=1.1, shift_px=(0.3, 2.2))
     for turn in map(_Turn._make, product([False, True], repeat=3)):
-        if not turn.transposed or shape[0] == shape[1]:
-            expected = resampled(turn.pixels(x), source)
-            equal(resampled(x, turn.source(source, shape)), expected, within=INTERPOLATED)
+        if not turn.transpose or shape[0] == shape[1]:
+            expected = resample(turn.apply(x), source)
+            equal(resample(x, turn.map_source(source, shape)), expected, within=INTERPOLATED)
 
 
 @pytest.mark.parametrize("size", [16, 17], ids=["even", "odd"])
@@ -145,10 +145,10 @@ def test_rotation_by_right_angles_equals_rot90(size, turns):
     x, truth, _ = crop(size, size)
     source = affine((size, size), rotation_deg=90.0 * turns, factor=1.0, shift_px=(0, 0))
     np.testing.assert_array_equal(
-        resampled(jnp.asarray(truth), jnp.asarray(source)), np.rot90(truth, turns)
+        resample(jnp.asarray(truth), jnp.asarray(source)), np.rot90(truth, turns)
     )
     assert (
-        np.abs(resampled(jnp.asarray(x), jnp.asarray(source)) - np.rot90(x, turns)).max()
+        np.abs(resample(jnp.asarray(x), jnp.asarray(source)) - np.rot90(x, turns)).max()
         < INTERPOLATED
     )
 
@@ -161,13 +161,13 @@ def test_shift_by_whole_pixels_equals_a_mirrored_roll(shift):
     for values in crop(height, width):
         mirrored = np.pad(values, [(80, 80)] * 2 + [(0, 0)] * (values.ndim - 2), mode="symmetric")
         rolled = np.roll(mirrored, shift, (0, 1))[80 : 80 + height, 80 : 80 + width]
-        np.testing.assert_array_equal(resampled(jnp.asarray(values), jnp.asarray(source)), rolled)
+        np.testing.assert_array_equal(resample(jnp.asarray(values), jnp.asarray(source)), rolled)
 
 
 def test_enlarging_by_two_equals_every_pixel_twice_as_far_from_the_centre():
     _, truth, _ = crop(17, 21)
     source = affine((17, 21), rotation_deg=0.0, factor=2.0, shift_px=(0, 0))
-    made = np.asarray(resampled(jnp.asarray(truth), jnp.asarray(source)))
+    made = np.asarray(resample(jnp.asarray(truth), jnp.asarray(source)))
     np.testing.assert_array_equal(made[::2, ::2], truth[4:13, 5:16])
 
 
@@ -199,7 +199,7 @@ def test_resampling_equals_scipy_on_the_mirrored_crop():
             ],
             -1,
         ).reshape(30, 40, *values.shape[2:])
-        made = np.asarray(resampled(jnp.asarray(values), jnp.asarray(source)))
+        made = np.asarray(resample(jnp.asarray(values), jnp.asarray(source)))
         assert made.dtype == values.dtype
         assert np.abs(made - expected).max() < (INTERPOLATED if linear else 1)
 

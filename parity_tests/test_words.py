@@ -20,9 +20,9 @@ from unet_train.config import PROMISES
 
 # what a sentence of the help may begin with that says what the flag makes the command do
 IMPERATIVES = {
-    "Add", "Average", "Bend", "Compare", "Compute", "Convert", "Enlarge", "Go", "Keep", "Leave", "Mirror", "Move",
-    "Multiply", "Only", "Predict", "Prove", "Read", "Segment", "Take", "Time", "Train", "Turn",
-    "Validate", "Write",
+    "Add", "Average", "Bend", "Compare", "Compute", "Convert", "Enlarge", "Go", "Keep", "Leave",
+    "Mirror", "Move", "Multiply", "Only", "Predict", "Prove", "Read", "Segment", "Take",
+    "Time", "Train", "Turn", "Validate", "Write",
 }  # fmt: skip
 # the verbs of all other sentences of the help
 VERBS = {
@@ -37,9 +37,9 @@ DANGLING = {"Of", "That", "Likewise", "Which", "Whether", "What", "How", "Where"
 
 NOT_YET = {
     "train": {
-        "Values", "accumulate_gradients", "augment", "augment_batch", "border_weights", "confusion",
-        "dropout_keys", "everywhere", "images", "label_objects", "label_segments", "resampled",
-        "rows", "shapes_of_crops", "split_into_parts", "split_samples", "state",
+        "Values", "accumulate_gradients", "confusion",
+        "dropout_keys", "everywhere", "images", "label_segments",
+        "rows", "shapes_of_crops", "split_into_parts", "state",
     },
     "unet_parity": {
         "gradients", "cases", "statistics", "one_weight", "mover", "jax_arrays", "jax_batch",

@@ -32,16 +32,20 @@ def augment_batch(
     config: AugmentConfig,
     first: int = 0,
 ) -> tuple[Array, Array, Array | None]:
-    """(x, truth, weight) of a batch, or of a part of one.
+    """Return the augmented (x, truth, weight) of a batch, or of a part of one.
 
     Args:
         step: an integer; it may be traced.
-        first: place in the whole batch of the first image given.
+        first: place in the whole batch of the first image of this part.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(len(x)))
-    one = jax.vmap(lambda x, truth, weight, key: augment(x, truth, weight, key=key, config=config))
-    return one(x, truth, weight, keys)
+    places = first + jnp.arange(len(x))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(places)
+
+    def augment_one(x: Array, truth: Array, weight: Array | None, key: PRNGKeyArray) -> Any:
+        return augment(x, truth, weight, key=key, config=config)
+
+    return jax.vmap(augment_one)(x, truth, weight, keys)
 
 
 def augment(
@@ -52,26 +56,29 @@ def augment(
     key: PRNGKeyArray,
     config: AugmentConfig,
 ) -> tuple[Array, Array, Array | None]:
-    """(x, truth, weight) of one crop.
+    """Return the augmented (x, truth, weight) of one crop.
 
-    No value of the truth is new, and parts that are off change no bit. Only square crops take
-    quarter turns; others take half turns in their place.
+    The truth gets no value that it did not have, and parts that are off change no bit. Only
+    square crops take quarter turns; others take half turns in their place.
     """
     keys = dict(zip(PARTS, jax.random.split(key, len(PARTS)), strict=True))
-    turn = _turn(truth.shape, keys, config)
+    turn = _draw_turn(truth.shape, keys, config)
     if config.rotation_deg or config.shift_px or config.scale or config.elastic_px:
-        source = turn.source(_source(truth.shape, keys, config), truth.shape)
-        x, truth, weight = jax.tree.map(partial(resampled, source=source), (x, truth, weight))
-    else:
-        x, truth, weight = jax.tree.map(turn.pixels, (x, truth, weight))
-    return _tinted(x, keys, config), truth, weight
+        source = turn.map_source(_draw_source(truth.shape, keys, config), truth.shape)
+        x, truth, weight = jax.tree.map(partial(resample, source=source), (x, truth, weight))
+    else:  # whole pixels move: nothing is interpolated
+        x, truth, weight = jax.tree.map(turn.apply, (x, truth, weight))
+    return _change_gray_values(x, keys, config), truth, weight
 
 
 def affine(
     shape: tuple[int, ...], *, rotation_deg: Any, factor: Any, shift_px: Any
 ) -> Float[Array, "2 h w"]:
-    """Row and column that each pixel comes from, where a crop is turned counter-clockwise and
-    enlarged about its centre, then moved by `shift_px` (down, right)."""
+    """Return the row and the column that each pixel comes from under an affine map.
+
+    The map turns a crop counter-clockwise and enlarges it, both about its centre, and then moves
+    it by `shift_px` (down, right).
+    """
     middle = [(size - 1) / 2 for size in shape]
     places = [
         jnp.arange(size, dtype=jnp.float32) - centre - shift
@@ -86,11 +93,11 @@ def affine(
 
 
 def bicubic(grid: Float[Array, "k n m"], shape: tuple[int, ...]) -> Float[Array, "k h w"]:
-    """Displacements between those of a coarse grid, whose corners lie on the crop's.
+    """Return the displacements of a coarse grid, interpolated for each pixel of a crop.
 
-    Between the points stands Keys' kernel with a = -0.5, as in `jax.image`, not a B-spline: at
-    the points the displacements are the grid's. Next to the border the kernel lacks a point, and
-    the weights of the others are scaled to the sum 1.
+    The grid's corners lie on the crop's. The kernel is that of Keys with a = -0.5, as in
+    `jax.image`, and not a B-spline: at the points the displacements are the grid's own. Next to
+    the border the kernel lacks a point, and the weights of the others are scaled to the sum 1.
     """
     scale = (jnp.array(shape, jnp.float32) - 1) / (jnp.array(grid.shape[1:], jnp.float32) - 1)
     return jax.image.scale_and_translate(
@@ -98,40 +105,50 @@ def bicubic(grid: Float[Array, "k n m"], shape: tuple[int, ...]) -> Float[Array,
     )
 
 
-def resampled(values: Array, source: Float[Array, "2 h w"]) -> Array:
-    """(h, w) or (h, w, c) values at the source coordinates: floats bilinear, integers of the
-    nearest pixel; beyond the border mirrored, the border pixel repeated."""
+def resample(values: Array, source: Float[Array, "2 h w"]) -> Array:
+    """Return (h, w) or (h, w, c) values, read at the source coordinates.
+
+    Floats are interpolated bilinearly, integers are those of the nearest pixel. Beyond the border
+    the values are mirrored, and the border pixel is repeated.
+    """
     order = 1 if jnp.issubdtype(values.dtype, jnp.floating) else 0
-    at = partial(map_coordinates, coordinates=list(source), order=order, mode="reflect")
-    return at(values) if values.ndim == 2 else jax.vmap(at, in_axes=2, out_axes=2)(values)
+    read = partial(map_coordinates, coordinates=list(source), order=order, mode="reflect")
+    if values.ndim == 2:
+        return read(values)
+    return jax.vmap(read, in_axes=2, out_axes=2)(values)
 
 
 class _Turn(NamedTuple):
-    """Whether a crop is transposed, and then its rows and its columns reversed."""
+    """A `_Turn` transposes a crop, reverses its rows and then its columns, or leaves some out.
 
-    transposed: Any
-    rows: Any
-    columns: Any
+    Attributes:
+        transpose, flip_rows, flip_columns: bool scalars, traced or not.
+    """
 
-    def pixels(self, array: Array) -> Array:
-        """An array (h, w, ...) turned."""
+    transpose: Any
+    flip_rows: Any
+    flip_columns: Any
+
+    def apply(self, array: Array) -> Array:
+        """Return an array (h, w, ...) after the turn."""
         if array.shape[0] == array.shape[1]:
-            array = jnp.where(self.transposed, array.swapaxes(0, 1), array)
-        array = jnp.where(self.rows, array[::-1], array)
-        return jnp.where(self.columns, array[:, ::-1], array)
+            array = jnp.where(self.transpose, array.swapaxes(0, 1), array)
+        array = jnp.where(self.flip_rows, array[::-1], array)
+        return jnp.where(self.flip_columns, array[:, ::-1], array)
 
-    def source(self, source: Float[Array, "2 h w"], shape: tuple[int, ...]) -> Array:
-        """Where in the crop lies what is at these coordinates of the turned one."""
+    def map_source(self, source: Float[Array, "2 h w"], shape: tuple[int, ...]) -> Array:
+        """Return the coordinates before the turn of what lies at `source` after it."""
         rows, columns = source
-        rows = jnp.where(self.rows, shape[0] - 1 - rows, rows)
-        columns = jnp.where(self.columns, shape[1] - 1 - columns, columns)
-        there, turned = jnp.stack([rows, columns]), jnp.stack([columns, rows])
-        return jnp.where(self.transposed, turned, there)
+        rows = jnp.where(self.flip_rows, shape[0] - 1 - rows, rows)
+        columns = jnp.where(self.flip_columns, shape[1] - 1 - columns, columns)
+        as_they_are, swapped = jnp.stack([rows, columns]), jnp.stack([columns, rows])
+        return jnp.where(self.transpose, swapped, as_they_are)
 
 
-def _turn(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> _Turn:
+def _draw_turn(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> _Turn:
+    """Draw the flips and the quarter turns of a crop."""
     turns = jax.random.randint(keys["quarter_turns"], (), 0, 4) * config.quarter_turns
-    if shape[0] != shape[1]:
+    if shape[0] != shape[1]:  # a quarter turn would change the shape
         turns = turns // 2 * 2
     flips = jax.random.bernoulli(keys["flips"], shape=(2,)) & config.flips
     # a turn by 90 degrees is a transposition and then a flip of the rows
@@ -139,53 +156,60 @@ def _turn(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> _Turn:
     return _Turn(turns % 2 == 1, rows, columns)
 
 
-def _source(shape: tuple[int, ...], keys: Keys, config: AugmentConfig) -> Float[Array, "2 h w"]:
-    """Row and column that each pixel comes from, as drawn."""
+def _draw_source(
+    shape: tuple[int, ...], keys: Keys, config: AugmentConfig
+) -> Float[Array, "2 h w"]:
+    """Draw the row and the column that each pixel comes from."""
     source = affine(
         shape,
-        rotation_deg=_up_to(config.rotation_deg, keys["rotation"]),
-        factor=jnp.exp(_up_to(math.log1p(config.scale), keys["scale"])),
-        shift_px=_up_to(config.shift_px, keys["shift"], (2,)),
+        rotation_deg=_draw_uniform(config.rotation_deg, keys["rotation"]),
+        factor=jnp.exp(_draw_uniform(math.log1p(config.scale), keys["scale"])),
+        shift_px=_draw_uniform(config.shift_px, keys["shift"], (2,)),
     )
     if not config.elastic_px:
         return source
     points = (2, config.elastic_grid, config.elastic_grid)
-    return source + bicubic(config.elastic_px * _normal(keys["elastic"], points), shape)
+    return source + bicubic(config.elastic_px * _draw_normal(keys["elastic"], points), shape)
 
 
-def _tinted(x: Array, keys: Keys, config: AugmentConfig) -> Array:
-    """With other gray values: gamma between the extremes of each channel and contrast about its
-    mean, both the crop's own; one exponent, one factor, one offset, one field and one sign for
-    all channels; noise of its own in each."""
+def _change_gray_values(x: Array, keys: Keys, config: AugmentConfig) -> Array:
+    """Return a crop with other gray values.
+
+    Gamma acts between the extremes of each channel of the crop, contrast about its mean. All
+    channels share one exponent, factor, offset, field of illumination and sign; each has noise of
+    its own.
+    """
     if config.gamma:
         low = x.min((0, 1), keepdims=True)
         span = jnp.maximum(x.max((0, 1), keepdims=True) - low, jnp.finfo(x.dtype).tiny)
-        exponent = jnp.exp(_up_to(math.log1p(config.gamma), keys["gamma"]))
+        exponent = jnp.exp(_draw_uniform(math.log1p(config.gamma), keys["gamma"]))
         # compiled, the darkest pixel may be computed twice, with other rounding: not below 0
         x = low + span * jnp.maximum((x - low) / span, 0) ** exponent
     if config.contrast:
         mean = x.mean((0, 1), keepdims=True)
-        factor = jnp.exp(_up_to(math.log1p(config.contrast), keys["contrast"]))
+        factor = jnp.exp(_draw_uniform(math.log1p(config.contrast), keys["contrast"]))
         x = mean + factor * (x - mean)
     if config.brightness:
-        x = x + _up_to(config.brightness, keys["brightness"])
+        x = x + _draw_uniform(config.brightness, keys["brightness"])
     if config.illumination:
         amplitude, points = jax.random.split(keys["illumination"])
         most = config.illumination * jax.random.uniform(amplitude, dtype=jnp.float32)
-        x = x + most * bicubic(_normal(points, (1, 3, 3)), x.shape[:2])[0, :, :, None]
+        field = bicubic(_draw_normal(points, (1, 3, 3)), x.shape[:2])
+        x = x + most * field[0, :, :, None]
     if config.invert:
         x = jnp.where(jax.random.bernoulli(keys["invert"], config.invert), -x, x)
     if config.noise:
         deviation, pixels = jax.random.split(keys["noise"])
         most = config.noise * jax.random.uniform(deviation, dtype=jnp.float32)
-        x = x + most * _normal(pixels, x.shape)
+        x = x + most * _draw_normal(pixels, x.shape)
     return x
 
 
-def _up_to(most: float, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Array:
-    """Uniform in [-most, most)."""
+def _draw_uniform(most: float, key: PRNGKeyArray, shape: tuple[int, ...] = ()) -> Array:
+    """Draw float32 values that are uniform in [-most, most)."""
     return most * jax.random.uniform(key, shape, jnp.float32, -1, 1)
 
 
-def _normal(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+def _draw_normal(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+    """Draw float32 values of the standard normal distribution."""
     return jax.random.normal(key, shape, jnp.float32)

@@ -10,18 +10,19 @@ REACH = math.sqrt(2 * 24 * math.log(2))
 
 
 def border_weights(objects: np.ndarray, *, w0: float, sigma_px: float) -> np.ndarray:
-    """w0 * exp(-(d1 + d2)^2 / (2 sigma^2)) of each background pixel, 0 on the objects.
+    """Return the extra weight of each background pixel between objects, and 0 on the objects.
 
-    d1 and d2 are the distances in pixels, from centre to centre, to the nearest pixel of the
-    nearest and of the second nearest object: 1 beside it. With fewer than two objects, and beyond
-    5.8 sigma from the second, it is 0. Section 3 of the paper (Ronneberger et al., 2015); the
-    w_c that it adds are the loss's class weights.
+    It is w0 * exp(-(d1 + d2)^2 / (2 sigma^2)), where d1 and d2 are the distances in pixels, from
+    centre to centre, to the nearest pixel of the nearest and of the second nearest object: 1
+    beside it. With fewer than two objects, and beyond 5.8 sigma from the second, it is 0. The
+    source is section 3 of the paper (Ronneberger et al., 2015); the w_c that it adds are the
+    loss's class weights.
 
     Args:
         objects: (h, w) numbers of objects, 0 the background; touching ones differ.
 
     Returns:
-        (h, w) float32.
+        The weights, (h, w) float32.
     """
     reach = math.ceil(REACH * sigma_px)
     # numbers without gaps, because `find_objects` makes a list as long as the largest
@@ -38,12 +39,16 @@ def border_weights(objects: np.ndarray, *, w0: float, sigma_px: float) -> np.nda
 
 
 def label_objects(mask: np.ndarray, *, ignore_index: int | None = None) -> np.ndarray:
-    """(h, w) int32 numbers of the objects in a mask of classes, 0 the background.
+    """Number the objects in a mask of classes.
 
     An object is what hangs together by the edges of pixels, of one class from 1 up.
 
     Args:
+        mask: (h, w) classes.
         ignore_index: value that is no class.
+
+    Returns:
+        The numbers, (h, w) int32, 0 the background.
     """
     objects = np.zeros(mask.shape, np.int32)
     for value in np.unique(mask):

@@ -13,7 +13,7 @@ from .samples import Sample
 
 
 class Batch(NamedTuple):
-    """Crops: NumPy's arrays on the host, JAX's on a device.
+    """A `Batch` holds crops: NumPy's arrays on the host, JAX's on a device.
 
     Attributes:
         x: (b, h, w, c) float32.
@@ -35,18 +35,24 @@ def cut_batch(
     seed: int,
     rows: slice = slice(None),
 ) -> Batch:
-    """The crops of a step, `data.crop_px` high and wide, truth and weight as large as the input.
+    """Cut the crops of a step, `data.crop_px` high and wide.
 
-    Every image of it depends on (seed, step, its place) alone: a run can go on at any step, and
-    each process can make its own `rows` of the whole batch. What the net will answer for lies
-    uniformly in the image; what it sees beyond the border is mirrored.
+    Truth and weight are as large as the input. Every image depends on (seed, step, its place)
+    alone: a run can go on at any step, and each process can make its own `rows` of the whole
+    batch. What the net will answer for lies uniformly in the image; what it sees beyond the
+    border is mirrored.
     """
-    shown = choose_samples(samples, step, data=data, seed=seed, rows=rows)
-    cuts = [
-        _cut_crop(sample, np.random.default_rng((seed, step, place)), data.crop_px, net)
-        for place, sample in zip(range(data.batch)[rows], shown, strict=True)
-    ]
-    return Batch(*(None if part[0] is None else np.stack(part) for part in zip(*cuts, strict=True)))
+    places = range(data.batch)[rows]
+    chosen = choose_samples(samples, step, data=data, seed=seed, rows=rows)
+    crops = []
+    for place, sample in zip(places, chosen, strict=True):
+        rng = np.random.default_rng((seed, step, place))
+        crops.append(_cut_crop(sample, rng, data.crop_px, net))
+    return Batch(
+        x=np.stack([crop.x for crop in crops]),
+        truth=np.stack([crop.truth for crop in crops]),
+        weight=None if crops[0].weight is None else np.stack([crop.weight for crop in crops]),
+    )
 
 
 def choose_samples(
@@ -57,30 +63,40 @@ def choose_samples(
     seed: int,
     rows: slice = slice(None),
 ) -> list[Sample]:
-    """The samples that a step shows, in the order of the batch; every epoch is a permutation of
-    all."""
+    """Choose the samples that a step shows, in the order of the batch.
+
+    Every epoch is a permutation of all samples. A batch may end one epoch and begin the next.
+    """
     count = len(samples)
-    positions = [step * data.batch + place for place in range(data.batch)[rows]]
-    return [samples[_epoch_order(p // count, count, seed)[p % count]] for p in positions]
+    chosen = []
+    for place in range(data.batch)[rows]:
+        epoch, position = divmod(step * data.batch + place, count)
+        chosen.append(samples[_draw_order(epoch, count, seed)[position]])
+    return chosen
 
 
 @lru_cache(maxsize=64)
-def _epoch_order(epoch: int, count: int, seed: int) -> np.ndarray:
+def _draw_order(epoch: int, count: int, seed: int) -> np.ndarray:
+    """Draw the order in which an epoch shows the samples."""
     return np.random.default_rng((seed, epoch, count)).permutation(count)
 
 
 def _cut_crop(sample: Sample, rng: np.random.Generator, crop_px: int, net: UNetConfig) -> Batch:
+    """Cut one crop out of a sample; its arrays have no axis for the batch."""
     out_px = geometry.output_size(net, crop_px)
     before = (crop_px - out_px) // 2
-    starts = [int(rng.integers(0, max(1, size - out_px + 1))) for size in sample.mask.shape]
-    inside = _mirrored_index([start - before for start in starts], crop_px, sample.mask.shape)
+    shape = sample.mask.shape
+    starts = [int(rng.integers(0, max(1, size - out_px + 1))) for size in shape]
+    inside = _index_crop([start - before for start in starts], crop_px, shape)
     weight = None if sample.weight is None else sample.weight[inside]
     return Batch(sample.x[inside], sample.mask[inside], weight)
 
 
-def _mirrored_index(starts: list[int], crop_px: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Index of the crop that starts there; beyond the border it is mirrored, the border pixel
-    repeated."""
+def _index_crop(starts: list[int], crop_px: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return the index of the crop that starts at a row and a column.
+
+    Beyond the border the image is mirrored, and the border pixel is repeated.
+    """
     if all(0 <= start <= size - crop_px for start, size in zip(starts, shape, strict=True)):
         return tuple(slice(start, start + crop_px) for start in starts)  # no copy of single pixels
     inside = []

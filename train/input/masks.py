@@ -16,7 +16,7 @@ Stored = Literal["0/255", "indices", "all 0", "colours", "instances"]
 
 
 class Truth(NamedTuple):
-    """A mask as classes.
+    """A `Truth` is a mask as classes.
 
     Attributes:
         mask: (h, w) class indices, uint8; pixels that count nothing hold `ignore_index`.
@@ -32,25 +32,29 @@ class Truth(NamedTuple):
 def to_truth(
     mask: np.ndarray, *, data: DataConfig, net: UNetConfig, ignore_index: int | None, source: str
 ) -> Truth:
-    """A mask as read, (h, w) or (h, w, c), as classes; `data.mask_values` says what it holds.
+    """Return a mask as classes; `data.mask_values` says what the file holds.
+
+    Args:
+        mask: as read, (h, w) or (h, w, c).
+        source: name of the file, for errors.
 
     Raises:
         InputError: it holds something else.
     """
     if data.mask_values == "colours":
-        return Truth(_classes_of_colours(mask, data.palette, source), stored="colours")
+        return Truth(_look_up_colours(mask, data.palette, source), stored="colours")
     values = _take_one_channel(mask, net.classes, source)
     if data.mask_values == "instances":
         objects = _check_instances(values, source)
         return Truth((objects > 0).astype(np.uint8), objects, "instances")
-    return _truth_of_values(values, net.classes, ignore_index, source)
+    return _interpret_values(values, net.classes, ignore_index, source)
 
 
 def check_settings(data: DataConfig, net: UNetConfig) -> None:
     """Refuse a net whose classes cannot be what `data.mask_values` says.
 
     Raises:
-        InputError: with what fits.
+        InputError: the number of classes does not fit; it says what does.
     """
     if net.classes > 256:
         raise FieldError(net, "classes", "is at most 256, as many as masks hold")
@@ -72,26 +76,37 @@ def check_settings(data: DataConfig, net: UNetConfig) -> None:
 
 
 def _parse_palette(palette: Sequence[str]) -> list[int]:
+    """Return colours as whole numbers, 0xRRGGBB.
+
+    Raises:
+        InputError: a colour that is not written as RRGGBB.
+    """
     if not all(re.fullmatch("#?[0-9a-fA-F]{6}", colour) for colour in palette):
         raise FieldError(DataConfig(palette=tuple(palette)), "palette", "holds colours as RRGGBB")
     return [int(colour.lstrip("#"), 16) for colour in palette]
 
 
-def _pack_colours(mask: np.ndarray) -> np.ndarray:
-    """(h, w, 3), or (h, w, 1) of a gray mask; without alpha."""
+def _drop_alpha(mask: np.ndarray) -> np.ndarray:
+    """Return a mask without alpha: (h, w, 3), or (h, w, 1) if it is gray."""
     if mask.ndim == 2:
         return mask[..., None]
     return mask[..., :3] if mask.shape[-1] >= 3 else mask[..., :1]
 
 
-def _classes_of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> np.ndarray:
+def _look_up_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> np.ndarray:
+    """Return the class of each pixel: the index of its colour in the palette.
+
+    Raises:
+        InputError: another colour, or a mask of another type than uint8.
+    """
     if mask.dtype != np.uint8:
         raise InputError(
             f"{source}: colours have 8 bits a channel, these are {mask.dtype}; store it as PNG"
         )
-    seen = (_pack_colours(mask).astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
-    hits = seen[..., None] == np.array(_parse_palette(palette))
-    stray, pixels = np.unique(seen[~hits.any(-1)], return_counts=True)
+    # one number for a colour, as in the palette: 0xRRGGBB
+    colours = (_drop_alpha(mask).astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+    hits = colours[..., None] == np.array(_parse_palette(palette))
+    stray, pixels = np.unique(colours[~hits.any(-1)], return_counts=True)
     if stray.size:
         raise ConfigError(
             DataConfig,
@@ -107,8 +122,13 @@ def _classes_of_colours(mask: np.ndarray, palette: Sequence[str], source: str) -
 
 
 def _take_one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray:
-    colours = _pack_colours(mask)
-    if colours.shape[-1] > 1 and (colours != colours[..., :1]).any():
+    """Return the values of a mask, (h, w).
+
+    Raises:
+        InputError: its channels differ.
+    """
+    channels = _drop_alpha(mask)
+    if channels.shape[-1] > 1 and (channels != channels[..., :1]).any():
         raise ConfigError(
             DataConfig,
             "{source}: a mask in colours; say which with {mask_values=colours} and {palette}, or "
@@ -117,27 +137,35 @@ def _take_one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray
             last=classes - 1,
             jpeg=_mention_jpeg(source),
         )
-    return colours[..., 0]
+    return channels[..., 0]
 
 
-def _truth_of_values(
+def _interpret_values(
     values: np.ndarray, classes: int, ignore_index: int | None, source: str
 ) -> Truth:
-    found = np.unique(values)
-    counted = found if ignore_index is None else found[found != ignore_index]
-    if classes == 2 and 255 in counted and np.isin(counted, (0, 255)).all():
+    """Return the truth of a mask of 0 and 255, or of class indices.
+
+    Raises:
+        InputError: values that are neither.
+    """
+    distinct = np.unique(values)
+    if ignore_index is not None:
+        distinct = distinct[distinct != ignore_index]
+    if classes == 2 and 255 in distinct and np.isin(distinct, (0, 255)).all():
         mask = np.where(values == ignore_index, values, values == 255)
         return Truth(mask.astype(np.uint8), stored="0/255")
-    if np.isin(counted, np.arange(classes)).all():
-        return Truth(values.astype(np.uint8), stored="indices" if counted.any() else "all 0")
-    listed = ", ".join(str(v) for v in counted[:6]) + (", ..." if counted.size > 6 else "")
+    if np.isin(distinct, np.arange(classes)).all():
+        return Truth(values.astype(np.uint8), stored="indices" if distinct.any() else "all 0")
+    examples = ", ".join(str(value) for value in distinct[:6])
+    if distinct.size > 6:
+        examples += ", ..."
     binary = "0 and 255, or " if classes == 2 else ""
     raise ConfigError(
         TrainConfig,
-        "{source}: mask values {listed} do not fit {classes} classes: {binary}0 to {last} are "
-        f"needed{_mention_jpeg(source) or _guess_meaning(counted)}",
+        "{source}: mask values {examples} do not fit {classes} classes: {binary}0 to {last} are "
+        f"needed{_mention_jpeg(source) or _guess_meaning(distinct)}",
         source=source,
-        listed=listed,
+        examples=examples,
         classes=classes,
         binary=binary,
         last=classes - 1,
@@ -157,6 +185,11 @@ def _guess_meaning(values: np.ndarray) -> str:
 
 
 def _check_instances(values: np.ndarray, source: str) -> np.ndarray:
+    """Return numbers of objects as int32.
+
+    Raises:
+        InputError: values that are no such numbers, or those of a JPEG.
+    """
     fits = (values >= 0) & (values <= np.iinfo(np.int32).max)
     # a JPEG's values look like numbers of objects, whatever it was made from
     if not fits.all() or (values % 1 != 0).any() or _mention_jpeg(source):
@@ -168,5 +201,7 @@ def _check_instances(values: np.ndarray, source: str) -> np.ndarray:
 
 
 def _mention_jpeg(source: str) -> str:
-    jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
-    return "; JPEG smears masks: make it again as PNG or TIFF" if jpeg else ""
+    """Return what to do about a mask that is a JPEG, or nothing for another file."""
+    if Path(source).suffix.lower() in (".jpg", ".jpeg"):
+        return "; JPEG smears masks: make it again as PNG or TIFF"
+    return ""

@@ -8,8 +8,8 @@ from unet_spec import UNetConfig
 
 from ..config import DataConfig
 from ..devices.placement import Placement
-from ..input.crops import Batch, cut_batch
-from ..input.samples import Sample
+from .crops import Batch, cut_batch
+from .samples import Sample
 
 AHEAD = 2  # batches that are made while one is used
 
@@ -23,18 +23,19 @@ def prefetch_batches(
     seed: int,
     steps: range,
 ) -> Generator[Future[Batch], None, None]:
-    """Yield the batches of these steps on the devices; the next ones are made while one is used.
+    """Yield the batches of these steps, on the devices, while the next ones are made.
 
     They are not augmented: the step does that; a program beside it would take cores from it.
     """
     rows = placement.local(data.batch)
 
-    def make(step: int) -> Batch:
+    def make_batch(step: int) -> Batch:
+        """Cut the batch of a step and put it on the devices."""
         batch = cut_batch(samples, step, data=data, net=net, seed=seed, rows=rows)
         return placement.put(batch, batch=data.batch)
 
     with ThreadPoolExecutor(1) as reader:
-        ahead = deque(reader.submit(make, steps.start + i) for i in range(AHEAD))
+        ahead = deque(reader.submit(make_batch, steps.start + i) for i in range(AHEAD))
         for step in steps:
-            ahead.append(reader.submit(make, step + AHEAD))
+            ahead.append(reader.submit(make_batch, step + AHEAD))
             yield ahead.popleft()

@@ -21,7 +21,7 @@ from .masks import Stored, check_settings, to_truth
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its truth.
+    """A `Sample` is one image with its truth.
 
     Attributes:
         name: of the file, with the page of a stack.
@@ -41,7 +41,11 @@ class Sample:
 
 
 def load_samples(config: TrainConfig) -> list[Sample]:
-    """Every sample, with the map of border weights where the loss asks for it."""
+    """Load every sample, with the map of border weights where the loss asks for it.
+
+    Raises:
+        InputError: as in `read_samples`.
+    """
     return [_add_border_weights(config, sample) for sample in _read_or_draw(config)]
 
 
@@ -52,8 +56,9 @@ def read_samples(
     preprocessing: Preprocessing,
     ignore_index: int | None = None,
 ) -> list[Sample]:
-    """Every image of `data.images` with its mask: of the same name in a folder, of the same page
-    in a stack.
+    """Read every image of `data.images` with its mask.
+
+    In a folder a mask has the name of its image, in a stack it is the same page.
 
     Raises:
         InputError: an image without a mask or the reverse, other shapes, values that are no
@@ -92,17 +97,17 @@ def read_samples(
 def make_sample(
     name: str, image: np.ndarray, mask: np.ndarray, net: UNetConfig, preprocessing: Preprocessing
 ) -> Sample:
-    """A sample whose input is prepared as it will be in prediction.
+    """Make a sample whose input is prepared as it will be in prediction.
 
     Raises:
         InputError: an image that the net cannot take.
     """
-    return Sample(
-        name, image, mask, prepare(image, channels=net.in_channels, preprocessing=preprocessing)
-    )
+    x = prepare(image, channels=net.in_channels, preprocessing=preprocessing)
+    return Sample(name, image, mask, x)
 
 
 def _read_or_draw(config: TrainConfig) -> list[Sample]:
+    """Read the samples of a config, or draw synthetic ones where it names no images."""
     if config.data.images is not None:
         return read_samples(
             config.data,
@@ -110,14 +115,16 @@ def _read_or_draw(config: TrainConfig) -> list[Sample]:
             preprocessing=config.preprocessing,
             ignore_index=config.loss.ignore_index,
         )
-    pairs = [synthetic.draw_cells(config.seed * 100_000 + i) for i in range(config.data.synthetic)]
-    return [
-        make_sample(f"synthetic {i}", image, mask, config.net, config.preprocessing)
-        for i, (image, mask) in enumerate(pairs)
-    ]
+    samples = []
+    for i in range(config.data.synthetic):
+        image, mask = synthetic.draw_cells(config.seed * 100_000 + i)
+        name = f"synthetic {i}"
+        samples.append(make_sample(name, image, mask, config.net, config.preprocessing))
+    return samples
 
 
 def _add_border_weights(config: TrainConfig, sample: Sample) -> Sample:
+    """Return a sample with the map of border weights, where the loss asks for it."""
     if not config.loss.border_w0:
         return sample
     objects = sample.objects
@@ -128,32 +135,47 @@ def _add_border_weights(config: TrainConfig, sample: Sample) -> Sample:
 
 
 def _pair_files(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    """Return each image with its mask: two files, or those of the same stem in two folders.
+
+    Raises:
+        InputError: a file without its other half, or two files of the same stem.
+    """
     image_paths, mask_paths = unet_image.list_images(images), unet_image.list_images(masks)
     if images.is_file() and masks.is_file():
         return [(images, masks)]
-    by_stem = _index_by_stem(mask_paths)
-    pictures = _index_by_stem(image_paths)
-    if lonely := [p for stem, p in pictures.items() if stem not in by_stem]:
-        raise InputError(
-            f"{lonely[0]}: no mask named {lonely[0].stem}.* in {masks}"
-            f"{_and_more(lonely)}; every image needs one"
-        )
-    if lonely := [p for stem, p in by_stem.items() if stem not in pictures]:
-        raise InputError(
-            f"{lonely[0]}: no image named {lonely[0].stem}.* in {images}"
-            f"{_and_more(lonely)}; every mask needs one"
-        )
-    return [(path, by_stem[stem]) for stem, path in pictures.items()]
+    masks_by_stem = _index_by_stem(mask_paths)
+    images_by_stem = _index_by_stem(image_paths)
+    _refuse_lonely(images_by_stem, masks_by_stem, what="image", missing="mask", folder=masks)
+    _refuse_lonely(masks_by_stem, images_by_stem, what="mask", missing="image", folder=images)
+    return [(path, masks_by_stem[stem]) for stem, path in images_by_stem.items()]
 
 
 def _index_by_stem(paths: list[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    """Return paths by their names without suffix.
+
+    Raises:
+        InputError: two paths of the same stem.
+    """
+    by_stem: dict[str, Path] = {}
     for path in paths:
-        if path.stem in found:
-            raise InputError(f"{path}: {found[path.stem].name} has the same name; rename one")
-        found[path.stem] = path
-    return found
+        if path.stem in by_stem:
+            raise InputError(f"{path}: {by_stem[path.stem].name} has the same name; rename one")
+        by_stem[path.stem] = path
+    return by_stem
 
 
-def _and_more(paths: list[Path]) -> str:
-    return f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else ""
+def _refuse_lonely(
+    paths: dict[str, Path], others: dict[str, Path], *, what: str, missing: str, folder: Path
+) -> None:
+    """Refuse paths whose stem is not among the others.
+
+    Raises:
+        InputError: it names the first such path and says how many more there are.
+    """
+    lonely = [path for stem, path in paths.items() if stem not in others]
+    if lonely:
+        more = f" (and {len(lonely) - 1} more like it)" if len(lonely) > 1 else ""
+        raise InputError(
+            f"{lonely[0]}: no {missing} named {lonely[0].stem}.* in {folder}{more}; "
+            f"every {what} needs one"
+        )

@@ -4,10 +4,10 @@ import numpy as np
 
 
 def draw_cells(seed: int, *, height: int = 160, width: int = 192) -> tuple[np.ndarray, np.ndarray]:
-    """An image of bright blobs on an uneven, noisy background, and its mask.
+    """Draw an image of bright blobs on an uneven, noisy background, and its mask.
 
     Returns:
-        (h, w) uint8 image, and (h, w) uint8 mask: 0 background, 1 cell.
+        The image, (h, w) uint8, and the mask, (h, w) uint8: 0 background, 1 cell.
     """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
@@ -31,7 +31,7 @@ def draw_cells(seed: int, *, height: int = 160, width: int = 192) -> tuple[np.nd
 def _draw_blob(
     rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where a wobbly ellipse is, and its brightness, falling towards the rim."""
+    """Draw where a wobbly ellipse is, and its brightness, which falls towards the rim."""
     row, column = rng.uniform(0, rows.shape[0]), rng.uniform(0, rows.shape[1])
     radius, stretch = rng.uniform(7, 15), rng.uniform(0.7, 1.4)
     dy, dx = (rows - row) * stretch, (columns - column) / stretch
