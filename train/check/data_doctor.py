@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unet_spec import UNetConfig
+from unet_spec.wording import list_names
 
 from ..config import DataConfig, TrainConfig
 from ..input.samples import Sample
@@ -31,7 +32,7 @@ Level = Literal["note", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A `Finding` is one sentence about the data; a warning, where a run is likely to go wrong."""
+    """A `Finding` is one sentence about the data, a warning where a run is likely to go wrong."""
 
     level: Level
     text: str
@@ -39,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Size:
-    """A `Size` is the number of images of one size."""
+    """A `Size` counts the images of one height and width, in pixels."""
 
     height: int
     width: int
@@ -48,7 +49,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Values:
-    """A `Values` says how the values of all pixels and channels are spread."""
+    """A `Values` sums up the values of all pixels and channels of all images."""
 
     low: float
     high: float
@@ -58,7 +59,12 @@ class Values:
 
 @dataclass(frozen=True)
 class Share:
-    """A `Share` is one class: its part of the training pixels, and the images that have it."""
+    """A `Share` is the part that one class has of the data.
+
+    Attributes:
+        pixels: part of the training pixels that count.
+        training, validation: numbers of images that have the class.
+    """
 
     name: str
     pixels: float
@@ -68,16 +74,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A `Diagnosis` says what the data are; lists of strings name images.
+    """A `Diagnosis` holds what the data are; its lists of strings name images.
 
     Attributes:
-        steps_per_epoch: until every training image was shown once.
-        memory_bytes: of all samples, which stay in memory.
+        training, validation: numbers of images.
+        steps_per_epoch: steps until every training image was shown once.
+        memory_bytes: size of all samples, which stay in memory.
         sizes: the smallest first.
         kinds: channels and type as read, with the number of images.
         stored: what masks hold, with the images.
-        as_read: without alpha.
-        as_input: what the net sees.
+        as_read: values of the images without alpha.
+        as_input: values that the net sees.
         saturated_pixels: part of the pixels at the top of 8, 10, 12, 14 or 16 bits.
         saturated: images that have more than `SATURATED` of them.
         ignored_pixels: part of the training pixels that count nothing.
@@ -122,36 +129,32 @@ def examine(
 ) -> Diagnosis:
     """Return the diagnosis of both sides of a split."""
     samples = [*training, *validation]
-    pixels = [_without_alpha(sample.image, net.in_channels) for sample in samples]
-    at_top = np.array([_saturated_share(image) for image in pixels])
+    pixels = [_drop_alpha(sample.image, net.in_channels) for sample in samples]
+    saturated = np.array([_measure_saturation(image) for image in pixels])
+    # (images, 256) numbers of pixels, by image and by value of the mask
     counts = np.stack([np.bincount(s.mask.ravel(), minlength=256) for s in samples])
     ignored = np.zeros_like(counts)
     if ignore_index is not None:
         ignored[:, ignore_index] = counts[:, ignore_index]
     counts -= ignored
-    grey = net.in_channels == 1
+    training_pixels = sum(sample.mask.size for sample in training)
+    kinds = Counter(_describe_kind(s.image, net.in_channels) for s in samples)
+    is_gray_net = net.in_channels == 1
     diagnosis = Diagnosis(
         training=len(training),
         validation=len(validation),
         steps_per_epoch=len(training) / data.batch,
         memory_bytes=sum(_count_bytes(sample) for sample in samples),
         sizes=_count_sizes(samples),
-        kinds=dict(
-            Counter(_describe_kind(s.image, net.in_channels) for s in samples).most_common()
-        ),
-        stored={
-            kind: _names_where(samples, [sample.stored == kind for sample in samples])
-            for kind in sorted({sample.stored for sample in samples})
-        },
+        kinds=dict(kinds.most_common()),
+        stored=_group_by_stored(samples),
         as_read=_measure_values(pixels),
         as_input=_measure_values([sample.x for sample in samples]),
-        saturated_pixels=float(np.average(at_top, weights=[s.mask.size for s in samples])),
-        saturated=_names_where(samples, at_top > SATURATED),
+        saturated_pixels=float(np.average(saturated, weights=[s.mask.size for s in samples])),
+        saturated=_names_where(samples, saturated > SATURATED),
         classes=_measure_shares(counts[:, : net.classes], len(training), class_names),
-        ignored_pixels=float(
-            ignored[: len(training)].sum() / sum(sample.mask.size for sample in training)
-        ),
-        in_colour=_names_where(samples, [grey and _has_colour(image) for image in pixels]),
+        ignored_pixels=float(ignored[: len(training)].sum() / training_pixels),
+        in_colour=_names_where(samples, [is_gray_net and _has_colour(image) for image in pixels]),
         blank=_names_where(samples, [image.min() == image.max() for image in pixels]),
         specks=_names_where(samples, [_is_mostly_specks(sample.objects) for sample in samples]),
         without_foreground=_names_where(samples, (counts[:, 1:] == 0).all(axis=1)),
@@ -165,7 +168,9 @@ def examine(
         *_find_bad_values(diagnosis),
         *_find_bad_classes(diagnosis, ignore_index),
     ]
-    return replace(diagnosis, findings=sorted(findings, key=lambda f: f.level, reverse=True))
+    warnings = [finding for finding in findings if finding.level == "warning"]
+    notes = [finding for finding in findings if finding.level == "note"]
+    return replace(diagnosis, findings=[*warnings, *notes])
 
 
 def report_data(
@@ -175,7 +180,7 @@ def report_data(
     config: TrainConfig,
     console: Console,
 ) -> Diagnosis:
-    """Print the diagnosis of the data of a run, and return it."""
+    """Examine the data of a run, print the diagnosis and return it."""
     diagnosis = examine(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
@@ -185,10 +190,10 @@ def report_data(
 
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
-    """Print it: what there is, the classes, then each finding."""
+    """Print a diagnosis: what there is, the classes, then each finding."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
-    for label, value in _facts(diagnosis):
+    for label, value in _list_facts(diagnosis):
         facts.add_row(label, Text(value))
     classes = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     classes.add_column("class")
@@ -205,45 +210,59 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         console.print("", findings, sep="\n")
 
 
-def _facts(d: Diagnosis) -> Iterator[tuple[str, str]]:
+def _list_facts(d: Diagnosis) -> Iterator[tuple[str, str]]:
+    """Yield each fact about the data as its label and its value."""
+    kinds = [f"{count} with {kind}" for kind, count in d.kinds.items()]
+    masks = [f"{len(names)} with {kind}" for kind, names in d.stored.items()]
     yield "images", f"{d.training} to train on, {d.validation} held out"
     yield "an epoch", f"{round(d.steps_per_epoch, 1):,g} steps"
     yield "memory", f"{d.memory_bytes / 1e6:,.0f} MB"
     yield "sizes", _format_sizes(d.sizes)
-    yield "read as", _list_names([f"{count} with {kind}" for kind, count in d.kinds.items()])
+    yield "read as", list_names(kinds, MAX_NAMES)
     yield "values", _format_values(d.as_read)
     yield "saturated", f"{100 * d.saturated_pixels:.1f} % of the pixels"
     yield "net's input", _format_values(d.as_input)
-    yield "masks", _list_names([f"{len(names)} with {kind}" for kind, names in d.stored.items()])
+    yield "masks", list_names(masks, MAX_NAMES)
     if d.ignored_pixels:
         yield "ignored", f"{100 * d.ignored_pixels:.1f} % of the pixels to train on"
 
 
 def _format_sizes(sizes: Sequence[Size]) -> str:
-    words = {size: f"{size.height} x {size.width}" for size in sizes}
+    """Return the sizes in words: each of a few, or the range and the most frequent of many."""
     if len(sizes) <= 3:
-        return ", ".join(f"{size.images} of {words[size]}" for size in sizes)
-    common = max(sizes, key=lambda size: size.images)
-    return (
-        f"{len(sizes)}, {words[sizes[0]]} to {words[sizes[-1]]}; "
-        f"{common.images} images of {words[common]}"
-    )
+        return ", ".join(f"{size.images} of {_format_size(size)}" for size in sizes)
+    smallest, largest = _format_size(sizes[0]), _format_size(sizes[-1])
+    most = max(sizes, key=lambda size: size.images)
+    return f"{len(sizes)}, {smallest} to {largest}; {most.images} images of {_format_size(most)}"
+
+
+def _format_size(size: Size) -> str:
+    """Return the height and the width of a size, in words."""
+    return f"{size.height} x {size.width}"
 
 
 def _format_values(values: Values) -> str:
-    mean = values.mean if abs(values.mean) > 1e-6 * values.deviation else 0.0  # else rounding
-    low, high, middle, deviation = (
-        f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-        for value in (values.low, values.high, mean, values.deviation)
+    """Return the values in words."""
+    mean = values.mean
+    if abs(mean) <= 1e-6 * values.deviation:  # the rounding of normalized images
+        mean = 0.0
+    return (
+        f"{_format_number(values.low)} to {_format_number(values.high)}, "
+        f"mean {_format_number(mean)}, standard deviation {_format_number(values.deviation)}"
     )
-    return f"{low} to {high}, mean {middle}, standard deviation {deviation}"
+
+
+def _format_number(value: float) -> str:
+    """Return a number with three digits, or with all those before the point."""
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _find_bad_images(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
     """Yield what is wrong with single images."""
-    held_out = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if a.held_out]
-    twice = [f"{a.name} is like {a.like} ({a.correlation:.3f})" for a in d.alike if not a.held_out]
-    suspects: list[tuple[Level, list[str], str, str]] = [
+    held_out = [_describe_pair(pair) for pair in d.alike if pair.held_out]
+    twice = [_describe_pair(pair) for pair in d.alike if not pair.held_out]
+    # level, names of the images, what they are, what to do
+    rows: list[tuple[Level, list[str], str, str]] = [
         ("warning", d.blank, "of one value alone", "nothing can be learnt from it; take it out"),
         (
             "warning",
@@ -268,10 +287,15 @@ def _find_bad_images(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
         ),
         ("note", d.without_foreground, "of class 0 alone", "look whether the mask is whole"),
     ]
-    for level, names, what, remedy in suspects:
+    for level, names, what, remedy in rows:
         if names:
             images = f"{len(names)} image{'s' if len(names) > 1 else ''}"
-            yield Finding(level, f"{images} {what}: {_list_names(names)}; {remedy}")
+            yield Finding(level, f"{images} {what}: {list_names(names, MAX_NAMES)}; {remedy}")
+
+
+def _describe_pair(pair: NearDuplicate) -> str:
+    """Return in words which image looks like which, with their correlation."""
+    return f"{pair.name} is like {pair.like} ({pair.correlation:.3f})"
 
 
 def _find_bad_values(d: Diagnosis) -> Iterator[Finding]:
@@ -284,15 +308,21 @@ def _find_bad_values(d: Diagnosis) -> Iterator[Finding]:
             "--preprocessing.normalize image, or mend hot pixels",
         )
     if len(d.kinds) > 1:
-        kinds = _list_names([f"{count} with {kind}" for kind, count in d.kinds.items()])
+        kinds = list_names([f"{count} with {kind}" for kind, count in d.kinds.items()], MAX_NAMES)
         yield Finding("note", f"images of several kinds: {kinds}; look whether all belong")
-    stored = {kind: names for kind, names in d.stored.items() if kind != "all 0"}
-    if len(stored) > 1:
-        listed = "; ".join(f"{len(n)} with {kind}: {_list_names(n)}" for kind, n in stored.items())
-        yield Finding("warning", f"masks that hold different things ({listed}); store all alike")
+    # a mask of 0 alone may be of any kind
+    groups = [
+        f"{len(names)} with {kind}: {list_names(names, MAX_NAMES)}"
+        for kind, names in d.stored.items()
+        if kind != "all 0"
+    ]
+    if len(groups) > 1:
+        things = "; ".join(groups)
+        yield Finding("warning", f"masks that hold different things ({things}); store all alike")
 
 
 def _find_bad_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Finding]:
+    """Yield what is wrong with single classes."""
     for number, share in enumerate(d.classes):
         if number == ignore_index:
             continue
@@ -319,23 +349,28 @@ def _find_bad_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Findin
 
 
 def _names_where(samples: Sequence[Sample], flags: ArrayLike) -> list[str]:
+    """Return the names of the samples whose flag is true."""
     return [sample.name for sample, flag in zip(samples, np.asarray(flags), strict=True) if flag]
 
 
-def _list_names(words: Sequence[str]) -> str:
-    more = f" and {len(words) - MAX_NAMES} more" if len(words) > MAX_NAMES else ""
-    return ", ".join(words[:MAX_NAMES]) + more
+def _group_by_stored(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Return what masks hold, in the order of the alphabet, with the names of the images."""
+    groups: dict[str, list[str]] = {kind: [] for kind in sorted({s.stored for s in samples})}
+    for sample in samples:
+        groups[sample.stored].append(sample.name)
+    return groups
 
 
-def _without_alpha(image: np.ndarray, channels: int) -> np.ndarray:
-    """Return the (h, w, c) of an image that `prepare` uses."""
-    image = image[..., None] if image.ndim == 2 else image
-    count = image.shape[-1]
-    has_alpha = count in (2, 4) and count != channels
+def _drop_alpha(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return the part of an image that `prepare` uses for a net of so many channels, (h, w, c)."""
+    if image.ndim == 2:
+        return image[..., None]
+    has_alpha = image.shape[-1] in (2, 4) and image.shape[-1] != channels
     return image[..., :-1] if has_alpha else image
 
 
 def _is_mostly_specks(objects: np.ndarray | None) -> bool:
+    """Return whether most of the objects have less than `SPECK_PX` pixels."""
     if objects is None or not objects.any():
         return False
     pixels = np.unique(objects[objects > 0], return_counts=True)[1]
@@ -343,38 +378,47 @@ def _is_mostly_specks(objects: np.ndarray | None) -> bool:
 
 
 def _has_colour(image: np.ndarray) -> bool:
+    """Return whether the channels of an image differ."""
     return bool((image != image[..., :1]).any())
 
 
-def _saturated_share(image: np.ndarray) -> float:
+def _measure_saturation(image: np.ndarray) -> float:
     """Return the part of the pixels with a channel at the top of 8, 10, 12, 14 or 16 bits."""
-    if (top := image.max()) not in (255, 1023, 4095, 16383, 65535):
+    top = image.max()
+    if top not in (255, 1023, 4095, 16383, 65535):
         return 0.0
     return float((image == top).any(axis=-1).mean())
 
 
-def _describe_kind(image: np.ndarray, taken: int) -> str:
-    found, channels = image.shape[2:] or (1,), _without_alpha(image, taken).shape[-1]
-    alpha = "" if found == (channels,) else " and an alpha that is not used"
-    return f"{channels} channel{'s' if channels > 1 else ''} of {image.dtype}{alpha}"
+def _describe_kind(image: np.ndarray, in_channels: int) -> str:
+    """Return the channels and the type of an image, in words."""
+    in_file = 1 if image.ndim == 2 else image.shape[-1]
+    channels = _drop_alpha(image, in_channels).shape[-1]
+    plural = "s" if channels > 1 else ""
+    alpha = "" if in_file == channels else " and an alpha that is not used"
+    return f"{channels} channel{plural} of {image.dtype}{alpha}"
 
 
 def _count_bytes(sample: Sample) -> int:
+    """Return the size of the arrays of a sample in memory."""
     arrays = (sample.image, sample.mask, sample.x, sample.objects, sample.weight)
     return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _count_sizes(samples: Sequence[Sample]) -> list[Size]:
+    """Count the images of each size, the smallest area first."""
     counts = Counter(sample.mask.shape for sample in samples)
-    by_area = sorted(counts, key=lambda shape: shape[0] * shape[1])
-    return [Size(height, width, counts[height, width]) for height, width in by_area]
+    shapes = sorted(counts, key=lambda shape: shape[0] * shape[1])
+    return [Size(height, width, counts[height, width]) for height, width in shapes]
 
 
 def _measure_values(arrays: Sequence[np.ndarray]) -> Values:
+    """Return the values of all arrays together, without putting them into one."""
     weights = [array.size for array in arrays]
     means = np.array([array.mean(dtype=np.float64) for array in arrays])
     mean = np.average(means, weights=weights)
     within = np.array([array.var(dtype=np.float64) for array in arrays])
+    # the variance of all: the mean within the arrays and that between their means
     return Values(
         low=float(min(array.min() for array in arrays)),
         high=float(max(array.max() for array in arrays)),
@@ -384,13 +428,18 @@ def _measure_values(arrays: Sequence[np.ndarray]) -> Values:
 
 
 def _measure_shares(counts: np.ndarray, training: int, names: Sequence[str]) -> list[Share]:
-    """Return each class's share of (images, classes) numbers of pixels, training first."""
+    """Return the share of each class.
+
+    Args:
+        counts: (images, classes) numbers of pixels, the images to train on first.
+        training: number of images to train on.
+        names: of the classes, in their order; a class without one is named by its number.
+    """
     parts = counts[:training].sum(axis=0) / max(1, counts[:training].sum())
-    trained = (counts[:training] > 0).sum(axis=0)
-    held_out = (counts[training:] > 0).sum(axis=0)
-    return [
-        Share(
-            names[i] if i < len(names) else f"{i}", float(part), int(trained[i]), int(held_out[i])
-        )
-        for i, part in enumerate(parts)
-    ]
+    in_training = (counts[:training] > 0).sum(axis=0)
+    in_validation = (counts[training:] > 0).sum(axis=0)
+    shares = []
+    for i, part in enumerate(parts):
+        name = names[i] if i < len(names) else f"{i}"
+        shares.append(Share(name, float(part), int(in_training[i]), int(in_validation[i])))
+    return shares

@@ -18,7 +18,13 @@ _LAMP = _DEGREE_4 @ _DEGREE_4.T
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A `NearDuplicate` is an image that looks like one to train on, turned or mirrored."""
+    """A `NearDuplicate` is an image that looks like one to train on.
+
+    Attributes:
+        like: name of the image to train on, which may be turned or mirrored.
+        correlation: of the two fingerprints, above `MIN_CORRELATION` and at most 1.
+        held_out: whether the image is held out; otherwise it is to train on as well.
+    """
 
     name: str
     like: str
@@ -29,36 +35,40 @@ class NearDuplicate:
 def find_near_duplicates(
     training: Sequence[Sample], validation: Sequence[Sample]
 ) -> list[NearDuplicate]:
-    """Return the images that look like an earlier one to train on, in any of eight orientations."""
+    """Find images that look like an earlier one to train on, in any of eight orientations.
+
+    Each is paired with the image that it looks like most; the most alike pair comes first.
+    """
     samples = [*training, *validation]
-    prints = np.stack([_fingerprint(sample.x) for sample in samples])
-    turned = [
-        np.rot90(side, turns, axes=(1, 2)).reshape(len(samples), -1)
-        for side in (prints, prints[..., ::-1])
-        for turns in range(4)
-    ]
+    fingerprints = np.stack([_compute_fingerprint(sample.x) for sample in samples])
+    orientations = []
+    for side in (fingerprints, fingerprints[..., ::-1]):
+        for turns in range(4):
+            turned = np.rot90(side, turns, axes=(1, 2))
+            orientations.append(turned.reshape(len(samples), -1))
     best, like = np.full(len(samples), MIN_CORRELATION), np.zeros(len(samples), int)
     for start in range(0, len(training), 256):  # in parts: all pairs at once may not fit
-        rows = turned[0][start : min(start + 256, len(training))]
-        every = np.max([rows @ other.T for other in turned], axis=0)
-        earlier = np.triu(every, k=start + 1)
+        rows = orientations[0][start : min(start + 256, len(training))]
+        correlations = np.max([rows @ other.T for other in orientations], axis=0)
+        # an image is compared with those before it, so of a pair only the later one is listed
+        earlier = np.triu(correlations, k=start + 1)
         better = earlier.max(axis=0) > best
         best[better] = earlier.max(axis=0)[better]
         like[better] = start + earlier.argmax(axis=0)[better]
-    duplicates = [
-        NearDuplicate(
-            samples[i].name, samples[like[i]].name, float(best[i]), bool(i >= len(training))
+    pairs = []
+    for i in np.flatnonzero(best > MIN_CORRELATION):
+        held_out = bool(i >= len(training))
+        pairs.append(
+            NearDuplicate(samples[i].name, samples[like[i]].name, float(best[i]), held_out)
         )
-        for i in np.flatnonzero(best > MIN_CORRELATION)
-    ]
-    return sorted(duplicates, key=lambda one: -one.correlation)
+    return sorted(pairs, key=lambda pair: -pair.correlation)
 
 
-def _fingerprint(x: np.ndarray) -> np.ndarray:
-    """Return (BLOCKS, BLOCKS) means of the image over blocks, of length 1 as a vector.
+def _compute_fingerprint(x: np.ndarray) -> np.ndarray:
+    """Return the means of an image over blocks, (BLOCKS, BLOCKS), of length 1 as a vector.
 
-    Less a polynomial of degree 4 along each axis: without it the lamp, brighter in the middle,
-    made unrelated images with few cells alike (up to 0.998).
+    A polynomial of degree 4 along each axis is subtracted: without that the lamp, brighter in the
+    middle, made unrelated images with few cells alike (up to 0.998).
     """
     means = x.mean(axis=-1, dtype=np.float64)
     for axis, size in enumerate(x.shape[:2]):
@@ -68,4 +78,6 @@ def _fingerprint(x: np.ndarray) -> np.ndarray:
     rest = means - _LAMP @ means @ _LAMP
     # what is left of an image without structure is rounding
     length = np.linalg.norm(rest)
-    return (rest / length if length > 1e-6 * np.abs(means).max() else 0 * rest).astype(np.float32)
+    if length <= 1e-6 * np.abs(means).max():
+        return np.zeros_like(rest, np.float32)
+    return (rest / length).astype(np.float32)

@@ -34,7 +34,7 @@ from ..step import (
 def explain_step(
     config: TrainConfig, placement: Placement, samples: list[Sample], state: State
 ) -> str:
-    """Compute the step after a state again, in parts; return what is not finite, in words.
+    """Compute the step after a state again, in parts, and say in words what is not finite.
 
     Args:
         samples: those to train on.
@@ -53,12 +53,12 @@ def explain_step(
 
 
 def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Sequence[str]) -> str:
-    """Return what is not finite, where it came to be and in which image, in words.
+    """Say in words what is not finite, where it came to be and in which image.
 
     Args:
         state: before the step.
-        batch: what the net saw in it.
-        names: of its images.
+        batch: what the net saw in the step.
+        names: of the images of the batch.
     """
     state, batch = jax.tree.map(jnp.asarray, (state, batch))
     if (image := _first_nonfinite_image(batch.x)) is not None:
@@ -89,8 +89,8 @@ def explain_nonfinite(config: TrainConfig, state: State, batch: Batch, names: Se
 def _explain_part(
     config: TrainConfig, state: State, batch: Batch, names: Sequence[str], key: jax.Array
 ) -> str | None:
-    """Return what in one part of an accumulated step is not finite, or None where all is."""
-    for path, output in _module_outputs(config, state, batch.x, key):
+    """Say what in one part of an accumulated step is not finite; None where all is."""
+    for path, output in _record_outputs(config, state, batch.x, key):
         if (image := _first_nonfinite_image(output)) is not None:
             return f"{path} is the first module whose output is not finite, in {names[image]}"
     for image, name in enumerate(names):
@@ -106,19 +106,17 @@ def _explain_part(
     return None
 
 
-def _module_outputs(
+def _record_outputs(
     config: TrainConfig, state: State, x: jax.Array, key: jax.Array
 ) -> list[tuple[str, jax.Array]]:
-    """Return the output of every module that computes, in the order of the calls."""
-    plain = make_numerics(config.compute, remat=False)  # which would trace what is watched
+    """Return the path and the output of every leaf module, in the order of the calls."""
+    plain = replace(numerics_of(config), remat=False)  # which would trace what is watched
     net = nnx.eval_shape(lambda: UNet(config.net, numerics=plain, rngs=nnx.Rngs(0)))
     model = fill_arrays(net, {**state.params, **state.stats})
     model.train()
     outputs: list[tuple[str, jax.Array]] = []
     leaves = [
-        (path, module)
-        for path, module in nnx.iter_modules(model)
-        if path and not any(isinstance(c, nnx.Module) for _, c in nnx.iter_children(module))
+        (path, module) for path, module in nnx.iter_modules(model) if path and _is_leaf(module)
     ]
     for path, module in leaves:
         name = ".".join(str(part) for part in path if part != "layers")
@@ -127,8 +125,13 @@ def _module_outputs(
     return outputs
 
 
+def _is_leaf(module: nnx.Module) -> bool:
+    """Return whether a module computes by itself: it holds no other module."""
+    return not any(isinstance(child, nnx.Module) for _, child in nnx.iter_children(module))
+
+
 class _RecordingModule:
-    """A `_RecordingModule` writes down what a module returns."""
+    """A `_RecordingModule` calls a module and appends (path, output) to a list."""
 
     def __init__(self, path: str, module: Any, outputs: list[tuple[str, jax.Array]]):
         self.path, self.module, self.outputs = path, module, outputs
@@ -140,6 +143,7 @@ class _RecordingModule:
 
 
 def _replace_module(model: nnx.Module, path: tuple[Any, ...], value: Any) -> None:
+    """Put a value in the place of a module inside of a model."""
     above: Any = model
     for name in path[:-1]:
         above = above[name] if isinstance(name, int) else getattr(above, name)
@@ -158,11 +162,12 @@ def _loss(
 
 
 def _first_nonfinite_image(array: Any) -> int | None:
-    """Return the index of the first image that is not finite."""
+    """Return the index of the first image that is not finite; None where all are."""
     values = np.asarray(array, np.float32)
     bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     return int(bad.argmax()) if bad.any() else None
 
 
 def _is_finite(array: Any) -> bool:
+    """Return whether all values of an array are finite."""
     return bool(np.isfinite(np.asarray(array, np.float32)).all())
