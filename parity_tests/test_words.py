@@ -35,20 +35,6 @@ VERBS = {
 DANGLING = {"Of", "That", "Likewise", "Which", "Whether", "What", "How", "Where", "As", "With"}
 
 
-NOT_YET = {
-    "train": {
-        "accumulate_gradients", "confusion",
-        "dropout_keys", "everywhere", "images", "label_segments",
-        "rows", "shapes_of_crops", "split_into_parts", "state",
-    },
-    "unet_parity": {
-        "gradients", "cases", "statistics", "one_weight", "mover", "jax_arrays", "jax_batch",
-        "jax_gradients", "compiled", "wide",
-    },
-}  # fmt: skip
-"""Functions and classes of a package whose docstrings still have to be written anew."""
-
-
 def first_sentence(text: str) -> str:
     """Return a text up to its first semicolon, colon or period, with that."""
     match = re.match(r"(?:[^;:.`(]|`[^`]*`|\([^)]*\)|[.:](?=\S))*[;:.]", text)

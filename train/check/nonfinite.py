@@ -110,7 +110,7 @@ def _record_outputs(
     config: TrainConfig, state: State, x: jax.Array, key: jax.Array
 ) -> list[tuple[str, jax.Array]]:
     """Return the path and the output of every leaf module, in the order of the calls."""
-    plain = replace(numerics_of(config), remat=False)  # which would trace what is watched
+    plain = make_numerics(config.compute, remat=False)  # which would trace what is watched
     net = nnx.eval_shape(lambda: UNet(config.net, numerics=plain, rngs=nnx.Rngs(0)))
     model = fill_arrays(net, {**state.params, **state.stats})
     model.train()
