@@ -210,7 +210,7 @@ def accumulate_gradients(
     Each part counts for what it is of the whole batch, so the sum is that of one large step;
     only batch norm, as everywhere, sees each part by itself.
     """
-    over = losses.counts(batch.truth, batch.weight, config=config.loss)
+    over = losses.compute_counts(batch.truth, batch.weight, config=config.loss)
     keys = dropout_keys(config, state)
     if config.accumulate == 1:
         return _differentiate_part(config, state.params, state.stats, batch, keys[0], over)
