@@ -137,9 +137,9 @@ def read(
 def _read_ours(source: Path, config: UNetConfig) -> tuple[TrainingState | WeightFile, bool]:
     if source.is_dir():
         return training_state.read(source), False
-    card, tensors = safetensors_file.read(source)
-    if card is not None:
+    if safetensors_file.read_card(source) is not None:
         return training_state.read_either(source), False
+    _, tensors = safetensors_file.read(source)
     axes = dialects.infer_config(tensors, given=config, source=str(source))
     return WeightFile(axes, tensors), True
 

@@ -5,9 +5,14 @@ import re
 import runpy
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from benchmarks import accelerator, continued, killed, pipeline
 from parity_tests.shown import ROOT, inline_code
+from parity_tests.tiny import TINY
+from unet_spec import UNetConfig
 
 TABLE = ROOT / "benchmarks" / "README.md"
 SCRIPTS = sorted(
@@ -34,3 +39,37 @@ def test_the_table_names_every_script_and_every_result():
     results = {path.name for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert set(re.findall(r"\(results/(\w+\.json)\)", text)) == results
     assert any(span.startswith("python -m benchmarks.killed ") for span in inline_code(TABLE))
+
+
+def test_scripts_that_kill_a_run_see_its_newest_checkpoint(run):
+    assert killed._saved(run[0]) == accelerator._newest_checkpoint(run[0]) == TINY.steps
+
+
+def test_a_small_run_moves_from_torch_to_jax_as_the_figures_do(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for index in range(4):
+        image = rng.integers(0, 255, (96, 96), np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
+        mask = (255 * (image > 127)).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    flags = continued.FLAGS[:-1]
+    sizes = {
+        "STEPS": 3, "HANDOVER": 1, "EVERY": 1, "NET": UNetConfig(widths=(4, 6), norm="batch"),
+        "FLAGS": [*flags, "1", "--mesh.data", "1"],
+    }  # fmt: skip
+    for name, value in sizes.items():
+        monkeypatch.setattr(continued, name, value)
+    result = continued.continued(tmp_path / "images", tmp_path / "masks", tmp_path)
+    assert {tuple(curve) for curve in result["iou"].values()} == {(2, 3)}
+    assert result["furthest_iou"]["torch"] == 0.0
+
+
+def test_a_small_pipeline_is_timed_with_its_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "PRESETS", {"nuclei": TINY})
+    for name, value in {"ROUNDS": 1, "STEPS": 2, "TURN": 1, "TURNS": 2}.items():
+        monkeypatch.setattr(pipeline, name, value)
+    result = pipeline.pipeline(tmp_path)
+    assert result["steps_per_s"].keys() == {"bare", "whole"}
+    assert list(tmp_path.glob("*.safetensors"))

@@ -251,7 +251,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_word_and_written_again(folder, d
     assert len(sentences) == 1
     assert sentences[0].startswith(f"this checkpoint is skipped: {path}: ")
     assert reason in sentences[0]
-    write_steps(folder, [3], newest=2)
+    write_steps(folder, [3])
     assert restored(folder) == (3, [])
 
 
@@ -314,8 +314,8 @@ def test_no_checkpoint_is_hashed_twice_by_a_process(folder, monkeypatch):
         check_hash(path, digest)
 
     monkeypatch.setattr(safetensors_file, "_check_hash", count)
-    write_steps(folder, (4, 5, 6), keep=6, newest=3)
-    assert sorted(hashed) == ["1.safetensors", "2.safetensors"]
+    write_steps(folder, (4, 5, 6), keep=6)
+    assert sorted(hashed) == ["1.safetensors", "2.safetensors", "3.safetensors"]
 
 
 def test_other_files_in_the_folder_are_left_alone(folder):
@@ -362,13 +362,6 @@ def test_an_error_under_way_is_not_hidden_by_that_of_a_checkpoint(folder):
     assert restored(folder) == (3, [])
 
 
-def test_a_step_that_is_there_is_not_written_again(folder):
-    path = folder / "3.safetensors"
-    before = path.stat().st_ino
-    write_steps(folder, [3], newest=3)
-    assert path.stat().st_ino == before
-
-
 class Moment(NamedTuple):
     """When a process is killed: after a while, or before its n-th file operation."""
 
@@ -381,7 +374,7 @@ def _save_until_killed(folder: Path, announced: Path, moment: Moment) -> None:
         _die_before_file_operation(moment.operation, str(folder))
     state = restore(folder, say=fail)
     first = 0 if state is None else state.step
-    with Checkpoints(folder, keep=1, newest=first) as checkpoints:
+    with Checkpoints(folder, keep=1) as checkpoints:
         for step in itertools.count(first + 1):
             checkpoints.save(step, partial(state_at, step), best=step - step % 7)
             with announced.open("a") as stream:

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from unet_spec import InputError
 from unet_train.config import LossConfig
 from unet_train.input.border_weights import border_weights, label_objects
-from unet_train.losses import counts, loss
+from unet_train.losses import compute_counts, loss
 
 ROUNDING = 1e-14  # in float64; seen 1.3e-15 of the largest value
 SHAPE, CLASSES = (4, 5, 7), 3
@@ -130,7 +130,7 @@ def test_cross_entropy_equals_torchs_own(weights, ignored):
 @cases
 def test_losses_of_parts_add_up_to_that_of_the_whole(config, mapped):
     logits, truth, weight = _batch(config, mapped=mapped)
-    over = counts(*jax.tree.map(jnp.asarray, (truth, weight)), config=config)
+    over = compute_counts(*jax.tree.map(jnp.asarray, (truth, weight)), config=config)
     parts = [
         _ours(logits[part], truth[part], None if weight is None else weight[part], config, over)
         for part in (slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4))

@@ -21,9 +21,9 @@ STEPS = (1, 20, 40, 60)
 def _run(folder, *, steps=STEPS, resume_at=0):
     with MetricsLog(folder, resume_at=resume_at) as record:
         for step in steps:
-            record.scalars(step, {"train/loss": 1 / step, "train/iou": 0.5})
+            record.add_scalars(step, {"train/loss": 1 / step, "train/iou": 0.5})
             if step % 40 == 0:
-                record.scalars(step, {"validation/mean_image_iou": step / 100})
+                record.add_scalars(step, {"validation/mean_image_iou": step / 100})
 
 
 def _strict(text):
@@ -66,7 +66,7 @@ def test_lines_equal_what_was_measured(tmp_path):
 
 def test_a_call_with_both_kinds_makes_a_line_of_each(tmp_path):
     with MetricsLog(tmp_path) as record:
-        record.scalars(7, {"train/loss": 2, "validation/pooled_iou": np.float32(0.5)})
+        record.add_scalars(7, {"train/loss": 2, "validation/pooled_iou": np.float32(0.5)})
     assert read_metrics(tmp_path) == [
         {"step": 7, "kind": "train", "loss": 2.0},
         {"step": 7, "kind": "validation", "pooled_iou": 0.5},
@@ -79,7 +79,7 @@ def test_no_line_is_there_before_the_first(tmp_path):
 
 def test_every_line_is_in_its_files_when_the_call_returns(tmp_path):
     with MetricsLog(tmp_path) as record:
-        record.scalars(1, {"train/loss": 0.5})
+        record.add_scalars(1, {"train/loss": 0.5})
         assert read_metrics(tmp_path) == [{"step": 1, "kind": "train", "loss": 0.5}]
         assert _values(tmp_path) == [(1, "train/loss", 0.5)]
 
@@ -87,7 +87,7 @@ def test_every_line_is_in_its_files_when_the_call_returns(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")], ids=str)
 def test_what_is_not_finite_is_null_in_json_and_itself_in_tensorboard(tmp_path, value):
     with MetricsLog(tmp_path) as record:
-        record.scalars(3, {"train/loss": value})
+        record.add_scalars(3, {"train/loss": value})
     assert _strict((tmp_path / "metrics.jsonl").read_text())[0]["loss"] is None
     np.testing.assert_equal(_values(tmp_path), [(3, "train/loss", float(value))])
 
@@ -109,7 +109,7 @@ def test_validations_up_to_a_step_are_read_with_every_bit_of_their_score(tmp_pat
     scores = {20: 0.1 + 0.2, 40: float("nan"), 60: 1 / 3}
     with MetricsLog(tmp_path) as log:
         for step, score in scores.items():
-            log.scalars(step, {"train/loss": 1.0, "validation/mean_image_iou": score})
+            log.add_scalars(step, {"train/loss": 1.0, "validation/mean_image_iou": score})
     assert read_validations(tmp_path / "nothing", until=99) == []
     assert read_validations(tmp_path, until=39) == [(20, 0.1 + 0.2)]
     (first, second, third) = read_validations(tmp_path, until=60)
@@ -126,7 +126,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, of_lines):
     with open("/dev/full", "wb") as full:
         os.dup2(full.fileno(), stream.fileno())
     with pytest.raises(OSError, match=r"No space left") as refusal, record:
-        record.scalars(1, {"train/loss": 0.5})
+        record.add_scalars(1, {"train/loss": 0.5})
     assert refusal.value.filename == str(path)
 
 
@@ -174,7 +174,7 @@ def test_a_line_in_the_middle_that_is_none_is_refused_by_its_number(tmp_path, li
 @pytest.mark.parametrize("value", [0.0, -1.5, 0.1, 1e39], ids=str)
 def test_values_in_tensorboard_equal_those_given(tmp_path, tag, step, value):
     with MetricsLog(tmp_path) as record:
-        record.scalars(step, {tag: value, "train/other": 1.0})
+        record.add_scalars(step, {tag: value, "train/other": 1.0})
     with np.errstate(over="ignore"):
         expected = float(np.float32(value))
     assert _values(tmp_path) == [(step, tag, expected), (step, "train/other", 1.0)]
@@ -183,7 +183,7 @@ def test_values_in_tensorboard_equal_those_given(tmp_path, tag, step, value):
 def test_pictures_in_tensorboard_equal_those_given(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 300, 3)).astype(np.uint8)
     with MetricsLog(tmp_path) as record:
-        record.images(9, {"validation/0": pixels})
+        record.add_images(9, {"validation/0": pixels})
     (value,) = _events(tmp_path)[-1].summary.value
     assert (value.tag, value.image.height, value.image.width, value.image.colorspace) == (
         "validation/0", 37, 300, 3

@@ -181,6 +181,14 @@ WRONG_FILES = {
         lambda path: safetensors.numpy.save_file(dict(weights().tensors), path, {"unet": "{"}),
         "its metadata is damaged",
     ),
+    "version_that_is_no_number": (
+        lambda path: stock_file(path, card={"version": [1]}),
+        "its metadata is damaged",
+    ),
+    "card_that_is_no_object": (
+        lambda path: safetensors.numpy.save_file(dict(weights().tensors), path, {"unet": "[1]"}),
+        "its metadata is damaged",
+    ),
     "no_version": (
         lambda path: safetensors.numpy.save_file(dict(weights().tensors), path, {"unet": "{}"}),
         "'version'",

@@ -179,9 +179,7 @@ def take_steps(
     scores: Scores | None = None
     means: dict[str, float] = {}
     with (
-        Checkpoints(
-            out / run_folder.CHECKPOINTS, keep=config.keep, newest=step if plan.resuming else None
-        ) as checkpoints,
+        Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep) as checkpoints,
         closing(
             prefetch_batches(
                 plan.training,
@@ -266,7 +264,7 @@ def open_log(out: Path, *, resume_at: int) -> AbstractContextManager[MetricsLog 
 def log_means(log: MetricsLog | None, step: int, means: dict[str, float]) -> None:
     """Log the means of a window of steps."""
     if log is not None:
-        log.scalars(step, {f"train/{name}": value for name, value in means.items()})
+        log.add_scalars(step, {f"train/{name}": value for name, value in means.items()})
 
 
 def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float]) -> None:
@@ -324,8 +322,8 @@ def _validate_and_publish(
         write_weights(out, weights, is_best=validations.best_step == step)
     if log is not None:  # last: a validation without its line is made again
         first = range(min(LOGGED_PICTURES, len(plan.validation)))
-        log.images(step, draw_overlays(plan.validation, scores, first))
-        log.scalars(step, {f"validation/{name}": v for name, v in scores.headline.items()})
+        log.add_images(step, draw_overlays(plan.validation, scores, first))
+        log.add_scalars(step, {f"validation/{name}": v for name, v in scores.headline.items()})
     progress.say(
         f"step {step}: validation IoU {scores.mean_image_iou:.3f} (mean of images), "
         f"{scores.headline['pooled_iou']:.3f} (pooled)"

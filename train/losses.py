@@ -29,7 +29,7 @@ class Counts(NamedTuple):
     images: Float[Array, ""]
 
 
-def counts(
+def compute_counts(
     truth: Integer[Array, "b h w"],
     weight: Float[Array, "b h w"] | None = None,
     *,
@@ -70,7 +70,7 @@ def loss(
         raise FieldError(
             config, "class_weights", "needs {classes} values, one for each class", classes=classes
         )
-    divisors = counts(truth, weight, config=config) if over is None else over
+    divisors = compute_counts(truth, weight, config=config) if over is None else over
     log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     is_class = truth[..., None] == jnp.arange(classes)
     log_p_true = jnp.where(is_class, log_p, 0).sum(-1)
@@ -113,15 +113,15 @@ def _focal(log_p: Float[Array, "b h w"], gamma: float) -> Float[Array, "b h w"]:
 def _pixel_weights(
     truth: Integer[Array, "b h w"], weight: Float[Array, "b h w"] | None, config: LossConfig
 ) -> Float[Array, "b h w"]:
+    """Return the weight of each pixel in the cross-entropy: that of its class, plus the map."""
     by_class = _class_weights(truth, config)
-    return (
-        by_class
-        if weight is None
-        else by_class + jnp.where(_counted_pixels(truth, config), weight, 0)
-    )
+    if weight is None:
+        return by_class
+    return by_class + jnp.where(_counted_pixels(truth, config), weight, 0)
 
 
 def _class_weights(truth: Integer[Array, "b h w"], config: LossConfig) -> Float[Array, "b h w"]:
+    """Return the weight of each pixel's class, and 0 for pixels that do not count."""
     counted = _counted_pixels(truth, config).astype(float)
     if not config.class_weights:
         return counted

@@ -76,8 +76,9 @@ def rand_score(predicted: np.ndarray, truth: np.ndarray) -> float:
     if not inside.any():
         return 1.0
     objects, segments = truth[inside].astype(np.int64), label_segments(predicted)[inside]
-    alone = segments == 0
-    segments[alone] = segments.max() + 1 + np.arange(alone.sum())
+    on_border = segments == 0  # after thinning: each of these pixels is a segment of its own
+    segments[on_border] = segments.max() + 1 + np.arange(on_border.sum())
+    # one number for each pair of an object and a segment
     both = objects * (segments.max() + 1) + segments
     return _count_pairs(both) / (0.5 * _count_pairs(objects) + 0.5 * _count_pairs(segments))
 
@@ -92,8 +93,11 @@ def label_segments(foreground: np.ndarray) -> np.ndarray:
     parts, count = ndimage.label(foreground)
     if count == 0:
         return parts.astype(np.int64)
-    at = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
-    grown = parts[tuple(at)].astype(np.int64)
+    # the row and the column of the pixel of a part that is nearest to each pixel
+    nearest = ndimage.distance_transform_edt(
+        parts == 0, return_distances=False, return_indices=True
+    )
+    grown = parts[tuple(nearest)].astype(np.int64)
     return np.where((parts == 0) & _borders(grown, parts), 0, grown)
 
 
@@ -106,8 +110,8 @@ def _without_class(ignored: int, classes: int) -> Array:
 def _mean_of_foreground(scores: np.ndarray, matrix: np.ndarray) -> float:
     """Return the mean over the classes but 0 of which the matrix has pixels."""
     matrix = np.asarray(matrix)
-    met = (matrix.sum(0) + matrix.sum(1))[1:] > 0
-    return float(scores[1:][met].mean()) if met.any() else 1.0
+    has_pixels = (matrix.sum(0) + matrix.sum(1))[1:] > 0
+    return float(scores[1:][has_pixels].mean()) if has_pixels.any() else 1.0
 
 
 def _borders(grown: np.ndarray, parts: np.ndarray) -> np.ndarray:

@@ -221,7 +221,7 @@ def accumulate_gradients(
     Each part counts for what it is of the whole batch, so the sum is that of one large step;
     only batch norm, as everywhere, sees each part by itself.
     """
-    over = losses.counts(batch.truth, batch.weight, config=config.loss)
+    over = losses.compute_counts(batch.truth, batch.weight, config=config.loss)
     keys = dropout_keys(config.seed, state.step, parts=config.accumulate)
     numerics = make_numerics(config.compute, remat=config.remat)
     differentiate = partial(

@@ -81,8 +81,8 @@ def read_card(path: Path) -> dict[str, Any] | None:
         return None
     try:
         card: dict[str, Any] = json.loads(metadata["unet"])
-        version, digest = card["version"], card.get("sha256")
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        version, digest = int(card["version"]), card.get("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotWholeError(f"{path}: its metadata is damaged ({error!r})") from error
     if digest is not None:  # another program need not write it
         _check_hash(path, digest)

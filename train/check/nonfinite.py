@@ -156,7 +156,9 @@ def _replace_module(model: nnx.Module, path: tuple[Any, ...], value: Any) -> Non
 def _loss(
     config: TrainConfig, params: Any, state: State, batch: Batch, key: jax.Array
 ) -> jax.Array:
-    apply = functional(config.net, numerics=make_numerics(config.compute, remat=config.remat)).apply
+    """Return the loss of one part of a batch."""
+    numerics = make_numerics(config.compute, remat=config.remat)
+    apply = functional(config.net, numerics=numerics).apply
     logits, _ = apply(params, batch.x, state.stats, train=True, key=key)
     return losses.loss(logits, batch.truth, batch.weight, config=config.loss)
 

@@ -43,6 +43,7 @@ def augment_batch(
     keys = jax.vmap(partial(jax.random.fold_in, key))(places)
 
     def augment_one(x: Array, truth: Array, weight: Array | None, key: PRNGKeyArray) -> Any:
+        """Augment the crop at one place, with the key of that place."""
         return augment(x, truth, weight, key=key, config=config)
 
     return jax.vmap(augment_one)(x, truth, weight, keys)

@@ -46,9 +46,12 @@ class MetricsLog:
         finally:
             self._events.close()
 
-    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Add a line for each kind: `{"train/loss": 0.5}` is `{"step": 20, "kind": "train",
-        "loss": 0.5}`. JSON has no NaN and no infinity: they are null."""
+    def add_scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Add a line for each kind of value.
+
+        `{"train/loss": 0.5}` is the line `{"step": 20, "kind": "train", "loss": 0.5}`. JSON has
+        no NaN and no infinity: they are null.
+        """
         lines: dict[str, dict[str, Any]] = {}
         numbers = {tag: float(value) for tag, value in values.items()}
         for tag, value in numbers.items():
@@ -58,11 +61,11 @@ class MetricsLog:
         for line in lines.values():
             with name_errors(self._path):
                 self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._events.scalars(step, numbers)
+        self._events.add_scalars(step, numbers)
 
-    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+    def add_images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Show pictures of (h, w, 3) bytes in TensorBoard."""
-        self._events.images(step, pictures)
+        self._events.add_images(step, pictures)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -106,6 +109,11 @@ def _parse_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    """Return what a line says.
+
+    Raises:
+        InputError: it is not JSON with a step and a kind.
+    """
     try:
         line = json.loads(text)
         if isinstance(line["step"], int) and isinstance(line["kind"], str):

@@ -115,6 +115,7 @@ def _points(report: Report, kind: str, name: str) -> list[tuple[float, float]]:
 
 
 def _list_figures(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield each number at the top of the page with its name."""
     for name, value in report.scores.headline.items():
         yield NAMES.get(name, name.replace("_", " ")), f"{value:.3f}"
     speeds, waits, peaks = (
@@ -130,11 +131,12 @@ def _list_figures(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _make_curves(report: Report) -> Iterator[Plot]:
+    """Yield the curves over the steps of which something was measured."""
     x = plot.count_axis(_last_step(report))
     if losses := [(step, loss) for step, loss in _points(report, "train", "loss") if loss > 0]:
-        yield _loss_curve(x, losses)
+        yield _plot_losses(x, losses)
     if scores := _points(report, "validation", "mean_image_iou"):
-        yield _iou_curve(x, scores, plot.thin_points(_points(report, "train", "iou")))
+        yield _plot_ious(x, scores, plot.thin_points(_points(report, "train", "iou")))
     if rates := _points(report, "train", "lr"):
         yield _curve_from_0("Learning rate", f"last {rates[-1][1]:.3g}", x, rates)
     if speeds := _points(report, "train", "images_per_s"):
@@ -142,7 +144,8 @@ def _make_curves(report: Report) -> Iterator[Plot]:
         yield _curve_from_0("Images per second", f"median {middle:.1f}", x, speeds)
 
 
-def _loss_curve(x: plot.Axis, losses: plot.Points) -> Plot:
+def _plot_losses(x: plot.Axis, losses: plot.Points) -> Plot:
+    """Return the plot of the losses in training, raw and smoothed."""
     raw = plot.thin_points(losses)
     values = [loss for _, loss in raw]
     return Plot(
@@ -155,24 +158,19 @@ def _loss_curve(x: plot.Axis, losses: plot.Points) -> Plot:
     )
 
 
-def _iou_curve(x: plot.Axis, scores: plot.Points, training: plot.Points) -> Plot:
+def _plot_ious(x: plot.Axis, scores: plot.Points, training: plot.Points) -> Plot:
+    """Return the plot of the IoU of held-out images, and of crops in training."""
     best = _highest(scores)
     key = [("validation", f"held-out images; best {best[1]:.3f} at step {best[0]:,}")]
     if training:
         key.append(("training", "crops in training"))
-    dots = [
-        Dot(
-            f"validation{' best' if step == best[0] else ''}",
-            step,
-            iou,
-            f"step {step:,}: {iou:.3f}",
-        )
-        for step, iou in scores
-    ]
+    dots = []
+    for step, iou in scores:
+        style = "validation best" if step == best[0] else "validation"
+        dots.append(Dot(style, step, iou, f"step {step:,}: {iou:.3f}"))
     lines = [Line("training raw", training), Line("validation", scores)]
-    return Plot(
-        "Mean IoU", key, x, _iou_axis([iou for _, iou in (*scores, *training)]), lines, dots
-    )
+    y = _make_iou_axis([iou for _, iou in (*scores, *training)])
+    return Plot("Mean IoU", key, x, y, lines, dots)
 
 
 def _curve_from_0(title: str, summary: str, x: plot.Axis, points: plot.Points) -> Plot:
@@ -190,7 +188,8 @@ def _lone_point(points: plot.Points) -> list[Dot]:
     return [Dot("training", x, y, f"step {x:,.0f}: {y:.3g}")]
 
 
-def _iou_axis(values: Sequence[float]) -> plot.Axis:
+def _make_iou_axis(values: Sequence[float]) -> plot.Axis:
+    """Return an axis around scores, or from 0 to 1 where they are all the same."""
     low, high = min(values), max(values)
     return plot.linear_axis(low, high) if high > low else plot.linear_axis(0, 1)
 
@@ -205,7 +204,7 @@ def _plot_image_scores(scores: Scores) -> Plot:
         for i, row in enumerate(rows)
     ]
     line = Line("mean", [(x.low, mean), (x.high, mean)])
-    y = _iou_axis([row.iou for row in rows])
+    y = _make_iou_axis([row.iou for row in rows])
     return Plot(
         "IoU of every image, the worst first", [("mean", f"mean {mean:.3f}")], x, y, [line], dots
     )
@@ -249,17 +248,16 @@ def _compare_with_presets(
     A field is (name, value, whether it is another one than the preset's).
     """
     ours = _flatten(config)
-    others = {
-        name: {path for path, value in ours.items() if value != theirs.get(path)}
-        for name, theirs in ((name, _flatten(to_plain(preset))) for name, preset in PRESETS.items())
-    }
+    others: dict[str, set[str]] = {}  # the fields that differ from each preset
+    for name, preset in PRESETS.items():
+        theirs = _flatten(to_plain(preset))
+        others[name] = {path for path, value in ours.items() if value != theirs.get(path)}
     nearest = min(others, key=lambda name: len(others[name]))
     groups: dict[str, list[tuple[str, str, bool]]] = {"run": []}
     for path, value in ours.items():
         part, _, name = path.rpartition(".")
-        groups.setdefault(part or "run", []).append(
-            (name, _format_value(value), path in others[nearest])
-        )
+        row = (name, _format_value(value), path in others[nearest])
+        groups.setdefault(part or "run", []).append(row)
     return nearest, groups
 
 
@@ -275,6 +273,7 @@ def _flatten(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _format_value(value: Any) -> str:
+    """Return the value of a field in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

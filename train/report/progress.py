@@ -96,6 +96,7 @@ class StepBar:
         return means
 
     def _measure(self, steps: list[Metrics]) -> dict[str, float]:
+        """Return the means of the steps of a window."""
         elapsed_s = time.monotonic() - self._window_start
         matrix = np.asarray([step.confusion for step in steps], np.float64).sum(axis=0)
         means = {
@@ -114,6 +115,7 @@ class StepBar:
         return {**means, **speed}
 
     def _show(self, means: dict[str, float]) -> None:
+        """Show the means in the bar, or print a line where there is none and it is time."""
         self._view.numbers = text = format_status(means)
         self._view.update(self._task, completed=self._done)
         now = time.monotonic()
@@ -141,6 +143,7 @@ class _View(RichBar):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar, and the numbers where there are some."""
         yield from super().get_renderables()
         if self.numbers:
             yield Text(self.numbers)

@@ -27,36 +27,36 @@ class EventFile:
         # TensorBoard reads the files of a folder in the order of their names
         self._path = folder / f"events.out.tfevents.{time.time_ns()}"
         self._stream = self._path.open("xb")
-        self._write(0, _encode_bytes(3, b"brain.Event:2"))
+        self._write_event(0, _encode_bytes(3, b"brain.Event:2"))
         starts = _encode_integer(1, 1)
-        self._write(first_step, _encode_bytes(7, starts))
+        self._write_event(first_step, _encode_bytes(7, starts))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a value to each curve; `a/b` is the curve b of the group a."""
-        self._summary(
-            step, {tag: b"\x15" + _encode_float32(value) for tag, value in values.items()}
-        )
+        encoded = {tag: b"\x15" + _encode_float32(value) for tag, value in values.items()}
+        self._write_summary(step, encoded)
 
-    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+    def add_images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Add pictures of (h, w, 3) bytes."""
-        self._summary(
-            step, {tag: _encode_bytes(4, _encode_image(p)) for tag, p in pictures.items()}
-        )
+        encoded = {tag: _encode_bytes(4, _encode_image(p)) for tag, p in pictures.items()}
+        self._write_summary(step, encoded)
 
     def close(self) -> None:
         """Close the file."""
         with name_errors(self._path):
             self._stream.close()
 
-    def _summary(self, step: int, values: Mapping[str, bytes]) -> None:
+    def _write_summary(self, step: int, values: Mapping[str, bytes]) -> None:
+        """Write an event with encoded values by their tags."""
         summary = b"".join(
             _encode_bytes(1, _encode_bytes(1, tag.encode()) + value)
             for tag, value in values.items()
         )
-        self._write(step, _encode_bytes(5, summary))
+        self._write_event(step, _encode_bytes(5, summary))
 
-    def _write(self, step: int, what: bytes) -> None:
-        event = b"\x09" + struct.pack("<d", time.time()) + _encode_integer(2, step) + what
+    def _write_event(self, step: int, content: bytes) -> None:
+        """Write an event with encoded fields, framed as TFRecord does it."""
+        event = b"\x09" + struct.pack("<d", time.time()) + _encode_integer(2, step) + content
         length = struct.pack("<Q", len(event))
         with name_errors(self._path):
             self._stream.write(length + _masked_crc(length) + event + _masked_crc(event))
@@ -64,6 +64,7 @@ class EventFile:
 
 
 def _encode_image(pixels: np.ndarray) -> bytes:
+    """Encode (h, w, 3) bytes as a message Image of summary.proto."""
     height, width, channels = pixels.shape
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
@@ -72,14 +73,17 @@ def _encode_image(pixels: np.ndarray) -> bytes:
 
 
 def _encode_integer(field: int, value: int) -> bytes:
+    """Encode a field that holds an integer of at least 0."""
     return bytes([field << 3]) + _encode_varint(value)
 
 
 def _encode_bytes(field: int, value: bytes) -> bytes:
+    """Encode a field that holds bytes, text or a message."""
     return bytes([field << 3 | 2]) + _encode_varint(len(value)) + value
 
 
 def _encode_float32(value: float) -> bytes:
+    """Encode a number as four bytes, without its field."""
     with np.errstate(over="ignore"):  # beyond float32 is infinite
         return np.float64(value).astype("<f4").tobytes()
 
@@ -101,10 +105,11 @@ def _masked_crc(content: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _crc_table_entry(crc: int) -> int:
+def _compute_table_entry(crc: int) -> int:
+    """Return what the checksum's polynomial makes of one byte."""
     for _ in range(8):
         crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     return crc
 
 
-_TABLE = [_crc_table_entry(byte) for byte in range(256)]
+_TABLE = [_compute_table_entry(byte) for byte in range(256)]

@@ -25,17 +25,16 @@ class Checkpoints:
 
     Args:
         keep: number of checkpoints that are kept besides the best; damaged ones do not count.
-        newest: the step of the one with which the run goes on, which is whole.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, newest: int | None = None):
+    def __init__(self, folder: Path, *, keep: int = 2):
         self.folder, self._keep = folder, keep
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
-        self._whole = set() if newest is None else {newest}  # written or read by this process
+        self._whole: set[int] = set()  # written or hashed by this process
 
     def save(self, step: int, make: Callable[[], TrainingState], *, best: int | None) -> None:
-        """Begin to write a step, unless it is there; waits for the one before.
+        """Begin to write a step, after the one before is on the disk.
 
         Args:
             make: returns what is written; it is called in the background, so all that it uses has
@@ -46,7 +45,7 @@ class Checkpoints:
             InputError: the one before could not be written; all others are as they were.
         """
         self.wait()
-        if is_first_process() and step not in self._whole:
+        if is_first_process():
             self._writing = step, self._background.submit(self._write, step, make, best)
 
     def wait(self) -> None:
