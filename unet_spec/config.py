@@ -4,10 +4,28 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from unet_spec.errors import ConfigError, FieldError
 from unet_spec.fields import check_types, from_json
+
+
+class UpLevel(NamedTuple):
+    """An `UpLevel` holds the channels of one level of the expanding path.
+
+    Attributes:
+        in_channels: of the map from the level below.
+        up_channels: of that map after the up-sampling.
+        skip_channels: of the map that it is concatenated with.
+        middle_channels: between the convolutions.
+        out_channels: of the last convolution.
+    """
+
+    in_channels: int
+    up_channels: int
+    skip_channels: int
+    middle_channels: int
+    out_channels: int
 
 
 @dataclass(frozen=True)
@@ -24,10 +42,13 @@ class UNetConfig:
     in_channels: int = 1
     """The input image has this many channels."""
     classes: int = 2
-    """The output has this many channels: one logit for each class and pixel."""
+    """The output has this many channels: one logit for each class and pixel. A single channel
+    tells two classes apart: its logit is that of the second."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Each level has this many channels, from the top to the neck; a max-pool halves the size
     between two levels."""
+    convolutions: int = 2
+    """Each level has this many 3x3 convolutions."""
     padding: Literal["same", "valid"] = "same"
     """A 3x3 convolution pads with zeros (`same`), or it does not and the skips are cropped
     (`valid`)."""
@@ -47,6 +68,15 @@ class UNetConfig:
     up: Literal["transposed", "bilinear", "bilinear_aligned", "nearest"] = "transposed"
     """A map is doubled in size by a 2x2 transposed convolution with stride 2, or by an
     interpolation (`bilinear_aligned` is torch's `align_corners=True`) and a 1x1 convolution."""
+    up_convolution: bool = True
+    """An interpolation is followed by a 1x1 convolution, which gives the map as many channels as
+    the skip has; without it the map keeps its channels."""
+    up_widths: tuple[int, ...] = ()
+    """Each level of the expanding path gives this many channels, from the deepest to the top; by
+    default as many as its skip has."""
+    up_middle: Literal["output", "half"] = "output"
+    """Between the convolutions of the expanding path there are as many channels as behind them
+    (`output`), or half as many as before them (`half`)."""
     concat: Literal["up_first", "skip_first"] = "up_first"
     """The channels of the up-sampled map stand before or after those of the skip."""
     fit: Literal["error", "zeros", "edge", "crop"] = "error"
@@ -55,19 +85,33 @@ class UNetConfig:
     cropped (`crop`), and with it the output."""
     dropout: float = 0.0
     """Dropout sets this part of the values to 0 in training, on the last level and the neck."""
+    output: Literal["logits", "sigmoid", "softmax"] = "logits"
+    """The original net ends in this function. The net here always gives logits: the losses, the
+    prediction and comparisons with recorded outputs apply the function."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.widths, list):
-            object.__setattr__(self, "widths", tuple(self.widths))
+        for name in ("widths", "up_widths"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(self)
-        for name in ("in_channels", "classes", "groups"):
+        for name in ("in_channels", "classes", "convolutions", "groups"):
             if getattr(self, name) < 1:
                 raise FieldError(self, name, "needs at least 1")
         if len(self.widths) < 2:
             raise FieldError(self, "widths", "needs at least 2 levels")
         if min(self.widths) < 1:
             raise FieldError(self, "widths", "needs positive channel counts")
-        if self.norm == "group" and any(width % self.groups for width in self.widths):
+        if self.up_widths and (len(self.up_widths) != self.depth or min(self.up_widths) < 1):
+            raise FieldError(self, "up_widths", "needs one channel count for each pool of {widths=}")
+        if self.up == "transposed" and not self.up_convolution:
+            raise ConfigError(
+                self,
+                "{up_convolution=} needs an interpolation: {up=} is a convolution itself; leave "
+                "{up_convolution} out",
+            )
+        if self.up_middle == "half" and any(sum(up[1:3]) % 2 for up in self.ups):
+            raise ConfigError(self, "{up_middle=half} needs even numbers of channels to halve")
+        if self.norm == "group" and any(width % self.groups for width in self._norm_widths):
             raise FieldError(
                 self,
                 "widths",
@@ -94,9 +138,31 @@ class UNetConfig:
         return tuple(pairwise((self.in_channels, *self.widths[:-1])))
 
     @property
-    def ups(self) -> tuple[tuple[int, int], ...]:
-        """Return the (in, out) channels of `up_1` (the deepest), `up_2`, and so on."""
-        return tuple(pairwise(reversed(self.widths)))
+    def ups(self) -> tuple[UpLevel, ...]:
+        """Return the channels of `up_1` (the deepest), `up_2`, and so on."""
+        skips = tuple(reversed(self.widths[:-1]))
+        below, levels = self.widths[-1], []
+        for skip, out in zip(skips, self.up_widths or skips, strict=True):
+            up = skip if self.up_convolution else below
+            middle = (up + skip) // 2 if self.up_middle == "half" else out
+            levels.append(UpLevel(below, up, skip, middle, out))
+            below = out
+        return tuple(levels)
+
+    @property
+    def out_channels(self) -> int:
+        """Return the channels of the map before the last layer."""
+        return self.ups[-1].out_channels
+
+    @property
+    def mask_classes(self) -> int:
+        """Return how many classes a pixel of a mask may have."""
+        return max(2, self.classes)
+
+    @property
+    def _norm_widths(self) -> tuple[int, ...]:
+        """Return the channels behind every 3x3 convolution."""
+        return (*self.widths, *(width for up in self.ups for width in up[3:]))
 
     def to_json(self) -> str:
         """Return the config as JSON, with its fields in the order of the alphabet."""

@@ -1,0 +1,41 @@
+"""Where the weights of a file came from: another program's names, so that they can go back.
+
+`unet convert` writes it into the card of a weight file, and a run carries it along.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Group:
+    """A `Group` is one param group of the original's optimizer.
+
+    Attributes:
+        names: our names of its parameters, in its order.
+        settings: its other entries as the original's `state_dict` had them, plain values.
+    """
+
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An `Origin` says how a file of another program held the tensors of a net.
+
+    Attributes:
+        names: (their name, our name), in the order of their file and with their prefixes. Two of
+            their names may have one of ours: such tensors are tied.
+        dtypes: torch's name of the type (`bfloat16`) by their name, where it is not the usual one:
+            float32, and int64 for counts.
+        content: what else the file holds, with marks where tensors and states stood: plain JSON.
+        groups: of the optimizer; empty where there is none, or where nothing says which
+            parameters it moves in which order.
+    """
+
+    names: tuple[tuple[str, str], ...]
+    dtypes: Mapping[str, str]
+    content: Any
+    groups: tuple[Group, ...] = ()
