@@ -39,5 +39,5 @@ def quiet():
 
 def begin(out, config, settings=()):
     """A run of the samples of TINY that was killed before its first checkpoint."""
-    started = {"settings": sorted(settings), "sha256": beginning.hash_start(config.start)}
+    started = beginning.describe_start(config.start, settings, None)
     run_folder.write_beginning(out, config, fingerprints=SHOWN, started=started)

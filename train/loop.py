@@ -292,7 +292,7 @@ def save(plan: Plan, checkpoints: Checkpoints, state: State, validations: Valida
     same memory, and XLA does not write to a buffer with a view.
     """
     host, devices = gather_to_host(state), plan.placement.describe()
-    make = partial(to_training_state, plan.config, host, devices=devices)
+    make = partial(to_training_state, plan.config, host, origin=plan.origin, devices=devices)
     checkpoints.save(int(host.step), make, best=validations.best_step or None)
 
 
@@ -310,7 +310,7 @@ def _validate_and_publish(
     A validation may take minutes. If a signal ends it half-way, nothing of it is written.
     """
     step = int(state.step)
-    weights = to_weight_file(plan.config, gather_to_host(state))
+    weights = to_weight_file(plan.config, gather_to_host(state), origin=plan.origin)
     try:
         scores = score_weights(plan, weights, progress, requests)
     except signals.StopAskedError:
@@ -359,7 +359,7 @@ def write_end(plan: Plan, out: Path, end: End, progress: Progress, command: str)
     """Write pictures and page of the last weights, and return the end with their scores."""
     scores = end.scores
     if scores is None:  # the run had ended before: its files may be gone
-        weights = to_weight_file(plan.config, gather_to_host(end.state))
+        weights = to_weight_file(plan.config, gather_to_host(end.state), origin=plan.origin)
         scores = score_weights(plan, weights, progress)
         if is_first_process():
             write_weights(out, weights, is_best=end.validations.best_step == int(end.state.step))

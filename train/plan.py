@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_spec.files import refuse_existing
+from unet_spec.origin import Origin
 
 from .check import data_doctor
 from .config import TrainConfig
@@ -26,12 +27,14 @@ class Plan:
     Attributes:
         config: complete, with the settings of its start.
         settings: names of what the start settled.
+        origin: of the net in the start.
         fingerprints: sha256 of each sample, by its name.
         resuming: the run has begun in its folder.
     """
 
     config: TrainConfig
     settings: Sequence[str]
+    origin: Origin | None
     placement: Placement
     training: list[Sample]
     validation: list[Sample]
@@ -72,6 +75,7 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     return Plan(
         config,
         sorted(settings),
+        beginning.read_origin(config.start, run=out if resuming else None),
         placement,
         training,
         validation,
@@ -89,7 +93,7 @@ def open_run(plan: Plan, out: Path) -> Iterator[None]:
         return
     config = plan.config
     if not plan.resuming:
-        started = {"settings": plan.settings, "sha256": beginning.hash_start(config.start)}
+        started = beginning.describe_start(config.start, plan.settings, plan.origin)
         run_folder.write_beginning(out, config, fingerprints=plan.fingerprints, started=started)
     with run_folder.lock_run(out):
         run_folder.remove_leftovers(out)

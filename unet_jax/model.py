@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from unet_jax.layers import Dropout, Numerics, conv, conv_block, match_sizes, max_pool, up_sampling
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
+from unet_spec.origin import Origin
 
 
 class DoubleConv(nnx.Module):
@@ -88,6 +89,7 @@ class UNet(nnx.Module):
     Attributes:
         preprocessing: how `predict` turns an image into the input; `save` writes it.
         class_names: a name for each class, or (); `save` writes them.
+        origin: the names that another program has for its tensors, or None; `save` writes them.
 
     Raises:
         InputError: a batch in another layout or of an illegal size, when the net is called.
@@ -95,6 +97,7 @@ class UNet(nnx.Module):
 
     preprocessing: Preprocessing = Preprocessing()
     class_names: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def __init__(
         self, config: UNetConfig = UNetConfig(), *,

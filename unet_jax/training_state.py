@@ -12,6 +12,7 @@ from unet_jax import recipe as jax_recipe
 from unet_jax.functional import split
 from unet_jax.recipe import OptimizerState, Plateau
 from unet_spec import Preprocessing, UNetConfig, layout
+from unet_spec.origin import Origin
 from unet_spec.recipe import Recipe
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -54,6 +55,7 @@ def to_training_state(
     *,
     preprocessing: Preprocessing = Preprocessing(),
     class_names: tuple[str, ...] = (),
+    origin: Origin | None = None,
     average: Arrays = MappingProxyType({}),
     devices: str = "",
 ) -> TrainingState:
@@ -64,7 +66,7 @@ def to_training_state(
         devices: what computed it, in words.
     """
     weights = WeightFile(
-        config, layout.to_torch(config, {**params, **stats}), preprocessing, class_names
+        config, layout.to_torch(config, {**params, **stats}), preprocessing, class_names, origin
     )
     return TrainingState(
         weights,

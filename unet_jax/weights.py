@@ -110,6 +110,7 @@ def from_weights(weights: WeightFile, *, numerics: Numerics = Numerics()) -> UNe
     shapes = nnx.eval_shape(lambda: UNet(weights.config, numerics=numerics, rngs=nnx.Rngs(0)))
     model = fill_arrays(shapes, _arrays(weights, numerics))
     model.preprocessing, model.class_names = weights.preprocessing, weights.class_names
+    model.origin = weights.origin
     model.eval()
     return model
 
@@ -118,7 +119,7 @@ def to_weights(model: UNet) -> WeightFile:
     """Return a net as the content of a weight file."""
     arrays = {name: np.asarray(array) for name, array in to_arrays(model).items()}
     tensors = layout.to_torch(model.config, arrays)
-    return WeightFile(model.config, tensors, model.preprocessing, model.class_names)
+    return WeightFile(model.config, tensors, model.preprocessing, model.class_names, model.origin)
 
 
 def _arrays(weights: WeightFile, numerics: Numerics) -> dict[str, Array]:

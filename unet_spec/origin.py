@@ -4,8 +4,11 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from unet_spec.errors import InputError
+from unet_spec.parameters import Tensors
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,28 @@ class Origin:
     dtypes: Mapping[str, str]
     content: Any
     groups: tuple[Group, ...] = ()
+
+    def rename(self, tensors: Tensors) -> Tensors:
+        """Return tensors of our names under their names, in the order of their file."""
+        return {theirs: tensors[ours] for theirs, ours in self.names}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the origin as plain values, of which JSON can be made."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "Origin":
+        """Return the origin that `to_plain` described.
+
+        Raises:
+            InputError: it is not that.
+        """
+        try:
+            return cls(
+                tuple((str(theirs), str(ours)) for theirs, ours in plain["names"]),
+                {str(name): str(dtype) for name, dtype in plain["dtypes"].items()},
+                plain["content"],
+                tuple(Group(tuple(g["names"]), dict(g["settings"])) for g in plain["groups"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"the origin in its metadata is damaged ({error!r})") from error

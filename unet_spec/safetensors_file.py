@@ -21,6 +21,10 @@ from unet_spec.parameters import Tensors
 
 VERSION = 1
 DTYPES = ("float16", "float32", "float64")
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 _ZEROS = "0" * 64
 _CHUNK = 2**20  # bytes
 
@@ -54,13 +58,20 @@ def write(path: Path, tensors: Tensors, card: Mapping[str, Any], *, dtype: str) 
 def read(path: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
     """Return (card, tensors) of any safetensors file; the card is None where there is none.
 
+    Tensors of bfloat16 are returned as float32, which holds each of its values.
+
     Raises:
         NotWholeError: missing, empty, cut short, or with other bytes than were written.
         InputError: a folder, a Git-LFS pointer, or of a newer version.
     """
     card = read_card(path)
     with safetensors.safe_open(path, framework="np") as file:
-        return card, {name: np.array(file.get_tensor(name)) for name in sorted(file.keys())}
+        names = sorted(file.keys())
+        if "BF16" not in {file.get_slice(name).get_dtype() for name in names}:
+            return card, {name: np.array(file.get_tensor(name)) for name in names}
+    # numpy has no bfloat16, so the library gives its bytes
+    tensors = {name: _from_bytes(entry) for name, entry in safetensors.deserialize(path.read_bytes())}
+    return card, {name: tensors[name] for name in names}
 
 
 def read_card(path: Path) -> dict[str, Any] | None:
@@ -140,6 +151,16 @@ def _find_digits(header: bytes) -> int:
     keys stand behind a backslash, and those of its strings behind three."""
     key = rb"\"sha256\": \""
     return header.find(key) + len(key)  # nowhere: any place will do, for the hash differs then
+
+
+def _from_bytes(entry: Mapping[str, Any]) -> np.ndarray:
+    """Return a tensor of `safetensors.deserialize`."""
+    if entry["dtype"] != "BF16":
+        kind = np.dtype(_DTYPES[entry["dtype"]])
+        return np.frombuffer(entry["data"], kind).reshape(entry["shape"]).copy()
+    # a bfloat16 is the upper half of a float32
+    halves = np.frombuffer(entry["data"], np.uint16).astype(np.uint32)
+    return (halves << 16).view(np.float32).reshape(entry["shape"])
 
 
 def _contiguous(tensor: np.ndarray, dtype: str) -> np.ndarray:

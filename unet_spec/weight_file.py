@@ -1,7 +1,8 @@
 """NAME.safetensors: the one file that both frameworks read.
 
 The tensors are torch's: its layout, the slides' names. The card (`unet_spec.safetensors_file`) has
-`version`, `config`, `preprocessing`, `class_names` and `sha256`. A checkpoint
+`version`, `config`, `preprocessing`, `class_names`, `sha256`, and `origin` where another program's
+names are known (`unet_spec.origin`). A checkpoint
 (`unet_spec.training_state`) is such a file with more in it; it can be read as a weight file too.
 """
 
@@ -18,6 +19,7 @@ from unet_spec import safetensors_file
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
+from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, check_tensors, parameters
 from unet_spec.preprocessing import Preprocessing
 
@@ -30,11 +32,14 @@ class WeightFile:
     tensors: Tensors
     preprocessing: Preprocessing = Preprocessing()
     class_names: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         check_tensors(self.config, self.tensors, source="weights")
         in_order = {p.name: self.tensors[p.name] for p in parameters(self.config)}
         object.__setattr__(self, "tensors", in_order)
+        if self.origin is not None and {ours for _, ours in self.origin.names} - in_order.keys():
+            raise InputError("its origin names tensors that the net does not have")
         if self.class_names and len(self.class_names) != self.config.classes:
             raise InputError(
                 f"class_names needs one name for each of {self.config.classes} classes, "
@@ -67,11 +72,14 @@ def write(
 
 def make_card(weights: WeightFile) -> dict[str, Any]:
     """What a file says of its net besides the tensors, as plain values."""
-    return {
+    card = {
         "config": dataclasses.asdict(weights.config),
         "preprocessing": dataclasses.asdict(weights.preprocessing),
         "class_names": weights.class_names,
     }
+    if weights.origin is not None:
+        card["origin"] = weights.origin.to_plain()
+    return card
 
 
 def read(path: Path | str) -> WeightFile:
@@ -114,6 +122,7 @@ def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> Wei
             tensors,
             from_json(Preprocessing, json.dumps(card["preprocessing"])),
             tuple(card["class_names"]),
+            Origin.from_plain(card["origin"]) if "origin" in card else None,
         )
     except InputError as error:
         raise InputError(f"{source}: {error}") from error

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
+from unet_spec.origin import Origin
 from unet_torch.layers import Dropout, conv_block, initialise, match_sizes, up_sampling
 
 
@@ -76,6 +77,7 @@ class UNet(nn.Module):
     Attributes:
         preprocessing: how `predict` turns an image into the input; `save` writes it.
         class_names: a name for each class, or (); `save` writes them.
+        origin: the names that another program has for its tensors, or None; `save` writes them.
 
     Raises:
         InputError: a batch in another layout or of an illegal size, when the net is called.
@@ -83,6 +85,7 @@ class UNet(nn.Module):
 
     preprocessing: Preprocessing = Preprocessing()
     class_names: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def __init__(self, config: UNetConfig = UNetConfig()):
         super().__init__()

@@ -51,6 +51,7 @@ def from_weights(weights: WeightFile) -> UNet:
     state = {name: torch.from_numpy(array.copy()) for name, array in weights.tensors.items()}
     model.load_state_dict(state, strict=True, assign=True)
     model.preprocessing, model.class_names = weights.preprocessing, weights.class_names
+    model.origin = weights.origin
     return model.eval()
 
 
@@ -59,4 +60,4 @@ def to_weights(model: UNet) -> WeightFile:
     state = {name: t.detach().cpu() for name, t in model.state_dict().items()}
     # numpy has no bfloat16; every one of its values is a float32
     tensors = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in state.items()}
-    return WeightFile(model.config, tensors, model.preprocessing, model.class_names)
+    return WeightFile(model.config, tensors, model.preprocessing, model.class_names, model.origin)

@@ -4,6 +4,7 @@ of either framework."""
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from unet_spec import InputError, Preprocessing, UNetConfig, training_state
 from unet_spec.errors import ConfigError
 from unet_spec.fields import from_json
+from unet_spec.origin import Origin
 from unet_spec.recipe import Optimizer, Recipe, Schedule
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -76,6 +78,36 @@ def _settings_of_run(run: Path) -> dict[str, Any]:
     }
     settings["class_names"] = tuple(plain.get("class_names", ()))
     return {name: settings[name] for name in run_folder.read_started(run).get("settings", ())}
+
+
+def read_origin(start: Path | None, *, run: Path | None = None) -> Origin | None:
+    """Return the names that another program has for the tensors of a start, where it has any.
+
+    Args:
+        run: as in `read_start_settings`.
+    """
+    if run is not None:
+        plain = run_folder.read_started(run).get("origin")
+        return None if plain is None else Origin.from_plain(plain)
+    if start is None:
+        return None
+    source = read_start(start)
+    return (source.weights if isinstance(source, TrainingState) else source).origin
+
+
+def describe_start(
+    start: Path | None, settings: Iterable[str], origin: Origin | None
+) -> dict[str, Any]:
+    """Return what a run writes down of its start, as plain values.
+
+    Args:
+        settings: names of the fields that it settled.
+    """
+    return {
+        "settings": sorted(settings),
+        "sha256": hash_start(start),
+        "origin": None if origin is None else origin.to_plain(),
+    }
 
 
 def apply_start(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:

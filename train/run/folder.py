@@ -61,7 +61,7 @@ def write_beginning(
 
     Args:
         fingerprints: of its samples.
-        started: `settings`, the names of what `config.start` settles, and its `sha256`.
+        started: what `beginning.describe_start` gives.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)

@@ -9,6 +9,7 @@ import numpy as np
 from unet_jax.training_state import average_of, from_training_state
 from unet_jax.training_state import to_training_state as describe_run
 from unet_spec import layout
+from unet_spec.origin import Origin
 from unet_spec.parameters import parameters
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -17,10 +18,13 @@ from ..config import TrainConfig
 from ..step import State, copy_for_average
 
 
-def to_training_state(config: TrainConfig, state: State, *, devices: str = "") -> TrainingState:
+def to_training_state(
+    config: TrainConfig, state: State, *, origin: Origin | None = None, devices: str = ""
+) -> TrainingState:
     """Return what a checkpoint holds of a state, whose arrays are on the host.
 
     Args:
+        origin: of the net that the run started from.
         devices: what computed it, in words.
     """
     return describe_run(
@@ -31,16 +35,23 @@ def to_training_state(config: TrainConfig, state: State, *, devices: str = "") -
         state.optimizer,
         preprocessing=config.preprocessing,
         class_names=config.class_names,
+        origin=origin,
         average=state.ema,
         devices=devices,
     )
 
 
-def to_weight_file(config: TrainConfig, state: State) -> WeightFile:
-    """Return what predicts: the weights of a state, or their average, where the config has one."""
+def to_weight_file(
+    config: TrainConfig, state: State, *, origin: Origin | None = None
+) -> WeightFile:
+    """Return what predicts: the weights of a state, or their average, where the config has one.
+
+    Args:
+        origin: of the net that the run started from.
+    """
     arrays = {**state.params, **state.stats, **state.ema}
     tensors = layout.to_torch(config.net, arrays)
-    return WeightFile(config.net, tensors, config.preprocessing, config.class_names)
+    return WeightFile(config.net, tensors, config.preprocessing, config.class_names, origin)
 
 
 def resume_state(source: TrainingState, like: State) -> State:
