@@ -1,38 +1,109 @@
-"""`.pt` and `.pth` files of PyTorch users: a `state_dict`, read without running its pickle."""
+"""Files that `torch.save` wrote, read by what is in them and without running their pickle."""
 
+import argparse
 import io
 import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unet_spec import InputError
-from unet_spec.dialects import unwrap
 from unet_spec.files import atomic_write
 from unet_spec.parameters import Tensors
 from unet_spec.safetensors_file import refuse_pointer
 
+OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
+SCHEDULERS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_scheduler_state_dict")
+SCALERS = ("scaler", "grad_scaler", "scaler_state_dict", "amp")
+STEPS = ("step", "global_step", "iteration")
+WEIGHTS = ("state_dict", "model_state_dict", "ema_model_state_dict", "model", "net", "unet")
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a checkpoint by name; wrappers and prefixes are taken off.
+# data without code, which training scripts keep beside their tensors
+_PLAIN = [
+    np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct,
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"), argparse.Namespace,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a PyTorch file holds of a net.
+
+    Attributes:
+        content: all of it, as `torch.load` gives it.
+        place: keys of the dicts around the tensors, from the outside in.
+        tensors: by their names, prefixes included, in the order of the file; bfloat16 as float32,
+            which holds each of its values.
+        dtypes: torch's name of each one's type (`bfloat16`).
+        ties: name -> name of an earlier tensor that lies in the same memory.
+        elsewhere: places of other nets' tensors, such as an average, which are left out.
+    """
+
+    content: Any
+    place: tuple[Any, ...]
+    tensors: dict[str, np.ndarray]
+    dtypes: dict[str, str]
+    ties: dict[str, str]
+    elsewhere: tuple[str, ...]
+
+    @property
+    def around(self) -> dict[Any, Any]:
+        """The outermost dict: where the states of optimizer and scheduler lie; {} for none."""
+        return self.content if self.place else {}
+
+    def find(self, keys: tuple[str, ...]) -> tuple[str, dict[str, Any]] | None:
+        """Return the first of these keys beside the tensors that holds a state, and the state."""
+        for key in keys:
+            value = self.around.get(key)
+            # Lightning keeps lists, of which a run with one optimizer fills one place
+            if isinstance(value, list) and len(value) == 1:
+                value = value[0]
+            if isinstance(value, dict) and value:
+                return key, value
+        return None
+
+
+def is_torch_file(path: Path) -> bool:
+    """Return whether a file's first bytes are those of `torch.save`, old or new."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    return head.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint; its suffix does not matter.
 
     Raises:
-        InputError: damaged, a Git-LFS pointer, a whole pickled module, or without tensors.
+        InputError: as `read_content`, and where it holds no tensors, or those of several nets.
     """
-    return select_tensors(read_content(path), source=str(path))
+    return open_content(read_content(path), source=str(path))
 
 
 def read_content(path: Path) -> Any:
     """Read what `torch.save` wrote, if it is tensors and plain values only.
 
     Raises:
-        InputError: damaged, a Git-LFS pointer, or anything whose reading would run code.
+        InputError: not a PyTorch file, damaged, a Git-LFS pointer, or anything whose reading would
+            run code.
     """
     refuse_pointer(path)
+    _refuse_text(path)
+    if _is_program(path):
+        raise InputError(
+            f"{path}: a TorchScript program, which is not run here; save model.state_dict() of the "
+            "module that it was made from"
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error):
             raise InputError(
@@ -44,17 +115,36 @@ def read_content(path: Path) -> Any:
         raise InputError(f"{path}: not a whole PyTorch file; fetch or write it again") from error
 
 
-def select_tensors(content: Any, *, source: str) -> dict[str, np.ndarray]:
-    """Select the tensors in a checkpoint's content; wrappers and prefixes are taken off."""
-    try:
-        tensors = unwrap(content)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
-    return {
-        str(name): t.detach().contiguous().numpy()
-        for name, t in tensors.items()
-        if isinstance(t, torch.Tensor)
-    }
+def open_content(content: Any, *, source: str) -> Checkpoint:
+    """Return the checkpoint in what `torch.load` gave.
+
+    Raises:
+        InputError: no tensors in it, or those of several nets.
+    """
+    places = {place: held for place, held in _list_nets(content)}
+    if not places:
+        raise InputError(
+            f"{source}: no state_dict in it: a dict of tensors by name is needed, as "
+            "model.state_dict() gives it"
+        )
+    place = _choose(places, source=source)
+    held = {str(n): t for n, t in places[place].items() if isinstance(t, Tensor)}
+    elsewhere = tuple(".".join(map(str, other)) for other in places if other != place)
+    return Checkpoint(
+        content,
+        place,
+        {name: to_numpy(tensor) for name, tensor in held.items()},
+        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in held.items()},
+        _find_ties(held),
+        elsewhere,
+    )
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as a contiguous array; bfloat16 as float32."""
+    tensor = tensor.detach().cpu()
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return np.array(tensor.numpy(), order="C", copy=True)
 
 
 def write(path: Path, tensors: Tensors) -> None:
@@ -69,3 +159,63 @@ def write_content(path: Path, content: Any) -> None:
     torch.save(content, buffer)
     with atomic_write(path) as stream:
         stream.write(buffer.getbuffer())
+
+
+def _list_nets(
+    content: Any, place: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], dict[Any, Any]]]:
+    """List the dicts of named tensors, and where they lie; those of optimizers are none."""
+    if not isinstance(content, dict) or len(place) > 3:
+        return
+    if any(isinstance(n, str) and isinstance(t, Tensor) and t.ndim > 1 for n, t in content.items()):
+        yield place, content
+        return
+    for key, value in content.items():
+        if key not in OPTIMIZERS:
+            yield from _list_nets(value, (*place, key))
+
+
+def _choose(places: dict[tuple[Any, ...], Any], *, source: str) -> tuple[Any, ...]:
+    """Choose the net that was trained: the only one, or that under the best known key."""
+    if len(places) == 1:
+        return next(iter(places))
+    known = [(WEIGHTS.index(place[0]), place) for place in places if place[0] in WEIGHTS]
+    if not known:
+        keys = ", ".join(".".join(map(str, place)) for place in places)
+        raise InputError(
+            f"{source}: it holds the tensors of several nets ({keys}), and which one is meant is "
+            "not known; save that one alone: torch.save(checkpoint[KEY], FILE)"
+        )
+    return min(known)[1]
+
+
+def _find_ties(tensors: dict[str, Tensor]) -> dict[str, str]:
+    first: dict[Any, str] = {}
+    ties = {}
+    for name, tensor in tensors.items():
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if tensor.numel() and place in first:
+            ties[name] = first[place]
+        first.setdefault(place, name)
+    return ties
+
+
+def _refuse_text(path: Path) -> None:
+    """Refuse a page or a text that was saved under the name of a checkpoint."""
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise InputError(
+            f"{path}: an HTML page, not a checkpoint: the link led to a page about the file; fetch "
+            "the file itself"
+        )
+    if all(byte in b"\t\n\r\f" or byte >= 32 for byte in head):
+        raise InputError(f"{path}: a text, not a checkpoint; fetch or write the file again")
+
+
+def _is_program(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -1,0 +1,143 @@
+"""A foreign checkpoint without its weights and states, as plain JSON, and the file again from it.
+
+What `torch.save` wrote is a tree of dicts, lists and values. Each node becomes a dict of one entry
+that names its kind: `{"value": 3}`, `{"dict": [[key, node], ...]}`, `{"weight": NAME}` and so on.
+So a file goes back in the form in which it came, with its keys, its order and its other values.
+"""
+
+import base64
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unet_spec import InputError
+from unet_torch.checkpoint import OPTIMIZERS, SCHEDULERS, STEPS, Checkpoint
+
+MOST_VALUES = 4096  # of a tensor beside the net, such as the class weights of a loss
+Node = dict[str, Any]
+
+
+def describe(checkpoint: Checkpoint, *, of_net: set[str]) -> tuple[Node, list[str]]:
+    """Return the tree of a checkpoint, and the places of what is left out.
+
+    Args:
+        of_net: names of the tensors that are the net's; they become marks.
+    """
+    left_out: list[str] = []
+    net = checkpoint.content
+    for key in checkpoint.place:
+        net = net[key]
+
+    def visit(value: Any, place: tuple[Any, ...]) -> Node:
+        if value is net:
+            pairs = [
+                [name, {"weight": name} if name in of_net else visit(item, (*place, name))]
+                for name, item in value.items()
+            ]
+            return {_kind_of_dict(value): pairs}
+        if place[:-1] == () and place and checkpoint.place:
+            if place[0] in OPTIMIZERS:
+                return {"optimizer": len(value) if isinstance(value, list) else None}
+            if place[0] in SCHEDULERS:
+                return {"scheduler": len(value) if isinstance(value, list) else None}
+            if place[0] in STEPS and type(value) is int:
+                return {"step": value}
+        return _describe_value(value, place, visit, left_out)
+
+    return visit(checkpoint.content, ()), left_out
+
+
+def rebuild(
+    node: Node,
+    *,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
+    step: int | None = None,
+) -> Any:
+    """Return what `torch.save` shall write.
+
+    Args:
+        weights: by the names of the file.
+        optimizer: its `state_dict`; None leaves it out, as it does the scheduler's.
+        step: number of steps done; None leaves the file's own.
+    """
+    states = {"optimizer": optimizer, "scheduler": scheduler}
+
+    def is_left_out(child: Node) -> bool:
+        kind = next(iter(child))
+        return kind == "left out" or (kind in states and states[kind] is None)
+
+    def build(node: Node) -> Any:
+        ((kind, value),) = node.items()
+        if kind in ("dict", "ordered dict"):
+            pairs = [(key, build(child)) for key, child in value if not is_left_out(child)]
+            return OrderedDict(pairs) if kind == "ordered dict" else dict(pairs)
+        if kind in ("list", "tuple"):
+            items = [build(child) for child in value if not is_left_out(child)]
+            return items if kind == "list" else tuple(items)
+        if kind in states:
+            return states[kind] if value is None else [states[kind]]
+        if kind == "weight":
+            return weights[value]
+        if kind == "step":
+            return value if step is None else step
+        if kind == "float":
+            return float(value)
+        if kind == "tensor":
+            return _build_tensor(value)
+        return value
+
+    try:
+        return build(node)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"the origin in its metadata is damaged ({error!r})") from error
+
+
+def _describe_value(
+    value: Any, place: tuple[Any, ...], visit: Callable[[Any, tuple[Any, ...]], Node],
+    left_out: list[str],
+) -> Node:  # fmt: skip
+    """Return the node of a value of any kind; what is too large or unknown is left out."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
+        pairs = [[key, visit(item, (*place, key))] for key, item in value.items()]
+        return {_kind_of_dict(value): pairs}
+    if type(value) in (list, tuple):
+        items = [visit(item, (*place, number)) for number, item in enumerate(value)]
+        return {type(value).__name__: items}
+    if type(value) is float and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    if isinstance(value, Tensor) and value.numel() <= MOST_VALUES:
+        return {"tensor": _describe_tensor(value)}
+    left_out.append(".".join(map(str, place)))
+    return {"left out": type(value).__name__}
+
+
+def _kind_of_dict(value: Any) -> str:
+    return "ordered dict" if isinstance(value, OrderedDict) else "dict"
+
+
+def _describe_tensor(tensor: Tensor) -> dict[str, Any]:
+    tensor = tensor.detach().cpu().contiguous()
+    raw = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0)
+    return {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "base64": base64.b64encode(raw.numpy().tobytes()).decode(),
+    }
+
+
+def _build_tensor(plain: Mapping[str, Any]) -> Tensor:
+    dtype = getattr(torch, plain["dtype"])
+    raw = bytearray(base64.b64decode(plain["base64"]))
+    flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+    return flat.reshape(plain["shape"])
