@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 from unet_spec import InputError
@@ -25,8 +26,8 @@ STEPS = ("step", "global_step", "iteration")
 WEIGHTS = ("state_dict", "model_state_dict", "ema_model_state_dict", "model", "net", "unet")
 
 # data without code, which training scripts keep beside their tensors
-_PLAIN = [
-    np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct,
+_PLAIN: list[Any] = [
+    np.dtype, np.ndarray, multiarray.scalar, multiarray._reconstruct,
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"), argparse.Namespace,
 ]  # fmt: skip
 
@@ -121,7 +122,7 @@ def open_content(content: Any, *, source: str) -> Checkpoint:
     Raises:
         InputError: no tensors in it, or those of several nets.
     """
-    places = {place: held for place, held in _list_nets(content)}
+    places = dict(_list_nets(content))
     if not places:
         raise InputError(
             f"{source}: no state_dict in it: a dict of tensors by name is needed, as "

@@ -1,0 +1,212 @@
+"""Somebody's own torch module, built from their file: its tensors, and what it gives.
+
+This is the only place where code of a user is run, and only code that the user names.
+"""
+
+import ast
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unet_spec import InputError
+from unet_spec.parameters import Tensors
+from unet_spec.wording import list_names
+
+
+def build(place: str, arguments: str = "") -> nn.Module:
+    """Return the torch module that FILE.py:NAME gives; the file is run.
+
+    NAME is a module, or a class or function that gives one. The file may import its neighbours,
+    also relatively, as a part of the package that its folder is.
+
+    Args:
+        arguments: of the call, as Python writes them: `3, 2, bilinear=False`.
+
+    Raises:
+        InputError: no such file or name, an error in it, or what it gives is no module.
+    """
+    file, _, name = place.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise InputError(f"{place}: name a file and what it defines: --reference net.py:UNet")
+    positional, named = _parse_arguments(arguments)
+    try:
+        with _importing(path) as module:
+            made = getattr(module, name, None)
+            if made is None:
+                raise InputError(f"{place}: {path.name} defines no {name}{_list_modules(module)}")
+            if not isinstance(made, nn.Module):
+                _check_call(place, made, positional, named)
+                made = made(*positional, **named)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's file raises
+        raise InputError(f"{place}: {type(error).__name__}: {error}; mend the file") from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{place}: it gives a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tuple[str, nn.Module]:
+    """Return the prefix of a file's names, and a copy of a module that holds its tensors.
+
+    The copy is in inference mode. The load is strict: the module's own names, behind one prefix,
+    must all be in the file with their shapes. What the file holds without that prefix stays out.
+
+    Raises:
+        InputError: they are not; it names what is missing, unexpected or mis-shaped.
+    """
+    names = list(module.state_dict())
+    prefix = _find_prefix(names, tensors)
+    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    # an old torch had no counts of batches; torch itself takes them as 0
+    missing = [n for n in expected if n not in own and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in own if name not in expected]
+    misshaped = [
+        f"{name} {own[name].shape} instead of {shape}"
+        for name, shape in expected.items()
+        if name in own and own[name].shape != shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+    if any(kinds.values()):
+        listed = "; ".join(f"{kind}: {list_names(n, 4)}" for kind, n in kinds.items() if n)
+        raise InputError(
+            f"{source}: {place} does not load it strictly ({listed}); name the class of these "
+            "weights, and with --reference-arguments the numbers that it was built with"
+        )
+    copy = deepcopy(module)
+    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in own.items()}
+    copy.load_state_dict({**copy.state_dict(), **state}, strict=True)
+    return prefix, copy.eval()
+
+
+def list_parameters(module: nn.Module, prefix: str) -> list[str]:
+    """Name the trained parameters in the order in which an optimizer numbers them.
+
+    Args:
+        prefix: of their names in the file.
+    """
+    return [prefix + name for name, _ in module.named_parameters()]
+
+
+@torch.no_grad()
+def run(module: nn.Module, x: np.ndarray, *, dtype: torch.dtype) -> np.ndarray | None:
+    """Return what a module gives for a batch (b, c, h, w), or None if it takes no such size.
+
+    Raises:
+        InputError: it gives anything but one tensor.
+    """
+    copy = deepcopy(module).to(dtype).eval()
+    try:
+        y: Any = copy(torch.from_numpy(x).to(dtype))
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        return None
+    if isinstance(y, list | tuple) and len(y) == 1:
+        y = y[0]
+    if isinstance(y, Mapping) and len(y) == 1:
+        y = next(iter(y.values()))
+    if not isinstance(y, torch.Tensor):
+        raise InputError(
+            f"the reference gives a {type(y).__name__} of {len(y) if hasattr(y, '__len__') else 1} "
+            "outputs, and a U-Net here gives one tensor; wrap it in a module that returns that one"
+        )
+    return y.numpy()
+
+
+@contextmanager
+def _importing(path: Path) -> Iterator[Any]:
+    """Import a file as Python would in its own project, and leave no trace of it on the disk."""
+    path = path.resolve()
+    top = path.parent
+    while (top / "__init__.py").is_file():
+        top = top.parent
+    if top == path.parent and _imports_relatively(path):
+        top = top.parent  # a package without __init__.py
+    name = ".".join([*path.parent.relative_to(top).parts, path.stem])
+    folders = [str(top), str(path.parent)]
+    # another module that has the name of one of theirs stands aside meanwhile
+    neighbours = {file.stem for file in path.parent.glob("*.py")} | {name.partition(".")[0]}
+    aside = {n: sys.modules.pop(n) for n in neighbours - {"torch", "numpy"} if n in sys.modules}
+    before = set(sys.modules)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.path[:0] = folders
+    try:
+        yield importlib.import_module(name)
+    finally:
+        sys.dont_write_bytecode = writes
+        for folder in folders:
+            sys.path.remove(folder)
+        for new in set(sys.modules) - before:
+            origin = getattr(sys.modules[new], "__file__", None) or ""
+            if origin.startswith(f"{path.parent}/") or new.partition(".")[0] in neighbours:
+                del sys.modules[new]
+        sys.modules.update(aside)
+
+
+def _imports_relatively(path: Path) -> bool:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    return any(isinstance(node, ast.ImportFrom) and node.level > 0 for node in nodes)
+
+
+def _parse_arguments(arguments: str) -> tuple[list[Any], dict[str, Any]]:
+    """Return the values of a call's arguments; only constants are allowed."""
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        if not isinstance(call, ast.Call) or any(a.arg is None for a in call.keywords):
+            raise ValueError(arguments)
+        positional = [ast.literal_eval(argument) for argument in call.args]
+        named = {str(a.arg): ast.literal_eval(a.value) for a in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"--reference-arguments {arguments!r}: write them as in a call, with plain values: "
+            "'3, 2, bilinear=False'"
+        ) from error
+    return positional, named
+
+
+def _check_call(place: str, made: Any, positional: list[Any], named: dict[str, Any]) -> None:
+    """Refuse arguments that the class does not take, before its own code is run."""
+    if not callable(made):
+        raise InputError(f"{place}: it is a {type(made).__name__}, not a torch.nn.Module")
+    try:
+        signature = inspect.signature(made)
+    except (TypeError, ValueError):  # some callables have none
+        return
+    try:
+        signature.bind(*positional, **named)
+    except TypeError as error:
+        raise InputError(
+            f"{place}: {error}: it is {place.rpartition(':')[2]}{signature}; give them as "
+            "--reference-arguments '3, 2'"
+        ) from error
+
+
+def _list_modules(module: Any) -> str:
+    classes = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, nn.Module)
+    ]
+    return f"; its modules: {list_names(classes, 8)}" if classes else ""
+
+
+def _find_prefix(names: list[str], tensors: Tensors) -> str:
+    """Return the prefix with which most of a module's names are in a file; the shortest of
+    equals."""
+    if not names:
+        return ""
+    prefixes = {n[: -len(name)] for n in tensors for name in names if n.endswith(name)}
+    candidates = [p for p in prefixes if p == "" or p.endswith(".")] or [""]
+    return max(
+        sorted(candidates, key=len), key=lambda p: sum(f"{p}{name}" in tensors for name in names)
+    )
