@@ -102,7 +102,9 @@ class UNetConfig:
         if min(self.widths) < 1:
             raise FieldError(self, "widths", "needs positive channel counts")
         if self.up_widths and (len(self.up_widths) != self.depth or min(self.up_widths) < 1):
-            raise FieldError(self, "up_widths", "needs one channel count for each pool of {widths=}")
+            raise FieldError(
+                self, "up_widths", "needs one channel count for each pool of {widths=}"
+            )
         if self.up == "transposed" and not self.up_convolution:
             raise ConfigError(
                 self,
