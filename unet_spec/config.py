@@ -113,7 +113,7 @@ class UNetConfig:
             )
         if self.up_middle == "half" and any(sum(up[1:3]) % 2 for up in self.ups):
             raise ConfigError(self, "{up_middle=half} needs even numbers of channels to halve")
-        if self.norm == "group" and any(width % self.groups for width in self._norm_widths):
+        if self.norm == "group" and any(width % self.groups for width in self.norm_widths):
             raise FieldError(
                 self,
                 "widths",
@@ -162,7 +162,7 @@ class UNetConfig:
         return max(2, self.classes)
 
     @property
-    def _norm_widths(self) -> tuple[int, ...]:
+    def norm_widths(self) -> tuple[int, ...]:
         """Return the channels behind every 3x3 convolution."""
         return (*self.widths, *(width for up in self.ups for width in up[3:]))
 

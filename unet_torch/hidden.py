@@ -1,0 +1,314 @@
+"""Facts of a net that leave no trace in its tensors, found by what the original gave for an image.
+
+The order of a concatenation, padding, the kind of interpolation, the slope of an activation, the
+number of groups, a last sigmoid: over all of them one combination gives the recorded output, and
+the others miss it by far more than rounding.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from unet_spec import InputError, UNetConfig, geometry
+from unet_spec.judgement import judge_output
+from unet_spec.outputs import apply_output
+from unet_spec.parameters import Tensors
+from unet_torch.model import UNet
+
+SLOPES = (0.01, 0.1, 0.2, 0.05, 0.3)  # of LeakyReLU: torch's, then those of public nets
+EXACT = 1e-9  # of the scale, between two float64 runs of one net
+MOST_FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An input and what the original gave for it.
+
+    Attributes:
+        x: (b, in_channels, h, w), float32.
+        y: (b, classes, h', w').
+        source: where it is from, for sentences.
+        is_exact: the original was run here, in float64.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    source: str
+    is_exact: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A `Candidate` is a net and how far it is from the recorded outputs.
+
+    Attributes:
+        tensors: by our names.
+        names: (their name, our name).
+        error: root mean square of the difference, over the scale of the output: the largest of
+            all pairs.
+        allowed: what rounding explains, likewise.
+        own_error: error of the net here in float32, likewise.
+    """
+
+    config: UNetConfig
+    names: tuple[tuple[str, str], ...]
+    tensors: Tensors
+    error: float = math.inf
+    allowed: float = 0.0
+    own_error: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes:
+        best: the combination that gives the recorded outputs, or, if none does, the closest.
+        count: number of combinations.
+        next_error: error of the closest other one; infinite where there is none.
+        varied: names of the fields that were varied.
+    """
+
+    best: Candidate
+    count: int
+    next_error: float
+    varied: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return what the fields are, in words."""
+        return describe_fields(self.best.config, self.varied)
+
+
+def list_hidden(config: UNetConfig, *, settled: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Name the fields that no tensor of this net shows.
+
+    Args:
+        settled: fields that somebody has settled.
+    """
+    fields = ["concat", "padding", "fit", "activation", "output"]
+    if config.norm != "none":
+        fields.append("norm_place")
+    if config.norm in ("group", "instance"):
+        fields.append("norm")
+    if config.up != "transposed":
+        fields.append("up")
+    return tuple(field for field in fields if field not in settled)
+
+
+def describe_fields(config: UNetConfig, fields: Sequence[str]) -> str:
+    """Return fields with their values, in words."""
+    words = [f"{field}={getattr(config, field)}" for field in fields]
+    if "activation" in fields and config.activation == "leaky_relu":
+        words.append(f"negative_slope={config.negative_slope}")
+    if "norm" in fields and config.norm == "group":
+        words.append(f"groups={config.groups}")
+    return ", ".join(words)
+
+
+def search(
+    nets: Sequence[Candidate],
+    pairs: Sequence[Pair],
+    *,
+    settled: frozenset[str] = frozenset(),
+    say: Callable[[str], None] = lambda text: None,
+) -> Search:
+    """Search all combinations of hidden facts for the one that gives the recorded outputs.
+
+    Args:
+        nets: the net as far as its tensors show it; several where they leave it open which block
+            stands where.
+        settled: fields that are not varied.
+        say: is called with a line now and then.
+
+    Raises:
+        InputError: outputs of a size that no combination gives, or that several combinations
+            give.
+    """
+    varied = list_hidden(nets[0].config, settled=settled)
+    candidates = [
+        _give_config(net, config)
+        for net in nets
+        for config in list_combinations(net.config, varied)
+        if all(_fits_size(config, pair) for pair in pairs)
+    ]
+    if not candidates:
+        raise InputError(_explain_sizes(nets[0].config, pairs[0]))
+    say(f"comparing {len(candidates)} combinations of {', '.join(varied)} with {pairs[0].source}")
+    measured = sorted(_screen(candidates, pairs[0]), key=lambda candidate: candidate.error)
+    finalists = [_judge(c, pairs) for c in measured[:MOST_FINALISTS]]
+    finalists.sort(key=lambda candidate: candidate.error)
+    holding = _drop_equals([candidate for candidate in finalists if candidate.holds])
+    if len(holding) > 1:
+        names = [n for n in varied if len({getattr(c.config, n) for c in holding}) > 1]
+        listed = " and ".join(describe_fields(c.config, names) for c in holding)
+        raise InputError(
+            f"{pairs[0].source}: it does not tell {listed or 'equal blocks'} apart; record a "
+            "larger image, with more in it"
+        )
+    best = holding[0] if holding else finalists[0]
+    others = [c.error for c in (*finalists, *measured[MOST_FINALISTS:]) if not c.holds]
+    return Search(best, len(candidates), min((e for e in others if e != best.error),
+                                             default=math.inf), varied)  # fmt: skip
+
+
+def list_combinations(config: UNetConfig, fields: Sequence[str]) -> Iterator[UNetConfig]:
+    """Return the config with every combination of values of some fields, its own first."""
+    options = [_list_options(config, field) for field in fields]
+    for values in product(*options):
+        changes = {name: value for value in values for name, value in value.items()}
+        try:
+            yield replace(config, **changes)
+        except InputError:  # values that exclude one another
+            continue
+
+
+def _give_config(net: Candidate, config: UNetConfig) -> Candidate:
+    """Return a net with another config; where norms stand elsewhere, their names say so."""
+    if config.norm == "none" or config.norm_place == net.config.norm_place:
+        return replace(net, config=config)
+    offset = 1 if config.norm_place == "before" else 2
+
+    def rename(name: str) -> str:
+        match = re.fullmatch(r"(.*\.conv|neck)\.conv\.(\d+)(\..*)", name)
+        if match is None or int(match[2]) % 3 == 0:
+            return name
+        return f"{match[1]}.conv.{int(match[2]) // 3 * 3 + offset}{match[3]}"
+
+    return replace(
+        net,
+        config=config,
+        names=tuple((theirs, rename(ours)) for theirs, ours in net.names),
+        tensors={rename(ours): tensor for ours, tensor in net.tensors.items()},
+    )
+
+
+def _list_options(config: UNetConfig, field: str) -> list[dict[str, Any]]:
+    own: dict[str, Any] = {field: getattr(config, field)}
+    match field:
+        case "activation":
+            own["negative_slope"] = config.negative_slope
+            relu = {"activation": "relu", "negative_slope": UNetConfig().negative_slope}
+            options = [relu, *({"activation": "leaky_relu", "negative_slope": s} for s in SLOPES)]
+            if config.activation == "relu":
+                own = relu
+        case "norm":
+            own["groups"] = config.groups
+            instance = {"norm": "instance", "groups": UNetConfig().groups}
+            common = math.gcd(*config.norm_widths)
+            groups = [n for n in range(1, common + 1) if common % n == 0]
+            options = [instance, *({"norm": "group", "groups": n} for n in groups)]
+            if config.norm == "instance":
+                own = instance
+        case "output":
+            options = [{field: "logits"}, {field: "sigmoid"}]
+            if config.classes > 1:
+                options.append({field: "softmax"})
+        case _:
+            values: Mapping[str, tuple[str, ...]] = {
+                "concat": ("up_first", "skip_first"),
+                "padding": ("same", "valid"),
+                "fit": ("error", "zeros", "edge", "crop"),
+                "norm_place": ("before", "after"),
+                "up": ("bilinear", "bilinear_aligned", "nearest"),
+            }
+            options = [{field: value} for value in values[field]]
+    return [own, *(option for option in options if option != own)]
+
+
+def _fits_size(config: UNetConfig, pair: Pair) -> bool:
+    """Say whether the net takes the input's size, and gives the output's."""
+    sizes = zip(pair.x.shape[2:], pair.y.shape[2:], strict=True)
+    return all(
+        geometry.is_legal(config, before) and geometry.output_size(config, before) == after
+        for before, after in sizes
+    )
+
+
+def _screen(candidates: Sequence[Candidate], pair: Pair) -> Iterator[Candidate]:
+    """Measure candidates roughly: in float32, by the first image. Nets that differ only in what
+    comes after the logits are run once."""
+    logits: dict[Any, np.ndarray] = {}
+    x, y = pair.x[:1], pair.y[:1].astype(np.float64)
+    for candidate in candidates:
+        # a size that needs no fit has no use for it
+        key = replace(candidate.config, output="logits", fit="error"), candidate.names
+        if any(size % 2**candidate.config.depth for size in x.shape[2:]):
+            key = replace(candidate.config, output="logits"), candidate.names
+        if key not in logits:
+            logits[key] = run(candidate.config, candidate.tensors, x, "float32")
+        output = apply_output(candidate.config, logits[key].astype(np.float64), axis=1)
+        error = _relative(output, y)
+        yield replace(candidate, error=error if math.isfinite(error) else math.inf)
+
+
+def _judge(candidate: Candidate, pairs: Sequence[Pair]) -> Candidate:
+    """Measure a candidate in float64, by all pairs."""
+    judged = []
+    for pair in pairs:
+
+        def outputs(dtype: str, x: np.ndarray = pair.x) -> np.ndarray:
+            logits = run(candidate.config, candidate.tensors, x, dtype)
+            return apply_output(candidate.config, logits, axis=1)
+
+        truth = outputs("float64")
+        judgement = judge_output(pair.y, truth, partial(_run_one, outputs))
+        scale = judgement.scale or 1.0
+        allowed = EXACT if pair.is_exact else judgement.allowed / scale
+        judged.append((judgement.error / scale, allowed, judgement.nearest / scale))
+    error, allowed, own = max(judged, key=lambda one: one[0] / one[1])
+    return replace(candidate, error=error, allowed=allowed, own_error=own)
+
+
+def _run_one(run: Callable[[str], np.ndarray], dtype: str) -> list[np.ndarray]:
+    return [run(dtype)]
+
+
+def _drop_equals(candidates: list[Candidate]) -> list[Candidate]:
+    """Return one candidate of those that differ only in `fit`, which an even size does not show:
+    the one that refuses odd sizes, or else the first."""
+    chosen: dict[Any, Candidate] = {}
+    for candidate in candidates:
+        key = replace(candidate.config, fit="error"), candidate.names
+        if key not in chosen or candidate.config.fit == "error":
+            chosen[key] = candidate
+    return list(chosen.values())
+
+
+@torch.no_grad()
+def run(config: UNetConfig, tensors: Tensors, x: np.ndarray, dtype: str) -> np.ndarray:
+    """Return the logits (b, classes, h', w') that our net gives in inference."""
+    with torch.device("meta"):
+        model = UNet(config)
+    kind = getattr(torch, dtype)
+    state = {
+        name: torch.from_numpy(np.asarray(t)).to(kind if t.dtype.kind == "f" else None)
+        for name, t in tensors.items()
+    }
+    model.load_state_dict(state, strict=True, assign=True)
+    y = model.eval()(torch.from_numpy(x).to(kind))
+    return (y if dtype in ("float32", "float64") else y.double()).numpy()
+
+
+def _relative(output: np.ndarray, y: np.ndarray) -> float:
+    scale = float(np.sqrt(np.mean(np.square(y)))) or 1.0
+    return float(np.sqrt(np.mean(np.square(output - y)))) / scale
+
+
+def _explain_sizes(config: UNetConfig, pair: Pair) -> str:
+    height, width = pair.x.shape[2:]
+    return (
+        f"{pair.source}: x is {height}x{width} pixels and y {pair.y.shape[2]}x{pair.y.shape[3]}, "
+        f"which no padding of a U-Net of {config.depth} pools gives; record its own output for "
+        "that input, whole"
+    )
