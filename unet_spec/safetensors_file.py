@@ -70,7 +70,9 @@ def read(path: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
         if "BF16" not in {file.get_slice(name).get_dtype() for name in names}:
             return card, {name: np.array(file.get_tensor(name)) for name in names}
     # numpy has no bfloat16, so the library gives its bytes
-    tensors = {name: _from_bytes(entry) for name, entry in safetensors.deserialize(path.read_bytes())}
+    tensors = {
+        name: _from_bytes(entry) for name, entry in safetensors.deserialize(path.read_bytes())
+    }
     return card, {name: tensors[name] for name in names}
 
 

@@ -40,9 +40,9 @@ class WeightFile:
         object.__setattr__(self, "tensors", in_order)
         if self.origin is not None and {ours for _, ours in self.origin.names} - in_order.keys():
             raise InputError("its origin names tensors that the net does not have")
-        if self.class_names and len(self.class_names) != self.config.classes:
+        if self.class_names and len(self.class_names) != self.config.mask_classes:
             raise InputError(
-                f"class_names needs one name for each of {self.config.classes} classes, "
+                f"class_names needs one name for each of {self.config.mask_classes} classes, "
                 f"got {self.class_names}"
             )
 

@@ -205,7 +205,7 @@ def _list_options(config: UNetConfig, field: str) -> list[dict[str, Any]]:
         case "norm":
             own["groups"] = config.groups
             instance = {"norm": "instance", "groups": UNetConfig().groups}
-            common = math.gcd(*config.norm_widths)
+            common = math.gcd(*config.widths, *(width for up in config.ups for width in up[3:]))
             groups = [n for n in range(1, common + 1) if common % n == 0]
             options = [instance, *({"norm": "group", "groups": n} for n in groups)]
             if config.norm == "instance":
