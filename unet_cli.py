@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -139,39 +140,69 @@ def predict(
 
 def convert(
     source: Positional[Path],
-    target: Positional[Path],
+    target: Positional[Path | None] = None,
     /,
     *,
     config: UNetConfig = UNetConfig(),
+    recorded: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
+    reference: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
+    reference_arguments: Annotated[str, arg(metavar="'3, 2'")] = "",
+    names: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
+    explain: bool = False,
     dtype: Literal["float16", "float32", "float64"] = "float32",
     weights_only: bool = False,
+    without_scheduler: bool = False,
     json: Json = None,
     command: Typed = Command(),
 ) -> int:
-    """Convert between a PyTorch checkpoint (.pt, .pth) and a .safetensors file, either way.
+    """Convert between a PyTorch checkpoint and a .safetensors file, either way.
 
-    A run keeps its optimizer and schedule, so that either framework resumes it.
+    A U-Net with names of its own is recognised, and goes back under these names. A run keeps its
+    optimizer and schedule, so that either framework resumes it.
 
     Args:
-        source: Read this .pt, .pth or .safetensors file, or the newest checkpoint in this RUN of
-            `unet train`.
-        target: Write this .pt, .pth or .safetensors file, which must not exist. A .pt holds a plain
-            state_dict, or those of model, optimizer and scheduler.
+        source: Read this file of PyTorch or .safetensors, whatever its name, or the newest
+            checkpoint in this RUN of `unet train`.
+        target: Write this file, which must not exist. If its name ends in .pt, .pth or .ckpt, it is
+            PyTorch's, in the form of the file that the net once came from; else a .safetensors.
         config: The net has these axes where no tensor shows them (padding, concat, activation and
             others).
+        recorded: The original gave the array y in this file for the array x; what no tensor shows
+            is found by it.
+        reference: The original's own code is this class; the file is run, and what no tensor shows
+            is found by what it gives.
+        reference_arguments: The constructor of the reference takes these arguments.
+        names: The tensors are named as this file says, in lines such as "their.name" = "our.name".
+        explain: Only say what the source is, and write nothing.
         dtype: The weights in a .safetensors target are of this type; a run stays in its own.
         weights_only: Leave out the optimizer of a run, and take its averaged weights.
+        without_scheduler: Leave out the scheduler of a run from PyTorch; its learning rate stays.
         json: Write the report into this file.
         command: This is what was typed.
     """
     check_target(json)
-    import unet_convert
+    from unet_convert import conversion
+    from unet_convert.foreign import Evidence
 
-    conversion = unet_convert.convert(
-        source, target, config=config, dtype=dtype, weights_only=weights_only
+    evidence = Evidence(
+        config, command.list_settings("--config."), recorded, reference, reference_arguments, names
     )
-    print(*conversion.sentences(), sep="\n")
-    write_json(json, conversion.to_json(), command=command)
+    say = partial(print, flush=True)
+    if explain:
+        if target is not None:
+            raise InputError(f"--explain writes nothing; leave out {target}")
+        explanation = conversion.explain(source, evidence, say=say)
+        print(*explanation.sentences(), sep="\n")
+        write_json(json, explanation.to_json(), command=command)
+        return 0
+    if target is None:
+        raise InputError(f"no target given; name it after {source}, or give --explain")
+    result = conversion.convert(
+        source, target, evidence=evidence, dtype=dtype, weights_only=weights_only,
+        without_scheduler=without_scheduler, say=say,
+    )  # fmt: skip
+    print(*result.sentences(), sep="\n")
+    write_json(json, result.to_json(), command=command)
     return 0
 
 

@@ -33,6 +33,16 @@ class Command(NamedTuple):
         """Return the first word, which names the verb; empty where nothing was typed."""
         return self.words[0] if self.words else ""
 
+    def list_settings(self, flag: str) -> frozenset[str]:
+        """Name the fields of a config of which a flag is given, also with its default.
+
+        Args:
+            flag: before their names, such as `--config.`.
+        """
+        given = [word.split("=", 1)[0].removeprefix(flag) for word in self.words
+                 if word.startswith(flag)]  # fmt: skip
+        return frozenset(name.removeprefix("no-").replace("-", "_") for name in given)
+
     def find_value(self, flag: str) -> str | None:
         """Return the value of a flag before all flags are parsed, or None where it is not given."""
         words = [part for word in self.words for part in word.split("=", 1)]

@@ -101,9 +101,18 @@ def read(path: Path | str) -> WeightFile:
     return from_card(card, tensors, source=path)
 
 
+def is_torch_file(path: Path) -> bool:
+    """Return whether a file begins as those of `torch.save` do, old or new, whatever its name."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    return head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{"
+
+
 def refuse_torch_file(path: Path) -> None:
-    """Refuse a file whose name ends as PyTorch's do."""
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin") and path.is_file():
+    """Refuse a file that `torch.save` wrote, whatever its name."""
+    if is_torch_file(path):
         raise InputError(
             f"{path}: a PyTorch checkpoint, not a weight file; make one: unet convert {path} "
             f"{path.with_suffix('.safetensors').name}"

@@ -70,15 +70,6 @@ class Checkpoint:
         return None
 
 
-def is_torch_file(path: Path) -> bool:
-    """Return whether a file's first bytes are those of `torch.save`, old or new."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        head = stream.read(4)
-    return head.startswith((b"PK\x03\x04", b"\x80"))
-
-
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint; its suffix does not matter.
 

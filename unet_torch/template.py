@@ -42,12 +42,16 @@ def describe(checkpoint: Checkpoint, *, of_net: set[str]) -> tuple[Node, list[st
             return {_kind_of_dict(value): pairs}
         if place[:-1] == () and place and checkpoint.place:
             if place[0] in OPTIMIZERS:
-                return {"optimizer": len(value) if isinstance(value, list) else None}
+                return {"optimizer": isinstance(value, list)}
             if place[0] in SCHEDULERS:
-                return {"scheduler": len(value) if isinstance(value, list) else None}
+                state = _describe_value(value, place, visit_beside, left_out)
+                return {"scheduler": state}
             if place[0] in STEPS and type(value) is int:
                 return {"step": value}
         return _describe_value(value, place, visit, left_out)
+
+    def visit_beside(value: Any, place: tuple[Any, ...]) -> Node:
+        return _describe_value(value, place, visit_beside, left_out)
 
     return visit(checkpoint.content, ()), left_out
 
@@ -82,7 +86,8 @@ def rebuild(
             items = [build(child) for child in value if not is_left_out(child)]
             return items if kind == "list" else tuple(items)
         if kind in states:
-            return states[kind] if value is None else [states[kind]]
+            in_list = value is True or (kind == "scheduler" and "list" in value)
+            return [states[kind]] if in_list else states[kind]
         if kind == "weight":
             return weights[value]
         if kind == "step":
@@ -97,6 +102,16 @@ def rebuild(
         return build(node)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"the origin in its metadata is damaged ({error!r})") from error
+
+
+def find_scheduler(node: Node) -> dict[str, Any] | None:
+    """Return the state of the scheduler that a file came with, or None."""
+    for _, child in node.get("dict", node.get("ordered dict", [])):
+        if "scheduler" in child:
+            states = rebuild({"list": [child["scheduler"]]}, weights={})
+            state = states[0][0] if isinstance(states[0], list) else states[0]
+            return state if isinstance(state, dict) else None
+    return None
 
 
 def _describe_value(

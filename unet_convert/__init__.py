@@ -1,0 +1,4 @@
+"""`unet_convert` is what stands behind `unet convert`.
+
+`conversion` reads one kind of file and writes another; `foreign` recognises nets of other people.
+"""
