@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from unet_spec.structure import Structure
 
 from unet_spec import InputError, UNetConfig, dialects, geometry, structure
 from unet_spec.environment import need
@@ -15,7 +16,6 @@ from unet_spec.errors import ConfigError
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.recorded import read_recorded
-from unet_spec.structure import Structure
 from unet_spec.weight_file import WeightFile
 from unet_spec.wording import list_names
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.preprocessing import Preprocessing, prepare
 
