@@ -30,7 +30,8 @@ os.environ["XLA_FLAGS"] = DEVICES
 # because they check their own fields and the tests say how
 CHECKED = {
     "unet_spec": (
-        "fields", "files", "geometry", "layout", "parameters", "prediction", "weight_file",
+        "fields", "files", "geometry", "judgement", "layout", "parameters", "prediction",
+        "weight_file",
     ),
     "unet_train": ("augment", "losses", "metrics", "weight_map"),
 }  # fmt: skip
