@@ -13,7 +13,7 @@ from unet_command import training
 from unet_command.parsing import Command, parse
 from unet_command.reports import check_target, write_json
 from unet_command.wording import list_flags, word_error
-from unet_spec import InputError, UNetConfig
+from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.environment import need
 from unet_spec.files import atomic_write, refuse_existing
 from unet_train.config import TrainConfig
@@ -144,6 +144,7 @@ def convert(
     /,
     *,
     config: UNetConfig = UNetConfig(),
+    preprocessing: Preprocessing = Preprocessing(),
     recorded: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
     reference: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
     reference_arguments: Annotated[str, arg(metavar="'3, 2'")] = "",
@@ -167,6 +168,8 @@ def convert(
             PyTorch's, in the form of the file that the net once came from; else a .safetensors.
         config: The net has these axes where no tensor shows them (padding, concat, activation and
             others).
+        preprocessing: The original was trained on images prepared so, which no file of PyTorch
+            says.
         recorded: The original gave the array y in this file for the array x; what no tensor shows
             is found by it.
         reference: The original's own code is this class; the file is run, and what no tensor shows
@@ -184,9 +187,14 @@ def convert(
     from unet_convert import conversion
     from unet_convert.foreign import Evidence
 
+    if recorded is not None and reference is not None:
+        raise InputError(
+            "--recorded and --reference both give the original's output; leave one out"
+        )
     evidence = Evidence(
-        config, command.list_settings("--config."), recorded, reference, reference_arguments, names
-    )
+        config, command.list_settings("--config."), preprocessing, recorded, reference,
+        reference_arguments, names,
+    )  # fmt: skip
     say = partial(print, flush=True)
     if explain:
         if target is not None:

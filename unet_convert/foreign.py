@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from unet_spec.structure import Structure
+from unet_spec.structure import Structure, describe, rename
 
-from unet_spec import InputError, UNetConfig, dialects, geometry, structure
+from unet_spec import InputError, Preprocessing, UNetConfig, dialects, geometry, structure
 from unet_spec.environment import need
 from unet_spec.errors import ConfigError
 from unet_spec.origin import Origin
@@ -46,6 +46,7 @@ class Evidence:
     Attributes:
         config: values of axes.
         settled: the axes that were given, also with their default.
+        preprocessing: how the original's training made its input of an image.
         recorded: an .npz with an input x and an output y of the original.
         reference: the original's own code, FILE.py:NAME.
         arguments: those of its constructor, as Python writes them.
@@ -54,6 +55,7 @@ class Evidence:
 
     config: UNetConfig = UNetConfig()
     settled: frozenset[str] = frozenset()
+    preprocessing: Preprocessing = Preprocessing()
     recorded: Path | None = None
     reference: str | None = None
     arguments: str = ""
@@ -85,9 +87,7 @@ class Recognition:
         """What was recognised, for people."""
         config = self.weights.config
         assert self.weights.origin is not None
-        names = self.weights.origin.names
-        by_theirs = self.weights.origin.rename(self.weights.tensors)
-        lines = [describe_net(config), *list_modules(names, by_theirs)]
+        lines = [describe_net(config), *list_modules(self.structure)]
         if self.search is not None:
             best, count = self.search.best, self.search.count
             lines.append(
@@ -159,18 +159,23 @@ def recognise(
         inside = dict(tensors)
     structures = _read_structures(inside, ties, source, evidence)
     first = structures[0]
-    pairs, settled, notes = _collect_pairs(first, module, evidence)
+    pairs = _collect_pairs(first, module, evidence)
+    notes: list[str] = []
     search = None
     if pairs:
-        search = _search(structures, tensors, pairs, settled, source, say)
+        settled = evidence.settled
+        # one pair alone is of an even size: the original's code takes no odd one
+        refuses_odd = module is not None and len(pairs) == 1 and "fit" not in settled
+        if refuses_odd:
+            settled |= {"fit"}
+            notes.append(f"fit=error: {evidence.reference} takes no size that a pool cannot halve")
+        search = _search(structures, tensors, pairs, settled, source, say, refuses_odd=refuses_odd)
         config, names = search.best.config, search.best.names
     else:
         _refuse_hidden(structures, source, evidence)
         config, names = first.config, first.names
-    by_ours = _rename(tensors, names)
-    for parameter in parameters(config):
-        if parameter.kind == "count" and parameter.name not in by_ours:
-            by_ours[parameter.name] = np.zeros((), np.int64)
+    first = replace(first, config=config, names=names)
+    by_ours = rename(first, tensors)
     order = [ours for theirs, ours in names]
     if module is not None and prefix is not None:
         from unet_torch import reference
@@ -186,7 +191,7 @@ def recognise(
     if left_out:
         notes.append(f"left out, no plain values: {list_names(left_out, 4)}")
     return Recognition(
-        WeightFile(config, by_ours, origin=origin),
+        WeightFile(config, by_ours, evidence.preprocessing, origin=origin),
         first,
         search,
         " and ".join(pair.source for pair in pairs),
@@ -205,18 +210,9 @@ def describe_net(config: UNetConfig) -> str:
     )
 
 
-def list_modules(names: Sequence[tuple[str, str]], tensors: Tensors) -> list[str]:
-    """Return a table of the original's weights: their name, our name, shape.
-
-    Args:
-        names: (their name, our name).
-        tensors: by their names.
-    """
-    rows = [
-        (theirs, ours, "x".join(map(str, tensors[theirs].shape)))
-        for theirs, ours in names
-        if ours.endswith(".weight")
-    ]
+def list_modules(structure: Structure) -> list[str]:
+    """Return a table of the original's layers: their name, our name, shape of the weight."""
+    rows = [(row.theirs, row.ours, "x".join(map(str, row.shape))) for row in describe(structure)]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [f"  {a:{widths[0]}}  {b:{widths[1]}}  {shape}" for a, b, shape in rows]
 
@@ -231,7 +227,7 @@ def explain(
     """
     structures = _read_structures(tensors, ties, source, evidence)
     first = structures[0]
-    lines = [f"{source}: {describe_net(first.config)}", *list_modules(first.names, tensors)]
+    lines = [f"{source}: {describe_net(first.config)}", *list_modules(first)]
     if first.family is not None:
         lines.append(f"by the names, this is {first.family.name}")
     if len(structures) > 1:
@@ -263,7 +259,9 @@ def _read_structures(
     )  # fmt: skip
     names = tuple(renamed.items())
     # the names are a map's, so they are nobody's convention
-    return (replace(structures[0], names=names, family=None),)
+    first = structures[0]
+    hidden = (*first.conventions, *first.hidden)
+    return (replace(first, names=names, family=None, conventions=(), hidden=hidden),)
 
 
 def read_names(path: Path, tensors: Tensors) -> dict[str, str]:
@@ -305,25 +303,19 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _collect_pairs(
     first: Structure, module: "nn.Module | None", evidence: Evidence
-) -> tuple[list["Pair"], frozenset[str], list[str]]:
-    """Return what the original gave, the fields that need no search, and notes."""
-    pairs: list[Pair] = []
-    settled, notes = evidence.settled, []
-    if evidence.recorded is not None:
-        need("torch")
-        from unet_torch.hidden import Pair
-
-        x, y = read_recorded(evidence.recorded)
-        _check_pair(x, y, first.config, evidence.recorded)
-        pairs.append(Pair(x, y, str(evidence.recorded)))
+) -> list["Pair"]:
+    """Return what the original gave, as it was recorded and as its code gives it here."""
     if module is not None:
         assert evidence.reference is not None
-        own = _record(module, first.config, evidence.reference)
-        pairs += own
-        if len(own) == 1 and "fit" not in settled:
-            notes.append(f"fit=error: {evidence.reference} refuses sizes that no pool halves")
-            settled |= {"fit"}
-    return pairs, settled, notes
+        return _record(module, first.config, evidence.reference)
+    if evidence.recorded is None:
+        return []
+    need("torch")
+    from unet_torch.hidden import Pair
+
+    x, y = read_recorded(evidence.recorded)
+    _check_pair(x, y, first.config, evidence.recorded)
+    return [Pair(x, y, str(evidence.recorded))]
 
 
 def _check_pair(x: np.ndarray, y: np.ndarray, config: UNetConfig, path: Path) -> None:
@@ -377,6 +369,8 @@ def _search(
     settled: frozenset[str],
     source: Path,
     say: Callable[[str], None],
+    *,
+    refuses_odd: bool,
 ) -> "Search":
     """Return the one combination that gives what the original gave.
 
@@ -387,14 +381,9 @@ def _search(
 
     nets = []
     for one in structures:
-        by_ours = _rename(tensors, one.names)
-        config = one.config
-        if "fit" in settled and "fit" not in one.settled:
-            config = replace(config, fit="error")
-        for parameter in parameters(config):
-            if parameter.kind == "count" and parameter.name not in by_ours:
-                by_ours[parameter.name] = np.zeros((), np.int64)
-        nets.append(hidden.Candidate(config, one.names, by_ours))
+        if refuses_odd:
+            one = replace(one, config=replace(one.config, fit="error"))
+        nets.append(hidden.Candidate(one.config, one.names, rename(one, tensors)))
     search = hidden.search(nets, pairs, settled=settled, say=say)
     if not search.best.holds:
         raise InputError(
@@ -431,10 +420,6 @@ def _refuse_hidden(structures: Sequence[Structure], source: Path, evidence: Evid
             net=describe_net(first.config),
             how=how,
         )
-
-
-def _rename(tensors: Tensors, names: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
-    return {ours: tensors[theirs] for theirs, ours in reversed(names)}
 
 
 def _describe_origin(
