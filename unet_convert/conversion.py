@@ -7,7 +7,14 @@ from typing import Any
 
 from unet_convert import foreign
 from unet_convert.foreign import Evidence, Recognition
-from unet_spec import InputError, UNetConfig, safetensors_file, training_state, weight_file
+from unet_spec import (
+    InputError,
+    Preprocessing,
+    UNetConfig,
+    safetensors_file,
+    training_state,
+    weight_file,
+)
 from unet_spec.environment import need
 from unet_spec.errors import ConfigError
 from unet_spec.files import refuse_existing
@@ -228,6 +235,8 @@ def read(
     if weights_only and isinstance(content, TrainingState):
         content = content.weights_that_predict
     if recognition is None:
+        if evidence.preprocessing != Preprocessing():
+            raise InputError(f"{source}: it says its preprocessing itself; leave out those flags")
         refuse_contradiction(evidence.config, weights_of(content).config, source=source)
     return content, recognition, notes
 
