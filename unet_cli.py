@@ -223,6 +223,7 @@ def verify(
     image: Path | None = None,
     recorded: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
     reference: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
+    reference_arguments: Annotated[str, arg(metavar="'3, 2'")] = "",
     steps: int = 10,
     precision: Literal["highest", "high", "default"] = "highest",
     report: Annotated[Path | None, arg(metavar="PAGE.html")] = None,
@@ -241,8 +242,9 @@ def verify(
             numbers.
         recorded: Compare on the array x in this file, and judge its array y, a float32 output of
             the same net.
-        reference: Compare with this torch module of your own, which has the same names, in place
-            of unet_torch's.
+        reference: Compare with this torch module of your own too; the file is run. It has the
+            slides' names, or those that the weight file came with.
+        reference_arguments: The constructor of the reference takes these arguments.
         steps: Train both for this many steps, side by side; with 0 there is no training.
         precision: JAX multiplies in this precision, which matters on accelerators.
         report: Write a page there with every module, gradient and step, and with pictures.
@@ -260,10 +262,11 @@ def verify(
         raise InputError(f"--steps needs at least 0, got {steps}")
     from rich.console import Console
 
-    from unet_convert import refuse_contradiction
+    from unet_convert.conversion import refuse_contradiction
     from unet_parity import inputs, verify
     from unet_parity import report as tables
-    from unet_spec import Preprocessing, weight_file
+    from unet_spec import weight_file
+    from unet_spec.recorded import read_recorded
 
     loaded = None if weights is None else weight_file.read(weights)
     if loaded is not None:
@@ -278,7 +281,16 @@ def verify(
         preprocessing = loaded.preprocessing if loaded else Preprocessing()
         x = inputs.crop_middle(unet_image.read_pages(image)[0], config, preprocessing, source=image)
     if recorded is not None:
-        x, y = inputs.read_recorded(recorded, config)
+        x, y = read_recorded(recorded)
+        inputs.check_recorded(x, config, source=recorded)
+    origin = None if loaded is None else loaded.origin
+    module = None
+    if reference is not None:
+        from unet_torch import reference as references
+
+        module = references.build(reference, reference_arguments)
+        if origin is None:
+            references.check_names(module, config, place=reference)
     console = Console()
     comparison = verify.verify(
         config,
@@ -286,7 +298,8 @@ def verify(
         x=x,
         size=size,
         recorded=y,
-        reference=None if reference is None else inputs.read_reference(reference, config),
+        reference=module,
+        origin=origin,
         steps=steps,
         jax_precision=precision,
         say=lambda text: console.print(text, highlight=False),

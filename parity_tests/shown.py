@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
              *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
 PACKAGES = ("unet_spec", "unet_torch", "unet_jax", "unet_parity", "unet_page", "unet_bench",
-            "unet_demo", "unet_command", "train")  # fmt: skip
+            "unet_demo", "unet_command", "unet_convert", "train")  # fmt: skip
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 SOURCES += sorted(ROOT.glob("unet_*.py"))
 
@@ -63,6 +63,12 @@ class Block:
         return f"{self.document.relative_to(ROOT)}:{self.line}"
 
     @property
+    def file(self) -> str | None:
+        """Return the name of the file that the reader is told to write: its first line."""
+        match = re.match(r"# (\w+\.\w+)\n", self.text)
+        return match[1] if match else None
+
+    @property
     def commands(self) -> list[str]:
         """Return the lines of a block of commands, without their comments."""
         lines = (line.split("  #")[0].strip() for line in self.text.splitlines())
@@ -83,7 +89,8 @@ def count_blocks() -> list[str]:
     every = [block for document in DOCUMENTS for block in blocks(document)]
     python = [block for block in every if block.language == "python"]
     listings = [block for block in every if block.language == "text"]
-    commands = [c for b in every if b not in python and b not in listings for c in b.commands]
+    shells = [b for b in every if b not in python and b not in listings and b.file is None]
+    commands = [command for block in shells for command in block.commands]
     left_out = [command for command in commands if command in ELSEWHERE]
     return [
         f"documents: {len(python)} blocks of Python and {len(commands) - len(left_out)} commands "

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ SIZES = {
     "unet train nuclei --start start.safetensors --data.images IMAGES --data.masks MASKS "
     "--out FURTHER --steps 2000": (
         "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1"
+    ),
+    "unet train nuclei --start start.safetensors --data.images IMAGES --data.masks MASKS "
+    "--out MY_RUN --steps 40": (
+        "--data.batch 2 --data.crop-px 32 --steps 22 --validate-every 2 --mesh.data 1"
+    ),
+    'unet verify start.safetensors --reference my_unet.py:UNet --reference-arguments "1, 2"': (
+        "--steps 2"
     ),
 }
 """Flags that are appended to a command, which make it small and nothing else. Continuous
@@ -68,8 +76,12 @@ def prepare(folder: Path) -> dict[str, Any]:
 def test_every_block_of_a_document_runs_in_its_order(document, tmp_path, monkeypatch):
     names = prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_unet", raising=False)
     for block in shown.blocks(document):
-        if block.language == "python":
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.text)
+        elif block.language == "python":
             exec(compile(block.text, block.name, "exec"), names)
         elif block.language != "text":
             run_commands(block, tmp_path)

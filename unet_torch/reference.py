@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet_spec import InputError
-from unet_spec.parameters import Tensors
+from unet_spec import InputError, UNetConfig
+from unet_spec.parameters import Tensors, check_tensors
 from unet_spec.wording import list_names
 
 
@@ -54,6 +54,16 @@ def build(place: str, arguments: str = "") -> nn.Module:
     if not isinstance(made, nn.Module):
         raise InputError(f"{place}: it gives a {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def check_names(module: nn.Module, config: UNetConfig, *, place: str) -> None:
+    """Refuse a module that has not exactly the slides' names, with the shapes of this net.
+
+    Raises:
+        InputError: it names what is missing, unexpected or mis-shaped.
+    """
+    state = {n: np.broadcast_to(np.float32(0), t.shape) for n, t in module.state_dict().items()}
+    check_tensors(config, state, source=place)
 
 
 def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tuple[str, nn.Module]:
