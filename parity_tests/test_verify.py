@@ -13,6 +13,7 @@ from unet_parity import exact, inputs, oracle, page, precision, verify
 from unet_parity.comparison import Comparer
 from unet_parity.twins import JaxRun, torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
+from unet_spec.recorded import read_recorded
 from unet_spec.weight_file import WeightFile
 
 SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10))
@@ -159,7 +160,7 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path, write, sentence):
     path = tmp_path / "golden.npz"
     write(path)
     with pytest.raises(InputError, match=sentence):
-        inputs.read_recorded(path, SMALL)
+        inputs.check_recorded(read_recorded(path)[0], SMALL, source=path)
 
 
 def test_an_image_becomes_the_nets_input_at_a_legal_size():
@@ -168,26 +169,6 @@ def test_an_image_becomes_the_nets_input_at_a_legal_size():
     assert inputs.crop_middle(pixels, SMALL, Preprocessing(), source=path).shape == (1, 3, 36, 256)
     with pytest.raises(InputError, match=r"image\.png: 2 pixels are too few for this net"):
         inputs.crop_middle(pixels[:2, :2], SMALL, Preprocessing(), source=path)
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "has no attribute"),
-        ("net = 3", "not callable"),
-        ("import nothing_of_this_name", "nothing_of_this_name"),
-        ("def net(): return 3", "not a torch.nn.Module"),
-        ("import torch\ndef net(): return torch.nn.Conv2d(1, 2, 3)", "do not fit the net"),
-    ],
-    ids=["no_name", "no_module", "import_error", "gives_a_number", "another_net"],
-)
-def test_a_reference_that_is_none_is_refused(tmp_path, text, sentence):
-    path = tmp_path / "net.py"
-    path.write_text(text)
-    with pytest.raises(InputError, match=sentence):
-        inputs.read_reference(f"{path}:net", SMALL)
-    with pytest.raises(InputError, match="name a file"):
-        inputs.read_reference("nowhere.py:net", SMALL)
 
 
 def test_the_exact_proof_is_in_the_precision_that_is_asked_for(monkeypatch):
