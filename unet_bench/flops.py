@@ -1,5 +1,7 @@
 """Floating point operations of a net's convolutions, computed directly."""
 
+from itertools import pairwise
+
 from unet_spec import UNetConfig, geometry
 
 
@@ -17,18 +19,27 @@ def forward_gflop(config: UNetConfig, height_px: int, width_px: int) -> float:
     rows, columns = (geometry.levels(config, size) for size in (height_px, width_px))
     border = 2 if config.padding == "valid" else 0
 
-    def double_conv(in_: int, out: int, height: int, width: int) -> int:
-        first = in_ * (height + border) * (width + border)
-        return 2 * 9 * out * (first + out * height * width)
+    def count_level(first: int, middle: int, last: int, height: int, width: int) -> int:
+        """Count those of a level; its last convolution gives a map of this height and width."""
+        channels = (first, *(middle,) * (config.convolutions - 1), last)
+        count = 0
+        # from the last to the first, whose maps are larger by what the later ones take off
+        for later, (in_, out) in enumerate(reversed(list(pairwise(channels)))):
+            more = later * border
+            count += 2 * 9 * in_ * out * (height + more) * (width + more)
+        return count
 
-    total = double_conv(config.widths[-2], config.widths[-1], rows.neck, columns.neck)
+    above, lowest = config.widths[-2:]
+    total = count_level(above, lowest, lowest, rows.neck, columns.neck)
     for (in_, out), height, width in zip(config.downs, rows.skips, columns.skips, strict=True):
-        total += double_conv(in_, out, height, width)
-    for (in_, out), height, width in zip(config.ups, rows.ups, columns.ups, strict=True):
-        total += 2 * in_ * out * height * width
-    for (_, out), height, width in zip(config.ups, _ends(rows), _ends(columns), strict=True):
-        total += double_conv(2 * out, out, height, width)
-    total += 2 * config.widths[0] * config.classes * rows.output * columns.output
+        total += count_level(in_, out, out, height, width)
+    if config.up_convolution:
+        for level, height, width in zip(config.ups, rows.ups, columns.ups, strict=True):
+            total += 2 * level.in_channels * level.up_channels * height * width
+    for level, height, width in zip(config.ups, _ends(rows), _ends(columns), strict=True):
+        _, up, skip, middle, out = level
+        total += count_level(up + skip, middle, out, height, width)
+    total += 2 * config.out_channels * config.classes * rows.output * columns.output
     return total / 1e9
 
 

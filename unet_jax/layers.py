@@ -223,13 +223,16 @@ class UpConv(nnx.Module):
 def up_sampling(
     in_channels: int, out_channels: int, config: UNetConfig, numerics: Numerics, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """Build what doubles height and width and gives `out_channels` channels."""
+    """Build what doubles height and width and gives `out_channels` channels.
+
+    Without a convolution these are the `in_channels`.
+    """
     if config.up == "transposed":
         return UpConv(in_channels, out_channels, numerics, rngs)
-    return nnx.Sequential(
-        partial(interpolate, mode=config.up),
-        conv(in_channels, out_channels, 1, numerics, rngs),
-    )
+    up = partial(interpolate, mode=config.up)
+    if not config.up_convolution:
+        return nnx.Sequential(up)
+    return nnx.Sequential(up, conv(in_channels, out_channels, 1, numerics, rngs))
 
 
 def interpolate(x: Float[Array, "b h w c"], *, mode: str) -> Float[Array, "b 2*h 2*w c"]:

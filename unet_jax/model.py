@@ -1,6 +1,7 @@
 """U-Net in Flax NNX. `unet_torch.model` is its twin, line for line."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,19 +10,21 @@ from jaxtyping import Array, Float
 from unet_jax.layers import Dropout, Numerics, conv, conv_block, match_sizes, max_pool, up_sampling
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
+from unet_spec.config import UpLevel
 
 
 class DoubleConv(nnx.Module):
-    """Two 3x3 convolutions, each with its activation."""
+    """The 3x3 convolutions of a level, two in the slides' net, each with norm and activation."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, config: UNetConfig, dropout: float = 0.0, *,
-        numerics: Numerics, rngs: nnx.Rngs,
+        self, in_channels: int, middle_channels: int, out_channels: int, config: UNetConfig,
+        dropout: float = 0.0, *, numerics: Numerics, rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.conv = nnx.Sequential(
-            *conv_block(in_channels, out_channels, config, numerics, rngs),
-            *conv_block(out_channels, out_channels, config, numerics, rngs),
-        )
+        middle = [middle_channels] * (config.convolutions - 1)
+        blocks = []
+        for before, after in pairwise([in_channels, *middle, out_channels]):
+            blocks += conv_block(before, after, config, numerics, rngs)
+        self.conv = nnx.Sequential(*blocks)
         self.drop = Dropout(dropout)
         self.remat = numerics.remat
 
@@ -44,7 +47,7 @@ class Down(nnx.Module):
         numerics: Numerics, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.conv = DoubleConv(
-            in_channels, out_channels, config, dropout, numerics=numerics, rngs=rngs
+            in_channels, out_channels, out_channels, config, dropout, numerics=numerics, rngs=rngs
         )
         self.pool = max_pool
 
@@ -59,12 +62,14 @@ class Up(nnx.Module):
     """A level of the expanding path: up-sampling, concatenation with the skip, convolutions."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, config: UNetConfig, *,
-        numerics: Numerics, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self, channels: UpLevel, config: UNetConfig, *, numerics: Numerics, rngs: nnx.Rngs
+    ):
         self.config = config
-        self.up = up_sampling(in_channels, out_channels, config, numerics, rngs)
-        self.conv = DoubleConv(2 * out_channels, out_channels, config, numerics=numerics, rngs=rngs)
+        self.up = up_sampling(channels.in_channels, channels.up_channels, config, numerics, rngs)
+        self.conv = DoubleConv(
+            channels.up_channels + channels.skip_channels,
+            channels.middle_channels, channels.out_channels, config, numerics=numerics, rngs=rngs,
+        )  # fmt: skip
 
     def __call__(
         self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 k"]
@@ -105,14 +110,14 @@ class UNet(nnx.Module):
             dropout = config.dropout if level == config.depth else 0.0
             down = Down(in_channels, out_channels, config, dropout, numerics=numerics, rngs=rngs)
             setattr(self, f"down_{level}", down)
+        above, lowest = config.widths[-2:]
         self.neck = DoubleConv(
-            config.widths[-2], config.widths[-1], config, config.dropout,
-            numerics=numerics, rngs=rngs,
-        )  # fmt: skip
-        for level, (in_channels, out_channels) in enumerate(config.ups, start=1):
-            up = Up(in_channels, out_channels, config, numerics=numerics, rngs=rngs)
+            above, lowest, lowest, config, config.dropout, numerics=numerics, rngs=rngs
+        )
+        for level, channels in enumerate(config.ups, start=1):
+            up = Up(channels, config, numerics=numerics, rngs=rngs)
             setattr(self, f"up_{level}", up)
-        self.out = conv(config.widths[0], config.classes, 1, numerics, rngs)
+        self.out = conv(config.out_channels, config.classes, 1, numerics, rngs)
 
     def __call__(
         self,

@@ -14,8 +14,8 @@ class Levels:
     """A `Levels` holds the sizes that one size becomes at each level, in pixels.
 
     Attributes:
-        skips: after the two convolutions of `down_1`, `down_2`, ..., before the pool.
-        neck: after the two convolutions of the neck.
+        skips: after the convolutions of `down_1`, `down_2`, ..., before the pool.
+        neck: after the convolutions of the neck.
         ups: after the up-sampling of `up_1` (the deepest), ..., before the crop or padding.
         output: of the net.
     """
@@ -45,8 +45,8 @@ def levels(config: UNetConfig, size_px: int) -> Levels:
 
 def _trace_size(config: UNetConfig, size_px: int) -> Levels | None:
     """Follow a size through the net; None if a level has nothing left, or cannot be halved."""
-    # two unpadded 3x3 convolutions take two pixels off each side
-    shrink = 4 if config.padding == "valid" else 0
+    # an unpadded 3x3 convolution takes a pixel off each side
+    shrink = 2 * config.convolutions if config.padding == "valid" else 0
     skips, ups, size = [], [], size_px
     for _ in range(config.depth):
         size -= shrink
@@ -163,7 +163,7 @@ class _View:
         """Go back from the output of a level of the expanding path; level 0 is the widest."""
         if level == self.config.depth:
             return self._before_down_level(interval, level)
-        first, last = self._before_double_conv(interval)
+        first, last = self._before_convolutions(interval)
         # both halves of the concatenation: the cropped skip, and what comes from below
         crop = (self.sizes.skips[level] - self.sizes.ups[self.config.depth - 1 - level]) // 2
         skip = self._before_down_level((first + crop, last + crop), level)
@@ -173,16 +173,18 @@ class _View:
     def _before_down_level(self, interval: Interval, level: int) -> Interval:
         """Go back from the convolutions of a level of the contracting path to the input."""
         for _ in range(level):
-            first, last = self._before_double_conv(interval)
+            first, last = self._before_convolutions(interval)
             interval = 2 * first, 2 * last + 1  # the pool
-        return self._before_double_conv(interval)
+        return self._before_convolutions(interval)
 
-    def _before_double_conv(self, interval: Interval) -> Interval:
+    def _before_convolutions(self, interval: Interval) -> Interval:
         first, last = interval
+        # each convolution sees a pixel more on each side
+        more = self.config.convolutions
         if self.config.padding == "same":
-            return first - 2, last + 2
-        # an unpadded output starts two pixels further inside
-        return first, last + 4
+            return first - more, last + more
+        # an unpadded output starts so many pixels further inside
+        return first, last + 2 * more
 
     def _before_up_sampling(self, interval: Interval) -> Interval:
         # how far beyond its own pixel an interpolation looks

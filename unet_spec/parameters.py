@@ -4,6 +4,7 @@ Neither twin reads it: it is the third witness, which both must equal.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -85,20 +86,30 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
 
 def _parameters(config: UNetConfig) -> Iterator[Parameter]:
     for level, (in_, out) in enumerate(config.downs, start=1):
-        yield from _double_conv(f"down_{level}.conv", in_, out, config)
-    yield from _double_conv("neck", config.widths[-2], config.widths[-1], config)
-    for level, (in_, out) in enumerate(config.ups, start=1):
-        yield from _up_sampling(f"up_{level}.up", in_, out, config)
-        yield from _double_conv(f"up_{level}.conv", 2 * out, out, config)
-    yield Parameter("out.weight", (config.classes, config.widths[0], 1, 1), "conv")
+        yield from _convolutions(f"down_{level}.conv", in_, out, out, config)
+    above, lowest = config.widths[-2:]
+    yield from _convolutions("neck", above, lowest, lowest, config)
+    for level, (in_, up, skip, middle, out) in enumerate(config.ups, start=1):
+        yield from _up_sampling(f"up_{level}.up", in_, up, config)
+        yield from _convolutions(f"up_{level}.conv", up + skip, middle, out, config)
+    yield Parameter("out.weight", (config.classes, config.out_channels, 1, 1), "conv")
     yield Parameter("out.bias", (config.classes,), "vector")
 
 
-def _double_conv(name: str, in_: int, out: int, config: UNetConfig) -> Iterator[Parameter]:
+def _convolutions(
+    name: str, first: int, middle: int, last: int, config: UNetConfig
+) -> Iterator[Parameter]:
+    """List the 3x3 convolutions of a level, with their norms.
+
+    Args:
+        first: channels before the convolutions; `middle` between them, `last` after them.
+    """
     block = 2 if config.norm == "none" else 3
     norm_at = 1 if config.norm_place == "before" else 2
-    for start, channels in ((0, in_), (block, out)):
-        yield Parameter(f"{name}.conv.{start}.weight", (out, channels, 3, 3), "conv")
+    channels = (first, *(middle,) * (config.convolutions - 1), last)
+    for number, (in_, out) in enumerate(pairwise(channels)):
+        start = number * block
+        yield Parameter(f"{name}.conv.{start}.weight", (out, in_, 3, 3), "conv")
         if config.bias:
             yield Parameter(f"{name}.conv.{start}.bias", (out,), "vector")
         if config.norm != "none":
@@ -118,6 +129,6 @@ def _up_sampling(name: str, in_: int, out: int, config: UNetConfig) -> Iterator[
     if config.up == "transposed":
         yield Parameter(f"{name}.weight", (in_, out, 2, 2), "up_conv")
         yield Parameter(f"{name}.bias", (out,), "vector")
-    else:
+    elif config.up_convolution:
         yield Parameter(f"{name}.1.weight", (out, in_, 1, 1), "conv")
         yield Parameter(f"{name}.1.bias", (out,), "vector")

@@ -28,12 +28,17 @@ def normalisation(channels: int, config: UNetConfig) -> nn.Module:
 
 
 def up_sampling(in_channels: int, out_channels: int, config: UNetConfig) -> nn.Module:
-    """Build what doubles height and width and gives `out_channels` channels."""
+    """Build what doubles height and width and gives `out_channels` channels.
+
+    Without a convolution these are the `in_channels`.
+    """
     if config.up == "transposed":
         return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
     aligned = {"bilinear": False, "bilinear_aligned": True}.get(config.up)
     mode = "nearest" if config.up == "nearest" else "bilinear"
     up = nn.Upsample(scale_factor=2, mode=mode, align_corners=aligned)
+    if not config.up_convolution:
+        return nn.Sequential(up)
     return nn.Sequential(up, nn.Conv2d(in_channels, out_channels, 1))
 
 

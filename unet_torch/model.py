@@ -1,6 +1,7 @@
 """U-Net in PyTorch, the reference. `unet_jax.model` is its twin, line for line."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -8,20 +9,23 @@ from torch import Tensor, nn
 
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
+from unet_spec.config import UpLevel
 from unet_torch.layers import Dropout, conv_block, initialise, match_sizes, up_sampling
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each with its activation."""
+    """The 3x3 convolutions of a level, two in the slides' net, each with norm and activation."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, config: UNetConfig, dropout: float = 0.0
-    ):
+        self, in_channels: int, middle_channels: int, out_channels: int, config: UNetConfig,
+        dropout: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
-        self.conv = nn.Sequential(
-            *conv_block(in_channels, out_channels, config),
-            *conv_block(out_channels, out_channels, config),
-        )
+        middle = [middle_channels] * (config.convolutions - 1)
+        blocks = []
+        for before, after in pairwise([in_channels, *middle, out_channels]):
+            blocks += conv_block(before, after, config)
+        self.conv = nn.Sequential(*blocks)
         self.drop = Dropout(dropout)
 
     def forward(
@@ -37,7 +41,7 @@ class Down(nn.Module):
         self, in_channels: int, out_channels: int, config: UNetConfig, dropout: float = 0.0
     ):
         super().__init__()
-        self.conv = DoubleConv(in_channels, out_channels, config, dropout)
+        self.conv = DoubleConv(in_channels, out_channels, out_channels, config, dropout)
         self.pool = nn.MaxPool2d(2)
 
     def forward(
@@ -50,11 +54,14 @@ class Down(nn.Module):
 class Up(nn.Module):
     """A level of the expanding path: up-sampling, concatenation with the skip, convolutions."""
 
-    def __init__(self, in_channels: int, out_channels: int, config: UNetConfig):
+    def __init__(self, channels: UpLevel, config: UNetConfig):
         super().__init__()
         self.config = config
-        self.up = up_sampling(in_channels, out_channels, config)
-        self.conv = DoubleConv(2 * out_channels, out_channels, config)
+        self.up = up_sampling(channels.in_channels, channels.up_channels, config)
+        self.conv = DoubleConv(
+            channels.up_channels + channels.skip_channels,
+            channels.middle_channels, channels.out_channels, config,
+        )  # fmt: skip
 
     def forward(
         self, x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k h2 w2"]
@@ -90,10 +97,11 @@ class UNet(nn.Module):
         for level, (in_channels, out_channels) in enumerate(config.downs, start=1):
             dropout = config.dropout if level == config.depth else 0.0
             setattr(self, f"down_{level}", Down(in_channels, out_channels, config, dropout))
-        self.neck = DoubleConv(config.widths[-2], config.widths[-1], config, config.dropout)
-        for level, (in_channels, out_channels) in enumerate(config.ups, start=1):
-            setattr(self, f"up_{level}", Up(in_channels, out_channels, config))
-        self.out = nn.Conv2d(config.widths[0], config.classes, 1)
+        above, lowest = config.widths[-2:]
+        self.neck = DoubleConv(above, lowest, lowest, config, config.dropout)
+        for level, channels in enumerate(config.ups, start=1):
+            setattr(self, f"up_{level}", Up(channels, config))
+        self.out = nn.Conv2d(config.out_channels, config.classes, 1)
         initialise(self)
 
     def forward(
