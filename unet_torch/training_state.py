@@ -137,7 +137,7 @@ def write(path: Path | str, state: TrainingState) -> None:
         training_state.write(path, state)
         return
     model = weights.from_weights(state.weights).requires_grad_()
-    optimizer, scheduler = build(state.recipe, model.parameters())
+    optimizer, scheduler = build(state.recipe, model.named_parameters())
     restore(state, model, optimizer, scheduler)
     card = {
         "config": dataclasses.asdict(model.config),
@@ -179,7 +179,8 @@ def restore(
     """Put a run into torch's objects; refuses before it changes any."""
     _check_fit(state, model, optimizer, scheduler)
     template, template_scheduler = build(
-        state.recipe, [nn.Parameter(torch.zeros(())) for _ in model.parameters()]
+        state.recipe,
+        [(name, nn.Parameter(torch.zeros(()))) for name, _ in model.named_parameters()],
     )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names[id(p)] for p in optimizer.param_groups[0]["params"]]
