@@ -43,10 +43,27 @@ def test_stock_optax_does_not_move_as_torchs_does():
     assert sum(row.stock > 10 * optimizers.BOUND for row in table()) >= 10
 
 
+@pytest.mark.parametrize("undecayed", [("kernel",), ("bias",), ("kernel", "bias"), ("vectors",)])
+def test_the_tensors_that_are_not_decayed_are_the_same_in_both(undecayed):
+    recipe = Recipe(Optimizer("sgd", lr=0.02, weight_decay=0.1, undecayed=undecayed))
+    moved = {
+        name: optimizers.step_torch(one, steps=20, seed=0)
+        for name, one in {
+            "some": recipe,
+            "all": replace(recipe, optimizer=replace(recipe.optimizer, undecayed=())),
+        }.items()
+    }
+    ours = optimizers.step_jax(unet_jax.recipe.build(recipe), steps=20, seed=0)
+    assert optimizers.relative_distance(moved["some"], ours) <= optimizers.BOUND
+    assert optimizers.relative_distance(moved["all"], ours) > 1e6 * optimizers.BOUND
+
+
 def test_the_watched_value_lowers_the_learning_rate_several_times():
     for case in (case for case in CASES if case[1].startswith("plateau")):
         recipe, _ = CASES[case]
-        optimizer, scheduler = unet_torch.recipe.build(recipe, [torch.nn.Parameter(torch.ones(1))])
+        optimizer, scheduler = unet_torch.recipe.build(
+            recipe, [("a", torch.nn.Parameter(torch.ones(1)))]
+        )
         rates = set()
         for step in range(50):
             unet_torch.recipe.advance(
@@ -71,7 +88,7 @@ def test_sgd_in_halves_equals_torchs_in_every_bit(recipe):
     rng = np.random.default_rng(0)
     start = rng.integers(-8, 8, (5, 3)).astype(np.float32)
     leaf = torch.nn.Parameter(torch.tensor(start))
-    optimizer, scheduler = unet_torch.recipe.build(recipe, [leaf])
+    optimizer, scheduler = unet_torch.recipe.build(recipe, [("a", leaf)])
     ours = unet_jax.recipe.build(recipe)
     params, state = jnp.asarray(start), ours.init(jnp.asarray(start))
     for step in range(6):
@@ -106,7 +123,7 @@ def test_learning_rate_and_momentum_are_torchs_at_every_step(schedule, x64, boun
     recipe = Recipe(Optimizer("adam", lr=0.1), schedule)
     leaf = torch.nn.Parameter(torch.ones(1))
     leaf.grad = torch.ones(1)
-    optimizer, scheduler = unet_torch.recipe.build(recipe, [leaf])
+    optimizer, scheduler = unet_torch.recipe.build(recipe, [("a", leaf)])
     with jax.enable_x64(x64):
         ours = unet_jax.recipe.build(recipe)
         params = jnp.ones(1)
@@ -195,6 +212,15 @@ def _decay_coupled(monkeypatch):
     monkeypatch.setitem(unet_jax.recipe._RULES, "adamw", rule)
 
 
+def _decay_on_all(monkeypatch):
+    true = unet_jax.recipe._jit_rules
+    monkeypatch.setattr(
+        unet_jax.recipe,
+        "_jit_rules",
+        lambda optimizer: dict.fromkeys((0.0, optimizer.decay), true(optimizer)[optimizer.decay]),
+    )
+
+
 def _rate_before_momentum(monkeypatch):
     def rule(optimizer, gradient, parameter, slots, now):
         buffer = slots["momentum_buffer"] * optimizer.momentum + gradient * now.lr
@@ -222,6 +248,7 @@ def _first_gradient_dampened(monkeypatch):
         (_momentum_not_cycled, ("sgd, momentum", "one cycle")),
         (_momentum_not_cycled, ("adam", "one cycle")),
         (_decay_coupled, ("adamw", "constant")),
+        (_decay_on_all, ("adamw, biases not decayed", "constant")),
         (_rate_before_momentum, ("sgd, momentum", "step")),
         (_first_gradient_dampened, ("sgd, dampening", "constant")),
     ],

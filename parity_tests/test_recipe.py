@@ -4,10 +4,12 @@ import dataclasses
 import inspect
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
+import unet_jax.recipe
 import unet_torch.recipe
 from unet_spec import InputError
 from unet_spec.recipe import Optimizer, Recipe, Schedule
@@ -17,6 +19,7 @@ unchecked: Any = Optimizer  # for values that mypy would refuse before we can
 EXAMPLES = {
     "default": Recipe(),
     "paper": Recipe(Optimizer("sgd", lr=0.1, momentum=0.99, nesterov=True)),
+    "two groups": Recipe(Optimizer(undecayed=("vectors", "out.weight"))),
     "cosine": Recipe(Optimizer("adam", betas=(0.8, 0.9)), Schedule("cosine", T_max=7)),
     "one cycle": Recipe(
         Optimizer("rmsprop", centered=True, clip_norm=1.0),
@@ -49,6 +52,16 @@ def test_json_there_and_back_is_the_same_recipe(recipe):
             "weight_decay is of type float or None, got 'a'",
         ),
         (lambda: unchecked("lion"), "name is one of sgd, adam, adamw, rmsprop"),
+        (lambda: unchecked(undecayed="vectors"), "undecayed holds strs"),
+        (
+            lambda: Optimizer("sgd", undecayed=("vectors",)),
+            "undecayed=('vectors',) needs weight_decay above 0; give it, or leave out undecayed",
+        ),
+        (
+            lambda: Optimizer(undecayed=("vectors", "b")).check_names(["a"]),
+            "undecayed names b, which is no trained tensor of this net; give names of its weight "
+            "file, or the word vectors",
+        ),
         (lambda: Schedule("step"), "name=step needs step_size"),
         (lambda: Schedule("one_cycle"), "name=one_cycle needs max_lr"),
         (lambda: Schedule("cosine", gamma=0.5), "cosine does not use gamma=0.5"),
@@ -104,16 +117,43 @@ def test_the_fields_of_an_optimizer_have_torchs_defaults_but_for_the_rate(name):
 @pytest.mark.parametrize("recipe", EXAMPLES.values(), ids=EXAMPLES)
 def test_the_slots_are_those_that_torch_keeps(recipe):
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer, _ = unet_torch.recipe.build(recipe, [parameter])
+    optimizer, _ = unet_torch.recipe.build(recipe, [("out.weight", parameter)])
     parameter.grad = torch.ones(3)
     optimizer.step()
     kept = {name for name, value in optimizer.state[parameter].items() if name != "step"}
     assert kept == set(recipe.slots)
 
 
+def test_the_weight_decay_of_a_tensor_is_0_by_its_name_or_for_all_vectors():
+    named = Optimizer(weight_decay=0.1, undecayed=("a", "c"))
+    assert [named.decay_of(name, ndim=4) for name in "abc"] == [0.0, 0.1, 0.0]
+    vectors = Optimizer(weight_decay=0.1, undecayed=("vectors",))
+    assert [vectors.decay_of("a", ndim=ndim) for ndim in (1, 4)] == [0.0, 0.1]
+
+
+def test_torch_gets_a_param_group_for_each_weight_decay_and_one_where_there_is_one():
+    named = {"a": torch.nn.Parameter(torch.ones(3)), "b": torch.nn.Parameter(torch.ones(2, 2)),
+             "c": torch.nn.Parameter(torch.ones(2, 3))}  # fmt: skip
+    recipe = Recipe(Optimizer(weight_decay=0.1, undecayed=("vectors", "c")))
+    optimizer, _ = unet_torch.recipe.build(recipe, named.items())
+    groups = [(g["weight_decay"], g["param_names"]) for g in optimizer.param_groups]
+    assert groups == [(0.1, ["b"]), (0.0, ["a", "c"])]
+    one, _ = unet_torch.recipe.build(Recipe(), named.items())
+    plain = torch.optim.AdamW(named.values(), lr=1e-3)
+    assert one.state_dict() == plain.state_dict()
+
+
+def test_an_optimizer_whose_undecayed_names_no_tensor_is_refused_by_both():
+    recipe = Recipe(Optimizer(undecayed=("head",)))
+    with pytest.raises(InputError, match="undecayed names head, which is no trained tensor"):
+        unet_torch.recipe.build(recipe, [("a", torch.nn.Parameter(torch.ones(3)))])
+    with pytest.raises(InputError, match="undecayed names head, which is no trained tensor"):
+        unet_jax.recipe.build(recipe).init({"a": jnp.ones(3)})
+
+
 def test_torchs_objects_are_torchs_own():
     optimizer, scheduler = unet_torch.recipe.build(
-        EXAMPLES["one cycle"], [torch.nn.Parameter(torch.ones(3))]
+        EXAMPLES["one cycle"], [("a", torch.nn.Parameter(torch.ones(3)))]
     )
     assert type(optimizer) is torch.optim.RMSprop
     assert type(scheduler) is lr_scheduler.OneCycleLR

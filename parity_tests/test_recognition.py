@@ -78,7 +78,7 @@ def test_a_checkpoint_of_plain_torch_is_recognised_and_restored(
     state = torch_state.read(tmp_path / "run.pt", config=NET)
     assert state.recipe == recipe
     model = unet_torch.UNet(NET)
-    given, schedule = unet_torch.recipe.build(state.recipe, model.parameters())
+    given, schedule = unet_torch.recipe.build(state.recipe, model.named_parameters())
     torch_state.load(tmp_path / "run.pt", model, given, schedule)
     theirs, ours = content["optimizer_state_dict"], given.state_dict()
     assert theirs["state"].keys() == ours["state"].keys()

@@ -64,7 +64,7 @@ def batches(state, steps):
 def in_torch(state, steps):
     """The run after some more steps in torch."""
     model = from_weights(state.weights).requires_grad_().train()
-    optimizer, scheduler = unet_torch.recipe.build(state.recipe, model.parameters())
+    optimizer, scheduler = unet_torch.recipe.build(state.recipe, model.named_parameters())
     torch_state.restore(state, model, optimizer, scheduler)
     for step, batch in enumerate(batches(state, steps), start=state.step):
         optimizer.zero_grad()
@@ -244,7 +244,7 @@ def test_objects_that_do_not_fit_the_run_are_refused_untouched(checkpoint, make,
 def test_another_precision_is_refused(checkpoint):
     model = unet_torch.UNet(NET)
     optimizer, scheduler = unet_torch.recipe.build(RECIPES["adamw, cosine"].for_steps(STEPS),
-                                                   model.parameters())  # fmt: skip
+                                                   model.named_parameters())  # fmt: skip
     with pytest.raises(InputError, match=r"use model\.double\(\) first"):
         torch_state.load(checkpoint, model, optimizer, scheduler)
 
@@ -403,7 +403,7 @@ def test_a_torch_process_goes_on_from_a_checkpoint_of_unet_train_with_stock_safe
     assert done.returncode == 0, done.stderr
 
     model = unet_torch.UNet(net)
-    optimizer, scheduler = unet_torch.recipe.build(constant, model.parameters())
+    optimizer, scheduler = unet_torch.recipe.build(constant, model.named_parameters())
     torch_state.load(tmp_path / "6.safetensors", model, optimizer, scheduler)
     model.train()
     for step in range(6, 9):

@@ -11,6 +11,7 @@ from tyro.conf import Suppress
 
 from unet_spec import PAPER, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.errors import ConfigError, FieldError
+from unet_spec.parameters import trained_names
 from unet_spec.recipe import Optimizer, Recipe, Schedule, rename
 
 _ADDRESS = re.compile(r"\S+:(?!0*$)\d{1,5}")
@@ -257,6 +258,7 @@ class TrainConfig:
             raise ConfigError(
                 self, "{data.crop_px=} is not legal for the net; use {near}", near=near
             )
+        self.optimizer.check_names(trained_names(self.net))
         prediction.check_window(self.net, self.preprocessing.window_px)
         for name, values in (
             ("class_names", self.class_names),
@@ -277,6 +279,12 @@ class TrainConfig:
             )
 
     def _check_schedule(self) -> None:
+        if self.schedule.name == "plateau" and self.schedule.mode == "max":
+            raise ConfigError(
+                self,
+                "{schedule.mode=} waits for a value that rises, and {schedule.name=} watches the "
+                "loss of each batch, which falls; use {schedule.mode=min}",
+            )
         total = self.schedule.total_steps
         if total is not None and total * self.schedule.every < self.steps:
             raise ConfigError(

@@ -7,6 +7,7 @@ and only for falling values, and one cycle leaves the momentum alone.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -61,14 +62,17 @@ def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     The updates are for `optax.apply_updates`. `value` is what `plateau` watches: without it its
     scheduler does not step. As in torch, a new learning rate holds from the next step on.
 
+    Where `recipe.optimizer.undecayed` holds names, `params` is a dict by name.
+
     Raises:
-        InputError: the recipe waits for the length of the run (`recipe.for_steps`).
+        InputError: the recipe waits for the length of the run (`recipe.for_steps`). `init` raises
+            it where `undecayed` names a tensor that there is not.
     """
     recipe.check_complete()
-    # jitted, so that parameters of one shape are traced once
-    rule = jax.jit(partial(_RULES[recipe.optimizer.name], recipe.optimizer))
+    rules = _jit_rules(recipe.optimizer)
 
     def init(params: Any) -> OptimizerState:
+        recipe.optimizer.check_names(_name_leaves(params))
         slots = {name: jax.tree.map(jnp.zeros_like, params) for name in recipe.slots}
         lr = jnp.asarray(_initial_lr(recipe), float)
         plateau = _plateau(recipe.schedule) if recipe.schedule.name == "plateau" else None
@@ -85,7 +89,7 @@ def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
         step = (state.step + 1).astype(state.lr.dtype)
         now = _Now(step, state.lr, _cycle_momentum(recipe, state))
         gradients = clip_gradients(gradients, recipe.optimizer.clip_norm)
-        updates, slots = _apply_rule(rule, recipe, gradients, params, state.slots, now)
+        updates, slots = _apply_rules(rules, recipe, gradients, params, state.slots, now)
         lr, plateau = _advance_schedule(recipe, state, value)
         return updates, OptimizerState(state.step + 1, lr, slots, plateau)
 
@@ -112,23 +116,47 @@ def clip_gradients(gradients: Any, max_norm: float | None) -> Any:
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
 
 
-def _apply_rule(
-    rule: Callable[..., Any], recipe: Recipe, gradients: Any, params: Any, slots: Any, now: _Now
+def _jit_rules(optimizer: Optimizer) -> dict[float, Callable[..., Any]]:
+    """Return the rule of every weight decay that the optimizer has."""
+    rule = _RULES[optimizer.name]
+    decays = {optimizer.decay, 0.0} if optimizer.undecayed else {optimizer.decay}
+    # jitted, so that parameters of one shape are traced once
+    return {
+        decay: jax.jit(partial(rule, replace(optimizer, weight_decay=decay, undecayed=())))
+        for decay in decays
+    }
+
+
+def _name_leaves(params: Any) -> list[str]:
+    """Return the name of each leaf: its key in a dict by name, and else its path."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def _apply_rules(
+    rules: dict[float, Callable[..., Any]],
+    recipe: Recipe,
+    gradients: Any,
+    params: Any,
+    slots: Any,
+    now: _Now,
 ) -> tuple[Any, dict[str, Any]]:
-    """Apply the rule to every parameter; return trees of updates and of slots."""
+    """Apply the rule of its weight decay to every parameter; return trees of updates and of
+    slots."""
     tree: Any
     leaves, tree = jax.tree.flatten(params)
     columns = [tree.flatten_up_to(slots[name]) for name in recipe.slots]
     new_columns: list[list[Array]] = [[] for _ in columns]
     updates = []
-    for parameter, gradient, *old in zip(
-        leaves, tree.flatten_up_to(gradients), *columns, strict=True
+    for name, parameter, gradient, *old in zip(
+        _name_leaves(params), leaves, tree.flatten_up_to(gradients), *columns, strict=True
     ):
         named = dict(zip(recipe.slots, old, strict=True))
+        rule = rules[recipe.optimizer.decay_of(name, ndim=parameter.ndim)]
         update, new = rule(gradient, parameter, named, now)
         updates.append(update.astype(parameter.dtype))
-        for column, name in zip(new_columns, recipe.slots, strict=True):
-            column.append(new[name].astype(parameter.dtype))
+        for column, slot in zip(new_columns, recipe.slots, strict=True):
+            column.append(new[slot].astype(parameter.dtype))
     trees = [tree.unflatten(column) for column in new_columns]
     return tree.unflatten(updates), dict(zip(recipe.slots, trees, strict=True))
 

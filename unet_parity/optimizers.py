@@ -83,7 +83,7 @@ def plateau_value(step: int) -> float:
 def step_torch(recipe: Recipe, *, steps: int, seed: int) -> Parameters:
     """Return the parameters after so many steps of torch's."""
     leaves = {n: torch.nn.Parameter(torch.tensor(p)) for n, p in _draw(seed, 0).items()}
-    optimizer, scheduler = unet_torch.recipe.build(recipe, leaves.values())
+    optimizer, scheduler = unet_torch.recipe.build(recipe, leaves.items())
     for step in range(steps):
         now = gradients({n: p.detach().numpy() for n, p in leaves.items()}, seed=seed)
         for name, leaf in leaves.items():
@@ -159,6 +159,10 @@ def _list_constant() -> dict[str, Any]:
         "adamw": (
             _recipe("adamw", weight_decay=0.1),
             lambda: optax.adamw(LR, weight_decay=0.1),
+        ),
+        "adamw, biases not decayed": (
+            _recipe("adamw", weight_decay=0.1, undecayed=("vectors",)),
+            lambda: optax.adamw(LR, weight_decay=0.1, mask={"kernel": True, "bias": False}),
         ),
         "rmsprop": (
             _recipe("rmsprop", alpha=0.9, eps=0.1),

@@ -191,7 +191,7 @@ def train_torch(
 ) -> Iterator[Step]:
     """Train the reference on these batches with torch's own optimizer."""
     model = torch_model(config, tensors, dtype=dtype, train=True)
-    optimizer, scheduler = unet_torch.recipe.build(recipe, model.parameters())
+    optimizer, scheduler = unet_torch.recipe.build(recipe, model.named_parameters())
     for step, batch in enumerate(data):
         with nullcontext() if onednn else _without_onednn():
             loss = torch_loss(model, batch)

@@ -7,7 +7,7 @@ Every field has torch's own name and meaning, so a recipe reads like the call th
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar, get_args
@@ -16,6 +16,7 @@ from unet_spec.errors import ConfigError, FieldError
 from unet_spec.fields import check_types, from_json
 
 Part = TypeVar("Part", "Optimizer", "Schedule")
+VECTORS = "vectors"  # in `undecayed`: the biases and the norms
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Optimizer:
     weight_decay: float | None = None
     """Every weight is pulled towards 0 by this, apart from the gradient with `adamw`; the
     default is 0.01 for `adamw` and 0 for the others."""
+    undecayed: tuple[str, ...] = ()
+    """These tensors are not pulled towards 0, by their names in the weight file; `vectors` stands
+    for all biases and norms."""
     clip_norm: float | None = None
     """The norm over all gradients is clipped to this, as by `torch.nn.utils.clip_grad_norm_`;
     the default clips nothing."""
@@ -68,12 +72,42 @@ class Optimizer:
                 "{nesterov} needs {momentum} above 0 and {dampening} 0, got {momentum=} and "
                 "{dampening=}",
             )
+        if self.undecayed and self.decay == 0:
+            raise ConfigError(
+                self, "{undecayed=} needs {weight_decay} above 0; give it, or leave out {undecayed}"
+            )
 
     @property
     def decay(self) -> float:
         """Return the number that `weight_decay` stands for."""
         default = 1e-2 if self.name == "adamw" else 0.0
         return default if self.weight_decay is None else self.weight_decay
+
+    def decay_of(self, name: str, *, ndim: int) -> float:
+        """Return by how much a tensor is pulled towards 0.
+
+        Args:
+            ndim: number of its dimensions: biases and norms have one.
+        """
+        is_free = name in self.undecayed or (ndim == 1 and VECTORS in self.undecayed)
+        return 0.0 if is_free else self.decay
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Refuse names in `undecayed` that are none of these, which are those of the net.
+
+        Raises:
+            ConfigError: naming the first.
+        """
+        known = {VECTORS, *names}
+        unknown = [name for name in self.undecayed if name not in known]
+        if unknown:
+            raise ConfigError(
+                self,
+                "{undecayed} names {name}, which is no trained tensor of this net; give names of "
+                "its weight file, or the word {vectors}",
+                name=unknown[0],
+                vectors=VECTORS,
+            )
 
 
 @dataclass(frozen=True)

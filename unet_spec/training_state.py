@@ -63,6 +63,7 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         self.recipe.check_complete()
+        self.recipe.optimizer.check_names(p.name for p in trained(self.weights))
         if type(self.step) is not int or self.step < 0:
             raise InputError(f"step is a number of at least 0, got {self.step!r}")
         _check_tensors(self.weights, self.recipe, self.slots, self.average)
@@ -84,6 +85,18 @@ class TrainingState:
         """The running average, where there is one, and else the weights of the step."""
         tensors = {**self.weights.tensors, **self.average}
         return dataclasses.replace(self.weights, tensors=tensors)
+
+
+def leave_out_schedule(state: TrainingState) -> TrainingState:
+    """Return a run whose learning rate and momentum stay where they are now."""
+    optimizer, now = state.recipe.optimizer, state.scheduler
+    optimizer = dataclasses.replace(optimizer, lr=now["lr"])
+    if "momentum" in now and optimizer.name in ("adam", "adamw"):
+        optimizer = dataclasses.replace(optimizer, betas=(now["momentum"], optimizer.betas[1]))
+    elif "momentum" in now:
+        optimizer = dataclasses.replace(optimizer, momentum=now["momentum"])
+    values = {"lr": now["lr"], "last_epoch": state.step}
+    return dataclasses.replace(state, recipe=Recipe(optimizer), scheduler=values)
 
 
 def scheduler_keys(recipe: Recipe) -> tuple[str, ...]:

@@ -38,18 +38,22 @@ SCHEDULER_ARGUMENTS = {
 
 
 def build(
-    recipe: Recipe, parameters: Iterable[Any]
+    recipe: Recipe, named: Iterable[tuple[str, nn.Parameter]]
 ) -> tuple[torch.optim.Optimizer, Scheduler | None]:
     """Return (optimizer, scheduler); the scheduler is None where the learning rate is constant.
 
+    Where `undecayed` says that some tensors are not pulled towards 0, the optimizer has two param
+    groups, with the names of their parameters.
+
     Args:
-        parameters: of the model, as `model.parameters()` gives them.
+        named: of the model, as `model.named_parameters()` gives them.
 
     Raises:
-        InputError: the recipe waits for the length of the run (`recipe.for_steps`).
+        InputError: the recipe waits for the length of the run (`recipe.for_steps`), or its
+            `undecayed` names a tensor that there is not.
     """
     recipe.check_complete()
-    optimizer = _optimizer(recipe.optimizer, parameters)
+    optimizer = _optimizer(recipe.optimizer, list(named))
     return optimizer, _scheduler(recipe.schedule, optimizer)
 
 
@@ -79,12 +83,25 @@ def advance(
         scheduler.step(value)
 
 
-def _optimizer(optimizer: Optimizer, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+def _optimizer(
+    optimizer: Optimizer, named: list[tuple[str, nn.Parameter]]
+) -> torch.optim.Optimizer:
+    optimizer.check_names(name for name, _ in named)
     kind: Any = KINDS[optimizer.name]
     arguments = {name: getattr(optimizer, name) for name in OPTIMIZER_ARGUMENTS[optimizer.name]}
     if "betas" in arguments:
         arguments["betas"] = tuple(map(float, optimizer.betas))
-    return kind(parameters, weight_decay=optimizer.decay, **arguments)
+    if not optimizer.undecayed:
+        parameters = [parameter for _, parameter in named]
+        return kind(parameters, weight_decay=optimizer.decay, **arguments)
+    groups: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        decay = optimizer.decay_of(name, ndim=parameter.ndim)
+        groups.setdefault(decay, []).append((name, parameter))
+    by_decay = [
+        {"params": groups[decay], "weight_decay": decay} for decay in sorted(groups, reverse=True)
+    ]
+    return kind(by_decay, **arguments)
 
 
 def _scheduler(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Scheduler | None:

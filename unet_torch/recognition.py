@@ -1,14 +1,16 @@
 """The recipe of torch's own `state_dict`s of an optimizer and a scheduler."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from unet_spec import InputError
-from unet_spec.recipe import Optimizer, Recipe, Schedule
+from unet_spec.origin import Group
+from unet_spec.recipe import VECTORS, Optimizer, Recipe, Schedule
 from unet_torch.recipe import OPTIMIZER_ARGUMENTS
 
 _HOW_TO_RUN = {"foreach", "fused", "capturable", "differentiable", "maximize", "amsgrad",
-               "decoupled_weight_decay", "params", "param_names"}  # fmt: skip
+               "decoupled_weight_decay"}  # fmt: skip
+_OF_ONE_GROUP = {"weight_decay", "param_names", "name"}  # `name` is a label that Lightning shows
 _SET_BY_SCHEDULER = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"}
 _OF_ANY_SCHEDULER = {"base_lrs", "last_epoch", "verbose", "_step_count", "_last_lr",
                      "_get_lr_called_within_step", "_is_initial"}  # fmt: skip
@@ -21,44 +23,79 @@ _OF_SCHEDULER = {
 }  # fmt: skip
 _BESIDE = {"one_cycle": {"use_beta1"}, "plateau": {"mode_worse", "default_min_lr"}}
 
+LEAVE_OUT = "leave the scheduler out with --without-scheduler"
+
 States = Mapping[str, Any]
 
 
-def recognise_recipe(optimizer: States, scheduler: States | None, *, step: int) -> Recipe:
+class Steps(NamedTuple):
+    """A `Steps` is how many steps were done, by those who counted.
+
+    Attributes:
+        of_optimizer: its own count, without steps that AMP's GradScaler skipped.
+        of_loop: the number that the file names beside it; None where it names none.
+        scaled: the file holds the state of a GradScaler.
+    """
+
+    of_optimizer: int
+    of_loop: int | None = None
+    scaled: bool = False
+
+
+def recognise_recipe(
+    groups: Sequence[Group], scheduler: States | None, *, steps: Steps, vectors: Collection[str]
+) -> Recipe:
     """Return the recipe of these states; clipping leaves no trace in them.
 
     Args:
-        step: number of steps that the optimizer has done.
+        groups: of the optimizer.
+        steps: those that were done.
+        vectors: names of the net's biases and norms.
 
     Raises:
         InputError: another optimizer or scheduler, or a setting that a recipe does not have.
     """
-    group = join_groups(optimizer)
-    schedule = _recognise_schedule(scheduler, group, step=step)
-    return Recipe(_recognise_optimizer(group, schedule), schedule)
+    schedule = recognise_schedule(scheduler, join_settings(groups), steps=steps)
+    return Recipe(recognise_optimizer(groups, schedule, vectors=vectors), schedule)
 
 
-def join_groups(optimizer: States) -> dict[str, Any]:
-    """Return the one param group of an optimizer; several with the same settings are joined."""
-    groups = optimizer["param_groups"]
-    settings = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in groups]
-    if any(one != settings[0] for one in settings):
+def join_settings(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the settings that all param groups have; `weight_decay` is the one besides 0.
+
+    Raises:
+        InputError: they differ in more.
+    """
+    joined = {name: v for name, v in groups[0].settings.items() if name not in _OF_ONE_GROUP}
+    for group in groups[1:]:
+        for name in sorted((joined.keys() | group.settings.keys()) - _OF_ONE_GROUP):
+            pair = joined.get(name), group.settings.get(name)
+            if pair[0] != pair[1]:
+                raise InputError(
+                    f"its optimizer has param groups that differ in {name} ({pair[0]} and "
+                    f"{pair[1]}), and a recipe has one value for all parameters"
+                )
+    decays = sorted({float(group.settings["weight_decay"]) for group in groups} - {0.0})
+    if len(decays) > 1:
         raise InputError(
-            f"its optimizer has {len(groups)} param groups with different settings, and a recipe "
-            "has one for all parameters"
+            f"its optimizer has param groups with the weight decays {decays[0]:g} and "
+            f"{decays[1]:g}, and a recipe has one besides 0"
         )
-    if len(groups) > 1 and not all("param_names" in g for g in groups):
-        raise InputError(
-            f"its optimizer has {len(groups)} param groups without names, so which state belongs "
-            "to which parameter is not known; build it from model.named_parameters()"
-        )
-    joined = {"params": [p for g in groups for p in g["params"]]}
-    if all("param_names" in g for g in groups):
-        joined["param_names"] = [name for g in groups for name in g["param_names"]]
-    return {**settings[0], **joined}
+    return {**joined, "weight_decay": decays[0] if decays else 0.0}
 
 
-def _recognise_optimizer(group: dict[str, Any], schedule: Schedule) -> Optimizer:
+def recognise_optimizer(
+    groups: Sequence[Group], schedule: Schedule, *, vectors: Collection[str]
+) -> Optimizer:
+    """Return the optimizer of these param groups.
+
+    Args:
+        schedule: that moves its learning rate, and with `one_cycle` its momentum.
+        vectors: names of the net's biases and norms.
+
+    Raises:
+        InputError: another optimizer, or a setting that a recipe does not have.
+    """
+    group = join_settings(groups)
     name = _recognise_name(group)
     arguments = OPTIMIZER_ARGUMENTS[name]
     settings = {*arguments, "weight_decay"} | _HOW_TO_RUN | _SET_BY_SCHEDULER
@@ -68,15 +105,25 @@ def _recognise_optimizer(group: dict[str, Any], schedule: Schedule) -> Optimizer
         if group.get(flag):
             raise InputError(f"its {name} has {flag}=True, which a recipe does not have")
     fields = {field: group[field] for field in arguments}
-    fields["lr"] = float(group.get("initial_lr", group["lr"]))
+    # without a scheduler the rate stays where it is, wherever it began
+    is_moved = schedule.name != "constant"
+    fields["lr"] = float(group.get("initial_lr", group["lr"]) if is_moved else group["lr"])
     if schedule.cycles_momentum and "betas" in fields:
         fields["betas"] = (schedule.max_momentum, fields["betas"][1])
     elif schedule.cycles_momentum:
         fields["momentum"] = schedule.max_momentum
-    return Optimizer(name, weight_decay=float(group["weight_decay"]), **fields)
+    decay = group["weight_decay"]
+    undecayed = _list_undecayed(groups, vectors) if decay > 0 else ()
+    return Optimizer(name, weight_decay=decay, undecayed=undecayed, **fields)
 
 
-def _recognise_name(group: dict[str, Any]) -> Any:
+def _list_undecayed(groups: Sequence[Group], vectors: Collection[str]) -> tuple[str, ...]:
+    """Name the parameters without weight decay; where they are all vectors, in one word."""
+    names = [name for g in groups if g.settings["weight_decay"] == 0 for name in g.names]
+    return (VECTORS,) if names and sorted(names) == sorted(vectors) else tuple(names)
+
+
+def _recognise_name(group: Mapping[str, Any]) -> Any:
     if {"momentum", "dampening", "nesterov"} <= group.keys():
         return "sgd"
     if {"alpha", "centered", "momentum"} <= group.keys():
@@ -92,7 +139,18 @@ def _recognise_name(group: dict[str, Any]) -> Any:
     return "adamw" if group.get("decoupled_weight_decay") else "adam"
 
 
-def _recognise_schedule(scheduler: States | None, group: dict[str, Any], *, step: int) -> Schedule:
+def recognise_schedule(
+    scheduler: States | None, group: Mapping[str, Any], *, steps: Steps
+) -> Schedule:
+    """Return the schedule of a scheduler's `state_dict`; None stands for a constant rate.
+
+    Args:
+        group: the settings of the optimizer, some of which a scheduler keeps there.
+        steps: those that were done.
+
+    Raises:
+        InputError: another scheduler, or its steps do not fit the optimizer's.
+    """
     if not scheduler:
         return Schedule()
     keys = scheduler.keys() - _OF_ANY_SCHEDULER
@@ -111,22 +169,39 @@ def _recognise_schedule(scheduler: States | None, group: dict[str, Any], *, step
         fields = _read_plateau(scheduler)
     else:
         fields = {field: scheduler[field] for field in _OF_SCHEDULER[name]}
-    return Schedule(name, every=_steps_of_epoch(step, scheduler["last_epoch"]), **fields)
+    return Schedule(name, every=_steps_of_epoch(steps, scheduler["last_epoch"]), **fields)
 
 
-def _steps_of_epoch(step: int, last_epoch: int) -> int:
-    """Return how many steps the optimizer takes for each of the scheduler."""
-    if step == last_epoch:
+def _steps_of_epoch(steps: Steps, last_epoch: int) -> int:
+    """Return how many steps the optimizer takes for each of the scheduler.
+
+    Raises:
+        InputError: that is not certain, because some were skipped, or it is no whole number.
+    """
+    done = steps.of_optimizer
+    if done == last_epoch:
         return 1
-    if last_epoch == 0 or step % last_epoch:
+    counts = f"its scheduler did {last_epoch} steps and its optimizer {done}"
+    if done < last_epoch:
         raise InputError(
-            f"its scheduler did {last_epoch} steps and its optimizer {step}, which is no whole "
-            "number for each; save it at the end of an epoch"
+            f"{counts}, as where AMP's GradScaler skips steps, and a schedule here counts those of "
+            f"the optimizer; {LEAVE_OUT}"
         )
-    return step // last_epoch
+    if steps.scaled and steps.of_loop != done:
+        raise InputError(
+            f"{counts}, and AMP's GradScaler, whose state is in the file, skips steps, so how many "
+            "an epoch has is not known; save the number of all steps beside it as `step` if none "
+            f"was skipped, or {LEAVE_OUT}"
+        )
+    if last_epoch == 0 or done % last_epoch:
+        raise InputError(
+            f"{counts}, which is no whole number for each, as in the middle of an epoch; save it "
+            f"at the end of one, or {LEAVE_OUT}"
+        )
+    return done // last_epoch
 
 
-def _read_one_cycle(scheduler: States, group: dict[str, Any]) -> dict[str, Any]:
+def _read_one_cycle(scheduler: States, group: Mapping[str, Any]) -> dict[str, Any]:
     phases, total = scheduler["_schedule_phases"], scheduler["total_steps"]
     momenta = ("base_momentum", "max_momentum") if scheduler["cycle_momentum"] else ()
     return {
@@ -143,6 +218,10 @@ def _read_one_cycle(scheduler: States, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_plateau(scheduler: States) -> dict[str, Any]:
+    if len(set(scheduler["min_lrs"])) > 1:
+        raise InputError(
+            "its ReduceLROnPlateau has several min_lr, and a recipe has one for all parameters"
+        )
     names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "eps")
     return {**{name: scheduler[name] for name in names}, "min_lr": float(scheduler["min_lrs"][0])}
 

@@ -6,28 +6,47 @@ state = training_state.load("RUN", model, optimizer, scheduler)
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from unet_spec import InputError, Preprocessing, UNetConfig, dialects, training_state
 from unet_spec.fields import from_json
+from unet_spec.origin import Group
 from unet_spec.recipe import Recipe
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
-from unet_torch import checkpoint, recognition, weights
+from unet_torch import checkpoint, weights
 from unet_torch.model import UNet
+from unet_torch.param_groups import make_group
 from unet_torch.recipe import KINDS, SCHEDULERS, Scheduler, build
+from unet_torch.states import (
+    assemble,
+    describe_changes,
+    from_states,
+    groups_of_recipe,
+    make_states,
+    refuse_malformed,
+    refuse_rising_plateau,
+    to_states,
+)
+
+__all__ = [
+    "describe_changes", "from_content", "from_states", "holds_optimizer", "knows_config", "load",
+    "read", "refuse_rising_plateau", "restore", "save", "state_of", "to_states", "write",
+]  # fmt: skip
 
 OPTIMIZERS = ("optimizer", "optimizer_state_dict")
 _SCHEDULERS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_scheduler_state_dict")
+_SCALERS = ("scaler", "grad_scaler", "scaler_state_dict", "amp")
 _STEPS = ("step", "global_step", "iteration")
 _SUFFIXES = (".pt", ".pth")
+# settings of a param group that say how torch computes, or which parameters it holds
+_OF_OBJECTS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
 
 
 def load(
@@ -84,13 +103,11 @@ def state_of(
     step: int | None = None,
 ) -> TrainingState:
     """The run that these objects are in the middle of; the arguments are those of `save`."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    moved = [p for group in optimizer.param_groups for p in group["params"]]
     now = weights.to_weights(model)
-    return _assemble(
+    return assemble(
         # a copy: the model goes on
         dataclasses.replace(now, tensors={n: t.copy() for n, t in now.tensors.items()}),
-        [names.get(id(parameter), "?") for parameter in moved],
+        _groups_of(model, optimizer),
         optimizer.state_dict(),
         None if scheduler is None else scheduler.state_dict(),
         step=step,
@@ -108,26 +125,29 @@ def read(path: Path | str, *, config: UNetConfig = UNetConfig()) -> TrainingStat
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         return training_state.read(path)
-    return from_content(checkpoint.read_content(path), config, source=path)
+    with _naming(path):
+        return _of_checkpoint(checkpoint.read_content(path), config, source=str(path))
 
 
-def from_content(content: Any, config: UNetConfig, *, source: Path) -> TrainingState:
-    """Return the run in what `torch.load` gave.
+def from_content(
+    content: Any, config: UNetConfig, *, source: Path, without_scheduler: bool = False
+) -> TrainingState:
+    """Return the run in what `torch.load` gave, for JAX to continue.
+
+    Args:
+        config: as in `read`.
+        without_scheduler: the learning rate stays where it is, and the schedule is constant.
 
     Raises:
-        InputError: no optimizer in it, or one that no recipe describes.
+        InputError: no optimizer in it, one that no recipe describes, or a scheduler that waits for
+            something else than a loss.
     """
-    try:
-        return _of_checkpoint(content, config, source=str(source))
-    except InputError as error:
-        if str(error).startswith(f"{source}: "):
-            raise
-        raise InputError(f"{source}: {error}") from error
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise InputError(
-            f"{source}: its optimizer or scheduler is not what torch's state_dict() gives "
-            f"({error!r})"
-        ) from error
+    with _naming(source):
+        state = _of_checkpoint(
+            content, config, source=str(source), without_scheduler=without_scheduler
+        )
+        refuse_rising_plateau(state)
+        return state
 
 
 def write(path: Path | str, state: TrainingState) -> None:
@@ -137,7 +157,7 @@ def write(path: Path | str, state: TrainingState) -> None:
         training_state.write(path, state)
         return
     model = weights.from_weights(state.weights).requires_grad_()
-    optimizer, scheduler = build(state.recipe, model.parameters())
+    optimizer, scheduler = build(state.recipe, model.named_parameters())
     restore(state, model, optimizer, scheduler)
     card = {
         "config": dataclasses.asdict(model.config),
@@ -178,21 +198,40 @@ def restore(
 ) -> None:
     """Put a run into torch's objects; refuses before it changes any."""
     _check_fit(state, model, optimizer, scheduler)
-    template, template_scheduler = build(
-        state.recipe, [nn.Parameter(torch.zeros(())) for _ in model.parameters()]
-    )
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(p)] for p in optimizer.param_groups[0]["params"]]
     tensors = {n: torch.from_numpy(np.array(t)) for n, t in state.weights.tensors.items()}
     model.load_state_dict(tensors, strict=True)
-    settings = _settings(state, template.state_dict()["param_groups"][0])
-    group = {**optimizer.state_dict()["param_groups"][0], **settings}
-    slots = {} if state.step == 0 else {i: _slots(state, name) for i, name in enumerate(order)}
-    optimizer.load_state_dict(
-        {"state": slots, "param_groups": [{**group, "params": list(range(len(order)))}]}
+    of_optimizer, of_scheduler = make_states(state, _prepare_groups(state, model, optimizer))
+    optimizer.load_state_dict(of_optimizer)
+    if scheduler is not None and of_scheduler is not None:
+        scheduler.load_state_dict(of_scheduler)
+
+
+def _prepare_groups(
+    state: TrainingState, model: UNet, optimizer: torch.optim.Optimizer
+) -> list[Group]:
+    """Return the param groups of an optimizer, with the settings of a run."""
+    settings = groups_of_recipe(state)[0].settings
+    own = {name: value for name, value in settings.items() if name not in _OF_OBJECTS}
+    return [
+        Group(group.names, {**group.settings, **own, "weight_decay": min(decays)})
+        for group in _groups_of(model, optimizer)
+        if (decays := _list_decays(state, group))
+    ]
+
+
+def _list_decays(state: TrainingState, group: Group) -> set[float]:
+    """Return the weight decays that a run has for the parameters of a param group."""
+    tensors, optimizer = state.weights.tensors, state.recipe.optimizer
+    return {optimizer.decay_of(name, ndim=tensors[name].ndim) for name in group.names}
+
+
+def _groups_of(model: UNet, optimizer: torch.optim.Optimizer) -> tuple[Group, ...]:
+    """Return the param groups of an optimizer; "?" for what is no parameter of the model."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return tuple(
+        make_group([names.get(id(p), "?") for p in group["params"]], group)
+        for group in optimizer.param_groups
     )
-    if scheduler is not None and template_scheduler is not None:
-        scheduler.load_state_dict(_scheduler_state(state, template_scheduler))
 
 
 def _check_fit(
@@ -220,47 +259,27 @@ def _check_fit(
     needed = SCHEDULERS.get(schedule, type(None))
     if type(scheduler) is not needed:
         raise InputError(f"its schedule is {schedule}, the given one {type(scheduler).__name__}")
-    given = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    if len(optimizer.param_groups) > 1 or sorted(given) != sorted(map(id, model.parameters())):
+    groups = _groups_of(model, optimizer)
+    moved = sorted(name for group in groups for name in group.names)
+    if moved != sorted(name for name, _ in model.named_parameters()):
         raise InputError(
-            "the given optimizer needs one param group with all parameters of the given model"
+            "the given optimizer needs to move all parameters of the given model and no others"
+        )
+    if len(groups) > 1 and not state.recipe.optimizer.undecayed:
+        raise InputError("the given optimizer needs one param group, as the run has")
+    if any(len(_list_decays(state, group)) != 1 for group in groups):
+        raise InputError(
+            "the given optimizer needs a param group with weight decay and one without, as "
+            "unet_torch.recipe.build makes them"
         )
     for flag in ("amsgrad", "maximize"):
         if optimizer.param_groups[0].get(flag):
             raise InputError(f"the given optimizer has {flag}=True, which the run has not")
 
 
-def _settings(state: TrainingState, group: dict[str, Any]) -> dict[str, Any]:
-    """Return a param group with the learning rate and the momentum of the next step."""
-    flags = ("params", "foreach", "fused", "capturable", "differentiable")
-    settings = {name: value for name, value in group.items() if name not in flags}
-    settings["lr"] = state.scheduler["lr"]
-    if "momentum" in state.scheduler and "betas" in group:
-        settings["betas"] = (state.scheduler["momentum"], group["betas"][1])
-    elif "momentum" in state.scheduler:
-        settings["momentum"] = state.scheduler["momentum"]
-    return settings
-
-
-def _slots(state: TrainingState, name: str) -> dict[str, torch.Tensor]:
-    """Return what torch's optimizer keeps of one parameter."""
-    slots = {slot: torch.from_numpy(np.array(t[name])) for slot, t in state.slots.items()}
-    if state.recipe.optimizer.name == "sgd":
-        return slots
-    return {"step": torch.tensor(float(state.step)), **slots}
-
-
-def _scheduler_state(state: TrainingState, template: Scheduler) -> dict[str, Any]:
-    """Return the `state_dict` of the scheduler; a new one of its kind is the template."""
-    values, last_epoch = state.scheduler, int(state.scheduler["last_epoch"])
-    result = {**template.state_dict(), "last_epoch": last_epoch, "_last_lr": [values["lr"]]}
-    if not isinstance(template, ReduceLROnPlateau):
-        return {**result, "_step_count": last_epoch + 1}
-    counts = {name: int(values[name]) for name in ("num_bad_epochs", "cooldown_counter")}
-    return {**result, **counts, "best": values["best"]}
-
-
-def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> TrainingState:
+def _of_checkpoint(
+    content: Any, config: UNetConfig, *, source: str, without_scheduler: bool = False
+) -> TrainingState:
     if not holds_optimizer(content):
         raise InputError(f"no optimizer in it under {' or '.join(OPTIMIZERS)}")
     card = json.loads(content["unet"]) if "unet" in content else {}
@@ -272,22 +291,20 @@ def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> Training
     else:
         net = dialects.infer_config(tensors, given=config, source=source)
         loaded = WeightFile(net, tensors)
-    optimizer = _first(content, OPTIMIZERS)
+    optimizer, scaler = _first(content, OPTIMIZERS), _first(content, _SCALERS)
     average = content.get("average", {}) if card else {}
-    names = recognition.join_groups(optimizer).get("param_names")
-    if names:
-        names = list(dialects.unwrap(dict.fromkeys(names)))
-    else:  # parameters lie in the order of the state_dict, without its buffers
-        trained = set(_trained_names(loaded))
-        names = [name for name in tensors if name in trained]
+    # parameters lie in the order of the state_dict, without its buffers
+    trained = {p.name for p in training_state.trained(loaded)}
     steps = [content[key] for key in _STEPS if type(content.get(key)) is int]
-    state = _assemble(
+    state, _ = from_states(
         loaded,
-        names,
+        [name for name in tensors if name in trained],
         optimizer,
         _first(content, _SCHEDULERS),
         step=steps[0] if steps else None,
         recipe=from_json(Recipe, json.dumps(card["recipe"])) if card else None,
+        scaler=scaler,
+        without_scheduler=without_scheduler,
     )
     return dataclasses.replace(
         state,
@@ -296,90 +313,20 @@ def _of_checkpoint(content: Any, config: UNetConfig, *, source: str) -> Training
     )
 
 
-def _assemble(
-    loaded: WeightFile,
-    names: list[str],
-    optimizer: Mapping[str, Any],
-    scheduler: Mapping[str, Any] | None,
-    *,
-    step: int | None,
-    recipe: Recipe | None,
-) -> TrainingState:
-    """Return the run that `state_dict`s describe.
+@contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """Name the file in what the block refuses.
 
-    Args:
-        names: of the optimizer's parameters, in its order.
-        step: number of steps done, where the optimizer does not count them.
-        recipe: by default it is recognised.
+    Raises:
+        InputError: likewise.
     """
-    group = recognition.join_groups(optimizer)
-    pairs = zip(names, group["params"], strict=False)
-    moments = {name: optimizer["state"].get(index, {}) for name, index in pairs}
-    if sorted(names) != sorted(_trained_names(loaded)) or len(names) != len(group["params"]):
-        raise InputError(
-            f"its optimizer moves {len(group['params'])} parameters, and the net has "
-            f"{len(_trained_names(loaded))}; a recipe moves them all"
-        )
-    step = _count_steps(moments, scheduler, step)
-    recipe = recipe or recognition.recognise_recipe(optimizer, scheduler, step=step)
-    slots = training_state.zeros(loaded, recipe)
-    if any(moments.values()):
-        for slot in recipe.slots:
-            slots[slot] = {name: _to_numpy(moments[name].get(slot), slot, name) for name in names}
-    values = _scheduler_values(recipe, group, scheduler, step)
-    return TrainingState(loaded, recipe, step, slots, values)
-
-
-def _count_steps(
-    moments: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any] | None, step: int | None
-) -> int:
-    """Return how many steps were done: as the optimizer counted them, else `step`."""
-    counts = {int(state["step"]) for state in moments.values() if "step" in state}
-    if len(counts) > 1:
-        raise InputError(
-            f"its optimizer moved some parameters {min(counts)} times and others {max(counts)}; "
-            "a recipe moves them all"
-        )
-    if counts:
-        return counts.pop()
-    if step is not None:
-        return step
-    has_momentum = any(state.get("momentum_buffer") is not None for state in moments.values())
-    if scheduler and scheduler["last_epoch"] > 0:
-        raise InputError(
-            "SGD keeps no count of its steps, so those for each step of the scheduler are not "
-            "known; save the number beside it as `step`"
-        )
-    # without a scheduler it only matters whether a momentum has begun
-    return 1 if has_momentum else 0
-
-
-def _scheduler_values(
-    recipe: Recipe, group: dict[str, Any], scheduler: Mapping[str, Any] | None, step: int
-) -> dict[str, float]:
-    """Return the plain values that the scheduler is at."""
-    values = {"lr": float(group["lr"]), "last_epoch": step // recipe.schedule.every}
-    if recipe.schedule.name == "constant":
-        return values
-    if scheduler is None:
-        raise InputError(f"its recipe has the schedule {recipe.schedule.name}, but no state of it")
-    values["last_epoch"] = scheduler["last_epoch"]
-    if recipe.schedule.cycles_momentum:
-        values["momentum"] = float(group["betas"][0] if "betas" in group else group["momentum"])
-    if recipe.schedule.name == "plateau":
-        names = ("best", "num_bad_epochs", "cooldown_counter")
-        values |= {name: scheduler[name] for name in names}
-    return values
-
-
-def _to_numpy(tensor: Any, slot: str, name: str) -> np.ndarray:
-    if not isinstance(tensor, torch.Tensor):
-        raise InputError(f"its optimizer has no {slot} of {name}; was it frozen, or never moved?")
-    return tensor.detach().cpu().numpy().copy()
-
-
-def _trained_names(loaded: WeightFile) -> list[str]:
-    return [p.name for p in training_state.trained(loaded)]
+    try:
+        with refuse_malformed():
+            yield
+    except InputError as error:
+        if str(error).startswith(f"{source}: "):
+            raise
+        raise InputError(f"{source}: {error}") from error
 
 
 def _first(content: Mapping[str, Any], names: tuple[str, ...]) -> Any:

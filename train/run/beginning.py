@@ -60,6 +60,12 @@ def read_start_settings(config: TrainConfig, *, run: Path | None = None) -> dict
     if isinstance(source, TrainingState):
         recipe = _add_clipping(source.recipe, config)
         settings |= {"optimizer": recipe.optimizer, "schedule": recipe.schedule}
+        if recipe.schedule.name == "plateau" and recipe.schedule.mode == "max":
+            raise InputError(
+                f"{config.start}: its plateau waits for a value that rises, and here plateau "
+                "watches the loss of each batch, which falls; begin with another schedule from its "
+                f"weights alone: unet convert {config.start} NEW.safetensors --weights-only"
+            )
         if source.step >= config.steps:
             raise ConfigError(
                 config,
