@@ -60,7 +60,7 @@ def test_files_of_one_name_are_told_apart(tmp_path):
         text = f"from torch import nn\nnet = nn.Conv2d(1, {width}, 3)"
         (tmp_path / str(width) / "net.py").write_text(text)
     nets = [reference.build(f"{tmp_path / str(width)}/net.py:net") for width in (2, 3)]
-    assert [net.weight.shape[0] for net in nets] == [2, 3]
+    assert [len(net.state_dict()["weight"]) for net in nets] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_file_of_an_old_torch_has_no_counts_of_batches():
     held = arrays(net_with_norm())
     del held["1.num_batches_tracked"]
     _, loaded = reference.load(net_with_norm(), held, place="net.py:net", source="x.pt")
-    assert loaded[1].num_batches_tracked == 0
+    assert loaded.state_dict()["1.num_batches_tracked"] == 0
 
 
 def test_a_module_of_other_names_is_refused_where_the_slides_names_are_needed():
@@ -155,6 +155,7 @@ class Outputs(nn.Module):
 )
 def test_one_output_is_taken_out_of_what_holds_it(wrap):
     y = reference.run(Outputs(wrap), np.zeros((1, 1, 4, 5), np.float32), dtype=torch.float64)
+    assert y is not None
     assert y.shape == (1, 2, 2, 3)
     assert y.dtype == np.float64
 

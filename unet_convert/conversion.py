@@ -218,7 +218,8 @@ def read(
     """
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
-    recognition, notes = None, ()
+    recognition: Recognition | None = None
+    notes: tuple[str, ...] = ()
     if source.is_dir():
         content: TrainingState | WeightFile = training_state.read(source)
     elif _is_of_torch(source):

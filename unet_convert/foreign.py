@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from unet_spec.structure import Structure, describe, rename
 
 from unet_spec import InputError, Preprocessing, UNetConfig, dialects, geometry, structure
 from unet_spec.environment import need
@@ -16,6 +15,7 @@ from unet_spec.errors import ConfigError
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.recorded import read_recorded
+from unet_spec.structure import Structure, describe, rename
 from unet_spec.weight_file import WeightFile
 from unet_spec.wording import list_names
 
@@ -170,6 +170,11 @@ def recognise(
             settled |= {"fit"}
             notes.append(f"fit=error: {evidence.reference} takes no size that a pool cannot halve")
         search = _search(structures, tensors, pairs, settled, source, say, refuses_odd=refuses_odd)
+        if not refuses_odd and "fit" not in {*search.varied, *evidence.settled}:
+            notes.append(
+                f"fit={search.best.config.fit}: a size that every pool halves says nothing of "
+                "others; record an odd one to use those"
+            )
         config, names = search.best.config, search.best.names
     else:
         _refuse_hidden(structures, source, evidence)
@@ -433,7 +438,7 @@ def _describe_origin(
     theirs = {name for name, _ in names}
     usual = {name: "int64" if ours.endswith("tracked") else "float32" for name, ours in names}
     dtypes = {n: checkpoint.dtypes[n] for n in theirs if checkpoint.dtypes[n] != usual[n]}
-    content, left_out = template.describe(checkpoint, of_net=theirs)
     if checkpoint.content.keys() == theirs:  # a plain state_dict
-        content = None
+        return Origin(tuple(names), dict(sorted(dtypes.items())), None), []
+    content, left_out = template.describe(checkpoint, of_net=theirs)
     return Origin(tuple(names), dict(sorted(dtypes.items())), content), left_out

@@ -1,39 +1,23 @@
-"""What a bare `state_dict` says of the net that it belongs to, and what it cannot say."""
+"""A foreign file with the slides' names: the weights in it, and what its tensors do not say."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
 from unet_spec.families import OWN
-from unet_spec.parameters import Tensors, check_tensors
-from unet_spec.structure import interpolation_error, norm_error, recognise
+from unet_spec.parameters import Tensors
+from unet_spec.structure import interpolation_error, norm_error, recognise, rename
+from unet_spec.weight_file import WeightFile
 
 _HIDDEN = ("padding", "groups", "activation", "concat", "fit", "dropout", "output")
-_WRAPPERS = ("state_dict", "model_state_dict", "ema_model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def unwrap(content: object) -> dict:
-    """Take the tensors out of a checkpoint.
-
-    The dict around them is taken off, and the prefix that DataParallel, `torch.compile` or
-    Lightning put before every name.
-
-    Raises:
-        InputError: no tensors in it.
-    """
-    while isinstance(content, dict) and (inner := [w for w in _WRAPPERS if w in content]):
-        content = content[inner[0]]
-    if not isinstance(content, dict) or not content:
-        raise InputError("no state_dict in it: a dict of tensors by name is needed")
-    for prefix in _PREFIXES:
-        if all(str(name).startswith(prefix) for name in content):
-            content = {str(name)[len(prefix) :]: tensor for name, tensor in content.items()}
-    return content
-
-
-def infer_config(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetConfig:
-    """Infer the config of tensors with the slides' names.
+def read_own(
+    tensors: Tensors, *, given: UNetConfig, ties: Mapping[str, str], source: str
+) -> tuple[WeightFile, list[str]]:
+    """Return the weights in tensors with the slides' names, behind any prefix, and our names in
+    the order of the file.
 
     What leaves no trace (padding, concat, activation, fit, dropout, groups) is that of `given`.
 
@@ -43,18 +27,19 @@ def infer_config(tensors: Tensors, *, given: UNetConfig, source: str) -> UNetCon
     default = UNetConfig()
     names = (field.name for field in fields(UNetConfig))
     settled = frozenset(n for n in names if getattr(given, n) != getattr(default, n))
-    structure = recognise(tensors, given=given, settled=settled, ties={}, source=source)[0]
+    structure = recognise(tensors, given=given, settled=settled, ties=ties, source=source)[0]
     if structure.family is not OWN:
         raise InputError(
             f"{source}: these are not the slides' names (down_1.conv.conv.0.weight ... out.bias) "
-            f"but {', '.join(list(tensors)[:3])} ...; rename them first"
+            f"but {', '.join(list(tensors)[:3])} ...; convert it first: unet convert {source} "
+            "RUN.safetensors"
         )
     if "norm" in structure.hidden:
         raise norm_error(given, source=source)
     if "up" in structure.hidden:
         raise interpolation_error(given, source=source)
-    check_tensors(structure.config, tensors, source=source)
-    return structure.config
+    order = list(dict.fromkeys(ours for _, ours in structure.names))
+    return WeightFile(structure.config, rename(structure, tensors)), order
 
 
 def describe_assumptions(config: UNetConfig) -> str:

@@ -5,6 +5,7 @@ Names, order, wrapper, types and ties are those of the file that it came from
 """
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _list_names(origin: Origin) -> dict[str, str]:
 def _to_theirs(origin: Origin, weights: WeightFile) -> dict[str, Tensor]:
     """Return the tensors by their names and in their types; tied ones share their memory."""
     ours: dict[tuple[str, str], Tensor] = {}
-    theirs = {}
+    theirs: dict[str, Tensor] = OrderedDict()  # as `state_dict()` gives it
     for name, our_name in origin.names:
         array = weights.tensors[our_name]
         usual = "int64" if array.dtype.kind in "iu" else "float32"

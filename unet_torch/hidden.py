@@ -135,6 +135,8 @@ def search(
         InputError: outputs of a size that no combination gives, or that several combinations
             give.
     """
+    if all(_is_even(nets[0].config, pair) for pair in pairs):
+        settled |= {"fit"}  # it says nothing of sizes that the pools halve
     varied = list_hidden(nets[0].config, settled=settled)
     candidates = [
         _give_config(net, config)
@@ -148,7 +150,7 @@ def search(
     measured = sorted(_screen(candidates, pairs[0]), key=lambda candidate: candidate.error)
     finalists = [_judge(c, pairs) for c in measured[:MOST_FINALISTS]]
     finalists.sort(key=lambda candidate: candidate.error)
-    holding = _drop_equals([candidate for candidate in finalists if candidate.holds])
+    holding = [candidate for candidate in finalists if candidate.holds]
     if len(holding) > 1:
         names = [n for n in varied if len({getattr(c.config, n) for c in holding}) > 1]
         listed = " and ".join(describe_fields(c.config, names) for c in holding)
@@ -226,6 +228,12 @@ def _list_options(config: UNetConfig, field: str) -> list[dict[str, Any]]:
     return [own, *(option for option in options if option != own)]
 
 
+def _is_even(config: UNetConfig, pair: Pair) -> bool:
+    """Say whether every pool halves the pair's size, with either padding."""
+    both = (replace(config, padding=padding, fit="error") for padding in ("same", "valid"))
+    return any(_fits_size(one, pair) for one in both)
+
+
 def _fits_size(config: UNetConfig, pair: Pair) -> bool:
     """Say whether the net takes the input's size, and gives the output's."""
     sizes = zip(pair.x.shape[2:], pair.y.shape[2:], strict=True)
@@ -241,10 +249,7 @@ def _screen(candidates: Sequence[Candidate], pair: Pair) -> Iterator[Candidate]:
     logits: dict[Any, np.ndarray] = {}
     x, y = pair.x[:1], pair.y[:1].astype(np.float64)
     for candidate in candidates:
-        # a size that needs no fit has no use for it
-        key = replace(candidate.config, output="logits", fit="error"), candidate.names
-        if any(size % 2**candidate.config.depth for size in x.shape[2:]):
-            key = replace(candidate.config, output="logits"), candidate.names
+        key = replace(candidate.config, output="logits"), candidate.names
         if key not in logits:
             logits[key] = run(candidate.config, candidate.tensors, x, "float32")
         output = apply_output(candidate.config, logits[key].astype(np.float64), axis=1)
@@ -272,17 +277,6 @@ def _judge(candidate: Candidate, pairs: Sequence[Pair]) -> Candidate:
 
 def _run_one(run: Callable[[str], np.ndarray], dtype: str) -> list[np.ndarray]:
     return [run(dtype)]
-
-
-def _drop_equals(candidates: list[Candidate]) -> list[Candidate]:
-    """Return one candidate of those that differ only in `fit`, which an even size does not show:
-    the one that refuses odd sizes, or else the first."""
-    chosen: dict[Any, Candidate] = {}
-    for candidate in candidates:
-        key = replace(candidate.config, fit="error"), candidate.names
-        if key not in chosen or candidate.config.fit == "error":
-            chosen[key] = candidate
-    return list(chosen.values())
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def rebuild(
 
 def find_scheduler(node: Node) -> dict[str, Any] | None:
     """Return the state of the scheduler that a file came with, or None."""
-    for _, child in node.get("dict", node.get("ordered dict", [])):
+    for _, child in node.get("dict") or node.get("ordered dict") or []:
         if "scheduler" in child:
             states = rebuild({"list": [child["scheduler"]]}, weights={})
             state = states[0][0] if isinstance(states[0], list) else states[0]

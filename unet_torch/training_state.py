@@ -283,14 +283,16 @@ def _of_checkpoint(
     if not holds_optimizer(content):
         raise InputError(f"no optimizer in it under {' or '.join(OPTIMIZERS)}")
     card = json.loads(content["unet"]) if "unet" in content else {}
-    tensors = checkpoint.select_tensors(content, source=source)
+    opened = checkpoint.open_content(content, source=source)
     if card:
         net = from_json(UNetConfig, json.dumps(card["config"]))
         preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
-        loaded = WeightFile(net, tensors, preprocessing, tuple(card["class_names"]))
+        loaded = WeightFile(net, opened.tensors, preprocessing, tuple(card["class_names"]))
+        order = list(opened.tensors)
     else:
-        net = dialects.infer_config(tensors, given=config, source=source)
-        loaded = WeightFile(net, tensors)
+        loaded, order = dialects.read_own(
+            opened.tensors, given=config, ties=opened.ties, source=source
+        )
     optimizer, scaler = _first(content, OPTIMIZERS), _first(content, _SCALERS)
     average = content.get("average", {}) if card else {}
     # parameters lie in the order of the state_dict, without its buffers
@@ -298,7 +300,7 @@ def _of_checkpoint(
     steps = [content[key] for key in _STEPS if type(content.get(key)) is int]
     state, _ = from_states(
         loaded,
-        [name for name in tensors if name in trained],
+        [name for name in order if name in trained],
         optimizer,
         _first(content, _SCHEDULERS),
         step=steps[0] if steps else None,
