@@ -199,7 +199,7 @@ def recognise(
         WeightFile(config, by_ours, evidence.preprocessing, origin=origin),
         first,
         search,
-        " and ".join(pair.source for pair in pairs),
+        " and ".join(dict.fromkeys(pair.source for pair in pairs)),
         tuple(dict.fromkeys(name for name in order if name in trained)),
         tuple(notes),
     )

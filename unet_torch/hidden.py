@@ -8,6 +8,7 @@ the others miss it by far more than rounding.
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -25,6 +26,7 @@ from unet_torch.model import UNet
 SLOPES = (0.01, 0.1, 0.2, 0.05, 0.3)  # of LeakyReLU: torch's, then those of public nets
 EXACT = 1e-9  # of the scale, between two float64 runs of one net
 MOST_FINALISTS = 4
+SMALL_PIXELS = 64 * 64
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def search(
         settled |= {"fit"}  # it says nothing of sizes that the pools halve
     varied = list_hidden(nets[0].config, settled=settled)
     candidates = [
-        _give_config(net, config)
+        give_config(net, config)
         for net in nets
         for config in list_combinations(net.config, varied)
         if all(_fits_size(config, pair) for pair in pairs)
@@ -147,8 +149,9 @@ def search(
     if not candidates:
         raise InputError(_explain_sizes(nets[0].config, pairs[0]))
     say(f"comparing {len(candidates)} combinations of {', '.join(varied)} with {pairs[0].source}")
-    measured = sorted(_screen(candidates, pairs[0]), key=lambda candidate: candidate.error)
-    finalists = [_judge(c, pairs) for c in measured[:MOST_FINALISTS]]
+    with _few_threads(pairs[0]):
+        measured = sorted(_screen(candidates, pairs[0]), key=lambda candidate: candidate.error)
+        finalists = [_judge(c, pairs) for c in measured[:MOST_FINALISTS]]
     finalists.sort(key=lambda candidate: candidate.error)
     holding = [candidate for candidate in finalists if candidate.holds]
     if len(holding) > 1:
@@ -175,7 +178,7 @@ def list_combinations(config: UNetConfig, fields: Sequence[str]) -> Iterator[UNe
             continue
 
 
-def _give_config(net: Candidate, config: UNetConfig) -> Candidate:
+def give_config(net: Candidate, config: UNetConfig) -> Candidate:
     """Return a net with another config; where norms stand elsewhere, their names say so."""
     if config.norm == "none" or config.norm_place == net.config.norm_place:
         return replace(net, config=config)
@@ -232,6 +235,19 @@ def _is_even(config: UNetConfig, pair: Pair) -> bool:
     """Say whether every pool halves the pair's size, with either padding."""
     both = (replace(config, padding=padding, fit="error") for padding in ("same", "valid"))
     return any(_fits_size(one, pair) for one in both)
+
+
+@contextmanager
+def _few_threads(pair: Pair) -> Iterator[None]:
+    """Compute small images in one thread: several wait for one another, on a busy machine a
+    hundred times as long as they compute."""
+    threads = torch.get_num_threads()
+    if pair.x[0, 0].size <= SMALL_PIXELS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fits_size(config: UNetConfig, pair: Pair) -> bool:
