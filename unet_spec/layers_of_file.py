@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -97,7 +96,8 @@ def find_layers(tensors: Tensors, *, ties: Mapping[str, str], source: str) -> Fi
     _refuse_other_nets(tensors, source=source)
     prefix = _common_prefix(tensors)
     groups = _group(tensors)
-    beside, layers = [], []
+    beside: list[str] = []
+    layers: list[Layer] = []
     for name, parts in groups.items():
         if _lies_beside(name, parts, prefix):
             beside += _full_names(name, parts)
@@ -166,7 +166,12 @@ def _common_prefix(tensors: Tensors) -> str:
         for full, tensor in tensors.items()
         if tensor.ndim > 1 and not _LOSS.match(full)
     ]
-    return ".".join(commonprefix(names))
+    shared = []
+    for words in zip(*names, strict=False):
+        if len({*words}) > 1:
+            break
+        shared.append(words[0])
+    return ".".join(shared)
 
 
 def _lies_beside(name: str, parts: Mapping[str, np.ndarray], prefix: str) -> bool:
@@ -226,8 +231,8 @@ def _check_norm(
 ) -> None:
     if "bias" not in parts:
         raise InputError(
-            f"{source}: {name}.weight has {weight.size} values and no bias beside it: the slopes of "
-            "a PReLU, which this project does not have; keep this net in PyTorch"
+            f"{source}: {name}.weight has {weight.size} values and no bias beside it: the "
+            "slopes of a PReLU, which this project does not have; keep this net in PyTorch"
         )
 
 

@@ -62,7 +62,7 @@ def _two_nets(layers: FileLayers) -> str | None:
 
 def _shared_blocks(layers: FileLayers) -> str | None:
     """Layers that are a U-Net only if those under two names are two layers."""
-    copies = [name for name in layers.copies]
+    copies = list(layers.copies)
     if copies and assign(replace(layers, copies={})):
         return (
             f"{list_names(copies, 2)} {'is' if len(copies) == 1 else 'are'} the same layer as "
