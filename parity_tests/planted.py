@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 from unet_jax import layers, model
@@ -40,6 +41,12 @@ NEAREST = replace(SAME, up="nearest")
 BATCH = replace(SAME, norm="batch")
 GROUP = replace(SAME, norm="group")
 EQUAL = replace(SAME, widths=(6, 6, 6, 6))
+THREE = replace(SAME, widths=(6, 8), convolutions=3)
+ALONE = replace(
+    SAME, up="nearest", up_convolution=False, up_widths=(6, 4), up_middle="half",
+    concat="skip_first",
+)  # fmt: skip
+SINGLE = replace(SAME, widths=(6, 8), classes=1, output="sigmoid")
 
 
 class Bug(NamedTuple):
@@ -101,6 +108,25 @@ def padded_off_by_one(right, *args, padding=0, **kwargs):
 def without_relu_at_neck(right, in_channels, out_channels, *args):
     *block, act = right(in_channels, out_channels, *args)
     return [*block, (lambda x: x) if in_channels == out_channels == SAME.widths[-1] else act]
+
+
+def called(*numbers):
+    """The convolutions of each level that are called, with their activations, by their numbers."""
+
+    def run(right, self, x):
+        for number in numbers:
+            for layer in self.layers[2 * number : 2 * number + 2]:
+                x = layer(x)
+        return x
+
+    return around(nnx.Sequential, "__call__", run)
+
+
+def with_channels(change):
+    """Another `UpLevel` for each level of the expanding path."""
+    return around(model, "Up", lambda r, channels, *args, **kwargs: r(
+        change(channels), *args, **kwargs
+    ))  # fmt: skip
 
 
 def skip_after_pool(right, self, *args):
@@ -235,6 +261,7 @@ LEAKY = replace(SAME, activation="leaky_relu")
 DROPOUT = replace(SAME, dropout=0.3)
 ODD = replace(SAME, fit="zeros")
 BILINEAR, ALIGNED = replace(SAME, up="bilinear"), replace(SAME, up="bilinear_aligned")
+ALIGNED_ALONE = replace(ALONE, up="bilinear_aligned")
 
 FIRST = "down_1.conv.conv.0"
 NET = "the net"
@@ -250,6 +277,9 @@ BUGS = {
     "last two up-convolutions exchanged": Bug(exchanged("up_2.up", "up_3.up"), "up_2.up", EQUAL),
     "two convolutions of the neck exchanged": Bug(
         exchanged("neck.conv.0", "neck.conv.2"), "neck.conv.0", EQUAL
+    ),
+    "second and third convolution of the neck exchanged": Bug(
+        exchanged("neck.conv.2", "neck.conv.4"), "neck.conv.2", THREE
     ),
     # single values
     "one weight of the first layer off by 1,000 ULP": Bug(
@@ -297,6 +327,26 @@ BUGS = {
     "input upside down": Bug(with_input(lambda x: x[:, ::-1]), NET),
     "height and width swapped": Bug(with_input(lambda x: x.swapaxes(1, 2)), NET),
     "sigmoid inside the net": Bug(with_output(jax.nn.sigmoid), NET, SAME, FLOAT64),
+    "sigmoid inside a net of one channel": Bug(
+        with_output(jax.nn.sigmoid), NET, SINGLE, FLOAT64
+    ),
+    "single channel of the other sign": Bug(with_output(lambda y: -y), NET, SINGLE),
+    "second of three convolutions left out": Bug(called(0, 2), "down_1.conv.conv", THREE),
+    "second of three convolutions applied twice": Bug(
+        called(0, 1, 1), "down_1.conv.conv", THREE
+    ),
+    "order of three convolutions swapped": Bug(called(0, 2, 1), "down_1.conv.conv", THREE),
+    "concat swapped in a narrower expanding path": Bug(
+        around(model, "match_sizes", lambda r, *a: r(*a)[::-1]), "up_1", ALONE
+    ),
+    "channels between the convolutions as many as behind them": Bug(
+        with_channels(lambda up: up._replace(middle_channels=up.out_channels)),
+        "up_1.conv.conv.0", ALONE, STRUCTURE,
+    ),
+    "1x1 convolution after an interpolation that has none": Bug(
+        around(model, "up_sampling", lambda r, in_, out, config, *a: r(
+            in_, out, replace(config, up_convolution=True), *a)), "up_1.up.1", ALONE, STRUCTURE
+    ),
     # layers
     "padding off by one": Bug(around(layers, "conv", padded_off_by_one), FIRST),
     "padding by reflection": Bug(
@@ -334,6 +384,18 @@ BUGS = {
     "nearest off by one": Bug(
         around(layers, "interpolate", lambda r, x, *, mode: jnp.roll(r(x, mode=mode), 1, 2)),
         "up_1.up.0", NEAREST,
+    ),
+    "interpolation without a convolution off by one": Bug(
+        around(layers, "interpolate", lambda r, x, *, mode: jnp.roll(r(x, mode=mode), 1, 2)),
+        "up_1.up.0", ALONE,
+    ),
+    "nearest for bilinear without a convolution": Bug(
+        around(layers, "interpolate", lambda r, x, *, mode: r(x, mode="nearest")),
+        "up_1.up.0", ALIGNED_ALONE, FLOAT64,
+    ),
+    "no align_corners without a convolution": Bug(
+        around(layers, "interpolate", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),
+        "up_1.up.0", ALIGNED_ALONE, FLOAT64,
     ),
     "align_corners where it is not": Bug(
         around(layers, "interpolate", lambda r, x, *, mode: r(x, mode=ALIGN_CORNERS[mode])),

@@ -112,9 +112,14 @@ def _wiring_bugs(right: np.ndarray, wrong: np.ndarray) -> Candidates:
     half = right.shape[1] // 2
     yield "channels in reversed order", np.flip(right, 1)
     yield "swapped halves of a concatenation", np.roll(right, half, axis=1)
+    for first in range(1, right.shape[1]):
+        if difference(right[:, first], wrong[:, 0]) <= SAME:
+            yield "swapped parts of a concatenation", np.roll(right, -first, axis=1)
     for axis, turned in ((2, "upside down"), (3, "left and right mirrored")):
         yield f"a map {turned}", np.flip(right, axis)
-    for name, part in (("first", slice(None, half)), ("second", slice(half, None))):
+    # a single channel has no halves
+    parts = (("first", slice(None, half)), ("second", slice(half, None))) if half else ()
+    for name, part in parts:
         if difference(right[:, part], wrong[:, part]) <= SAME:
             continue
         if not wrong[:, part].any():
