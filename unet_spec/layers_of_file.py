@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +12,13 @@ from unet_spec.parameters import Tensors
 from unet_spec.wording import list_names
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_WEIGHT_NORM = re.compile(r"\.weight_[gv]$|\.parametrizations\.\w+\.original[01]$")
+# what splits a weight into several tensors, with torch's call that joins them
+_SPLIT_WEIGHTS = {
+    r"\.parametrizations\.\w+\.": 'torch.nn.utils.parametrize.remove_parametrizations(x, "weight")',
+    r"\.weight_mask$": 'torch.nn.utils.prune.remove(x, "weight")',
+    r"\.weight_u$": "torch.nn.utils.remove_spectral_norm(x)",
+    r"\.weight_g$": "torch.nn.utils.remove_weight_norm(x)",
+}
 _RESNET = re.compile(r"(?:^|\.)layer\d\.\d+\.(conv|bn)\d\.")
 _RESNET_PART = re.compile(r"(?:^|\.)(layer\d|conv1)\.")
 _LOSS = re.compile(r"(criterion|loss)\w*\.")
@@ -97,7 +102,8 @@ def find_layers(tensors: Tensors, *, ties: Mapping[str, str], source: str) -> Fi
     _refuse_other_nets(tensors, source=source)
     prefix = _common_prefix(tensors)
     groups = _group(tensors)
-    beside, layers = [], []
+    beside: list[str] = []
+    layers: list[Layer] = []
     for name, parts in groups.items():
         if _lies_beside(name, parts, prefix):
             beside += _full_names(name, parts)
@@ -121,11 +127,12 @@ def _full_names(name: str, parts: Mapping[str, np.ndarray]) -> list[str]:
 
 def _refuse_other_nets(tensors: Tensors, *, source: str) -> None:
     """Refuse what a single name or the rank of a single tensor betrays."""
-    if split := [name for name in tensors if _WEIGHT_NORM.search(name)]:
-        raise InputError(
-            f"{source}: {list_names(split, 2)} are weights split by a weight norm; save the net "
-            "again after torch.nn.utils.remove_weight_norm of each such layer"
-        )
+    for pattern, call in _SPLIT_WEIGHTS.items():
+        if split := [name for name in tensors if re.search(pattern, name)]:
+            raise InputError(
+                f"{source}: {list_names(split, 2)}: a weight of this net is split into several "
+                f"tensors; call {call} for each such layer x and save the net again"
+            )
     weights = {n: t for n, t in tensors.items() if n.rpartition(".")[2] == "weight"}
     ranks = {rank: [n for n, t in weights.items() if t.ndim == rank] for rank in (2, 3, 4, 5)}
     for rank, kind in ((3, "1-D"), (5, "3-D")):
@@ -166,7 +173,12 @@ def _common_prefix(tensors: Tensors) -> str:
         for full, tensor in tensors.items()
         if tensor.ndim > 1 and not _LOSS.match(full)
     ]
-    return ".".join(commonprefix(names))
+    shared = []
+    for words in zip(*names, strict=False):
+        if len({*words}) > 1:
+            break
+        shared.append(words[0])
+    return ".".join(shared)
 
 
 def _lies_beside(name: str, parts: Mapping[str, np.ndarray], prefix: str) -> bool:
@@ -189,13 +201,14 @@ def _read_layer(place: int, name: str, parts: Mapping[str, np.ndarray], *, sourc
     if weight is None and "running_mean" in parts:
         raise InputError(
             f"{source}: {name} is a norm without a learned scale and shift, which this project "
-            "does not have; build it with affine=True and save it again"
+            "does not have; give it a weight of ones and a bias of zeros, which changes no output, "
+            "and save the net again"
         )
     if weight is None or not parts.keys() <= allowed:
         odd = [full for full, part in zip(names, parts, strict=True) if part not in allowed]
         raise InputError(
-            f"{source}: {list_names(odd or names, 2)} belongs to no convolution and no norm, so "
-            "this net computes something that is not known here; keep this net in PyTorch"
+            f"{source}: {(odd or names)[0]} belongs to no convolution and no norm, so this net "
+            "computes something that is not known here; keep this net in PyTorch"
         )
     if weight.ndim == 1:
         _check_norm(name, parts, weight, source=source)
@@ -226,8 +239,8 @@ def _check_norm(
 ) -> None:
     if "bias" not in parts:
         raise InputError(
-            f"{source}: {name}.weight has {weight.size} values and no bias beside it: the slopes of "
-            "a PReLU, which this project does not have; keep this net in PyTorch"
+            f"{source}: {name}.weight is a vector without a bias beside it: the slopes of a "
+            "PReLU, which this project does not have; keep this net in PyTorch"
         )
 
 

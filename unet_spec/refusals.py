@@ -1,7 +1,6 @@
 """Why the layers of a file are no U-Net that this project has."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -62,7 +61,7 @@ def _two_nets(layers: FileLayers) -> str | None:
 
 def _shared_blocks(layers: FileLayers) -> str | None:
     """Layers that are a U-Net only if those under two names are two layers."""
-    copies = [name for name in layers.copies]
+    copies = list(layers.copies)
     if copies and assign(replace(layers, copies={})):
         return (
             f"{list_names(copies, 2)} {'is' if len(copies) == 1 else 'are'} the same layer as "
@@ -99,8 +98,9 @@ def _residual(layers: FileLayers) -> str | None:
     ups = len(layers.of_kind("up_conv"))
     if len(shortcuts) > 1 and (ups or len(points) > 2) and not _is_up_chain(layers):
         return (
+            f"it is a residual net, which this project does not have: "
             f"{list_names([p.name for p in shortcuts], 2)} are 1x1 convolutions beside blocks of "
-            f"3x3 ones, the shortcuts of a residual net, which this project does not have; {_KEEP}"
+            f"3x3 ones; {_KEEP}"
         )
     return None
 
@@ -135,7 +135,7 @@ def _depthwise(layers: FileLayers) -> str | None:
     single = [x.name for x in layers.of_kind("conv") if x.in_channels == 1 < x.out_channels]
     if len(single) > 2:
         return (
-            f"{list_names(single, 2)} take one channel each: depthwise convolutions, which this "
+            f"{list_names(single, 2)} each take one channel: depthwise convolutions, which this "
             f"project does not have; {_KEEP}"
         )
     return None
@@ -150,8 +150,8 @@ def _dense(layers: FileLayers) -> str | None:
     ]
     if len(grown) > 1:
         return (
-            f"{list_names(grown, 2)} take what the convolution before took and gave together: a "
-            f"dense net, which this project does not have; {_KEEP}"
+            f"it is a dense net, which this project does not have: {grown[0]} takes what the "
+            f"convolution before it took and gave together; {_KEEP}"
         )
     return None
 
@@ -169,8 +169,8 @@ def _nested(layers: FileLayers) -> str | None:
     triangles = {d * (d + 1) // 2 for d in range(3, 8)}
     if nested and len(convolutions) % 2 == 0 and len(convolutions) // 2 in triangles:
         return (
-            f"{list_names(nested, 2)} take several maps of one level: a UNet++, which this "
-            f"project does not have; {_KEEP}"
+            f"it is a UNet++, which this project does not have: {nested[0]} takes several maps of "
+            f"one level; {_KEEP}"
         )
     return None
 
@@ -187,8 +187,8 @@ def _other_last_layer(layers: FileLayers) -> str | None:
 
 def _other_up_sampling(layers: FileLayers) -> str | None:
     """Each interpolation is followed by one 3x3 convolution, or strides stand for pools."""
-    total, ups = len(layers.of_kind("conv")), len(layers.of_kind("up_conv"))
-    if ups == 0 and len(layers.of_kind("point")) == 1:
+    total = len(layers.of_kind("conv"))
+    if not layers.of_kind("up_conv") and len(layers.of_kind("point")) == 1:
         depths = [d for d in range(1, 9) if total == 2 * (2 * d + 1) + d]
         if depths and any(x.in_channels == 2 * x.out_channels for x in layers.of_kind("conv")):
             return (
@@ -196,17 +196,14 @@ def _other_up_sampling(layers: FileLayers) -> str | None:
                 f"{depths[0]} up-samplings or pools, where this project has a 1x1 convolution or "
                 f"none; {_KEEP}"
             )
-    chained = sum(a.out_channels == b.in_channels for a, b in _pairs_of_ups(layers))
-    if ups and ups % 2 == 0 and total % (ups + 1) == 0 and chained:
+    strided = [x.name for x in layers.of_kind("up_conv") if x.in_channels == x.out_channels]
+    others = tuple(layer for layer in layers.layers if layer.name not in strided)
+    if strided and assign(replace(layers, layers=others)):
         return (
-            f"its {ups} 2x2 convolutions are twice as many as its levels need: strided ones in "
-            f"place of the pools, which this project does not have; {_KEEP}"
+            f"{list_names(strided, 2)}: 2x2 convolutions beside the up-convolutions, strided ones "
+            f"in place of the pools, which this project does not have; {_KEEP}"
         )
     return None
-
-
-def _pairs_of_ups(layers: FileLayers) -> Iterator[tuple[Layer, Layer]]:
-    return pairwise(layers.of_kind("up_conv"))
 
 
 def _unequal_levels(layers: FileLayers) -> str | None:
