@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from parity_tests import shown
 from parity_tests.shown import Message, run_unet
 from unet_spec import InputError, UNetConfig
 from unet_spec.recipe import Recipe, Schedule
+from unet_torch import training_state as torch_state
 
 TRAIN = ("unet train cells --net.widths 4 6 --data.synthetic 4 --data.batch 2 --data.crop-px 32 "
          "--steps 2 --validate-every 2 --checkpoint-every 2 --mesh.data 1")  # fmt: skip
@@ -260,6 +262,58 @@ ADVICE = (
          f"{TRAIN} --schedule.pct-start 0.1 {{1}} 20"),
     ),
     Advice(
+        "undecayed={} needs weight_decay above 0",
+        f"{TRAIN} --optimizer.undecayed vectors --optimizer.weight-decay 0",
+        r"(--optimizer\.undecayed vectors) needs (--optimizer\.weight-decay) above 0; give it, or "
+        "leave out --optimizer.undecayed",
+        (f"{TRAIN} {{0}} {{1}} 0.1", f"{TRAIN} {{1}} 0"),
+    ),
+    Advice(
+        "undecayed names {}, which is no trained tensor", f"{TRAIN} --optimizer.undecayed head",
+        r"(--optimizer\.undecayed) names head, which is no .* names of its weight file, or the "
+        r"word (\w+)",
+        (f"{TRAIN} {{0}} out.weight", f"{TRAIN} {{0}} {{1}}"),
+    ),
+    Advice(
+        "schedule.mode={} waits for a value that rises",
+        f"{TRAIN} --schedule.name plateau --schedule.mode max",
+        r"--schedule\.mode max waits for a value that rises, and (--schedule\.name plateau) "
+        r"watches the loss of each batch, which falls; use (--schedule\.mode min)",
+        (f"{TRAIN} {{0}} {{1}}",),
+    ),
+    Advice(
+        "its plateau waits for a value that rises", f"{TRAIN} --start rising.safetensors",
+        r"weights alone: (unet convert \S+ NEW\.safetensors --weights-only)",
+        ("{0}", f"{TRAIN} --start NEW.safetensors"),
+    ),
+    Advice(
+        "its ReduceLROnPlateau waits for", "unet convert rising.pt a.safetensors",
+        r"`unet train` watches the loss .* leave the scheduler out with (--without-scheduler)",
+        ("unet convert rising.pt a.safetensors {0}",),
+    ),
+    Advice(
+        "as where AMP's GradScaler skips steps", "unet convert skipped.pt a.safetensors",
+        r"the scheduler out with (--without-scheduler)",
+        ("unet convert skipped.pt a.safetensors {0}",),
+    ),
+    Advice(
+        "AMP's GradScaler, whose state is in the file", "unet convert scaled.pt a.safetensors",
+        r"save the number of all steps beside it as `(step)` if none was skipped, or leave the "
+        r"scheduler out with (--without-scheduler)",
+        ("unet convert scaled_{0}.pt a.safetensors",
+         "unet convert scaled.pt b.safetensors {1}"),
+    ),
+    Advice(
+        "which is no whole number for each", "unet convert middle.pt a.safetensors",
+        r"save it at the (end of one), or leave the scheduler out with (--without-scheduler)",
+        ("unet convert end.pt a.safetensors", "unet convert middle.pt b.safetensors {1}"),
+    ),
+    Advice(
+        "the best value that its plateau saw", "unet convert falling.pt a.safetensors",
+        r"the loss of the training batch, so .* the scheduler out with (--without-scheduler)",
+        ("unet convert falling.pt b.safetensors {0}",), 0,
+    ),
+    Advice(
         "{} needs {} as well", f"{TRAIN} --data.images IMAGES",
         r"(--data\.images) needs (--data\.masks) as well; give",
         (f"{TRAIN} {{0}} IMAGES {{1}} MASKS",),
@@ -400,6 +454,7 @@ def advice_folder(tmp_path_factory):
     for name, moments in {"run": optimizer, "amsgrad": amsgrad}.items():
         content = {"model": net.state_dict(), "optimizer": moments.state_dict(), "step": 2}
         torch.save(content, here / f"{name}.pt")
+    _save_schedules(here, net)
     (here / "net.py").write_text(
         "import unet_torch\nfrom unet_spec import UNetConfig\n\n"
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
@@ -408,6 +463,34 @@ def advice_folder(tmp_path_factory):
         done = run_unet(command, here)
         assert done.status == 0, done.text
     return here
+
+
+def _save_schedules(here: Path, net: unet_torch.UNet) -> None:
+    """Save runs of Adam in torch whose schedules count other steps, or watch a value."""
+    schedulers = torch.optim.lr_scheduler
+    optimizer = torch.optim.Adam(net.parameters())
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    watched = {
+        "rising": schedulers.ReduceLROnPlateau(optimizer, "max"),
+        "falling": schedulers.ReduceLROnPlateau(optimizer, "min"),
+    }
+    steps = schedulers.StepLR(optimizer, 5)
+    for _ in range(4):
+        optimizer.step()
+    content = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    for name, scheduler in watched.items():
+        for value in (0.1, 0.2):
+            scheduler.step(value)
+        torch.save({**content, "scheduler": scheduler.state_dict()}, here / f"{name}.pt")
+    torch_state.save(here / "rising.safetensors", net, optimizer, watched["rising"])
+    scaled: dict[str, Any] = {"scaler": {"scale": 65536.0}}
+    for name, last_epoch, beside in (
+        ("skipped", 5, {}), ("middle", 3, {}), ("end", 2, {}),
+        ("scaled", 2, scaled), ("scaled_step", 2, {**scaled, "step": 4}),
+    ):  # fmt: skip
+        state = {**steps.state_dict(), "last_epoch": last_epoch}
+        torch.save({**content, "scheduler": state, **beside}, here / f"{name}.pt")
 
 
 def safetensors_of(tensors: dict[str, np.ndarray]) -> bytes:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ NET = UNetConfig(widths=(3, 4), norm="batch", classes=3)
 RECIPES = {
     "sgd": Recipe(Optimizer("sgd", lr=0.05, momentum=0.9, dampening=0.1, clip_norm=1.0)),
     "adamw, cosine": Recipe(Optimizer(), Schedule("cosine")),
+    "two groups": Recipe(Optimizer(weight_decay=0.1, undecayed=("vectors",)), Schedule("cosine")),
     "adam, one cycle": Recipe(Optimizer("adam"), Schedule("one_cycle", max_lr=1e-2)),
     "rmsprop": Recipe(Optimizer("rmsprop", momentum=0.5, centered=True, eps=1e-4)),
     "plateau": Recipe(
@@ -115,6 +117,174 @@ def test_a_run_that_changes_the_framework_twice_equals_runs_that_never_do(recipe
     moved = training._norm([changed.weights.tensors[n] - begin.weights.tensors[n]
                             for n in changed.slots[recipe.slots[0]]])  # fmt: skip
     assert moved > 0.01, "a run that stands still proves nothing"
+
+
+class Theirs:
+    """A run as people write it: AdamW with two groups and cosine, whatever the recipe says."""
+
+    def __init__(self, state, *, vectors_first=False):
+        self.model = from_weights(state.weights).requires_grad_().train()
+        self.names = [name for name, _ in self.model.named_parameters()]
+        groups = [
+            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in self.model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        self.optimizer: Any = torch.optim.AdamW(groups[::-1] if vectors_first else groups, lr=1e-2)
+        self.scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, STEPS)
+
+    def run(self, steps, *, first):
+        for step in range(first, first + steps):
+            self.optimizer.zero_grad()
+            training.torch_loss(
+                self.model, training.random_batch(NET, seed=3, step=step)
+            ).backward()
+            self.optimizer.step()
+            self.scheduler.step()
+
+    def to_run(self):
+        """The run and its groups, by nothing but the order of the parameters and the states."""
+        tensors = {n: t.detach().numpy().copy() for n, t in self.model.state_dict().items()}
+        return torch_state.from_states(
+            WeightFile(NET, tensors),
+            self.names,
+            self.optimizer.state_dict(),
+            self.scheduler.state_dict(),
+        )
+
+
+@pytest.mark.parametrize("vectors_first", [False, True], ids=["weights first", "vectors first"])
+def test_two_groups_of_plain_torch_go_through_jax_and_back_as_if_they_had_stayed(vectors_first):
+    begin = start(RECIPES["two groups"])
+    alone = Theirs(begin, vectors_first=vectors_first)
+    alone.run(STEPS, first=0)
+    first = Theirs(begin, vectors_first=vectors_first)
+    first.run(LEG, first=0)
+    state, groups = first.to_run()
+    assert state.recipe.optimizer == Optimizer(lr=1e-2, weight_decay=0.1, undecayed=("vectors",))
+    moved = in_jax(state, LEG)
+    last = Theirs(moved, vectors_first=vectors_first)
+    optimizer, scheduler = torch_state.to_states(moved, groups, first.scheduler.state_dict())
+    before = last.optimizer.state_dict()["param_groups"]
+    assert optimizer["param_groups"] == [{**group, "lr": moved.scheduler["lr"]} for group in before]
+    last.optimizer.load_state_dict(optimizer)
+    last.scheduler.load_state_dict(scheduler)
+    last.run(LEG, first=2 * LEG)
+    assert apart(alone.to_run()[0], last.to_run()[0]) <= BOUND
+    assert last.scheduler.state_dict().keys() == alone.scheduler.state_dict().keys()
+    assert len(last.scheduler.get_last_lr()) == 2
+    # a weight decay on everything would be seen
+    decayed = replace(state.recipe.optimizer, undecayed=())
+    wrong = replace(state, recipe=replace(state.recipe, optimizer=decayed))
+    assert apart(in_jax(wrong, LEG), moved) > 1e6 * BOUND
+
+
+def test_the_settings_of_param_groups_and_schedulers_come_back_as_they_were():
+    begin = start(RECIPES["two groups"])
+    theirs = Theirs(begin, vectors_first=True)
+    for group, name in zip(theirs.optimizer.param_groups, ("vectors", "weights"), strict=True):
+        group |= {"name": name, "fused": None, "foreach": False}
+    theirs.run(2, first=0)
+    state, groups = theirs.to_run()
+    scheduler = {**theirs.scheduler.state_dict(), "verbose": False}
+    plain, of_scheduler = torch_state.to_states(state, groups, scheduler)
+    expected = theirs.optimizer.state_dict()
+    assert plain["param_groups"] == expected["param_groups"]
+    assert [[*group] for group in plain["param_groups"]] == [
+        [*group] for group in expected["param_groups"]
+    ]
+    assert of_scheduler == scheduler
+    assert plain["state"].keys() == expected["state"].keys()
+    for number, slots in expected["state"].items():
+        assert plain["state"][number].keys() == slots.keys()
+        for slot, tensor in slots.items():
+            assert torch.equal(plain["state"][number][slot], tensor)
+
+
+def test_a_run_that_left_its_scheduler_out_gives_it_back_as_it_was():
+    theirs = Theirs(start(RECIPES["two groups"]))
+    theirs.run(2, first=0)
+    tensors = {n: t.detach().numpy().copy() for n, t in theirs.model.state_dict().items()}
+    scheduler = theirs.scheduler.state_dict()
+    state, groups = torch_state.from_states(
+        WeightFile(NET, tensors), theirs.names, theirs.optimizer.state_dict(), scheduler,
+        without_scheduler=True,
+    )  # fmt: skip
+    assert state.recipe.schedule == Schedule()
+    plain, same = torch_state.to_states(in_jax(state, 2), groups, scheduler)
+    assert same == scheduler
+    rates = [group["lr"] for group in plain["param_groups"]]
+    assert rates == [theirs.optimizer.param_groups[0]["lr"]] * 2
+
+
+def test_a_run_with_another_optimizer_by_now_goes_back_with_the_groups_of_its_recipe():
+    theirs = Theirs(start(RECIPES["two groups"]))
+    theirs.run(1, first=0)
+    _, groups = theirs.to_run()
+    other = in_torch(start(RECIPES["sgd"]), 1)
+    plain, scheduler = torch_state.to_states(other, groups, theirs.scheduler.state_dict())
+    assert [len(group["params"]) for group in plain["param_groups"]] == [len(theirs.names)]
+    assert plain["param_groups"][0]["momentum"] == 0.9
+    torch.optim.SGD(theirs.model.parameters(), momentum=0.9).load_state_dict(plain)
+    assert scheduler == theirs.scheduler.state_dict()
+
+
+def test_a_plateau_of_two_groups_goes_back_with_a_smallest_rate_for_each():
+    theirs = Theirs(start(RECIPES["two groups"]))
+    theirs.run(2, first=0)
+    theirs.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        theirs.optimizer, patience=0, min_lr=1e-3
+    )
+    theirs.scheduler.step(1.0)
+    theirs.scheduler.step(2.0)
+    state, groups = theirs.to_run()
+    values = {**state.scheduler, "best": 0.5, "lr": 1e-3}
+    plain, scheduler = torch_state.to_states(
+        replace(state, scheduler=values), groups, theirs.scheduler.state_dict()
+    )
+    assert scheduler is not None
+    assert (scheduler["min_lrs"], scheduler["_last_lr"]) == ([1e-3] * 2, [1e-3] * 2)
+    assert (scheduler["best"], scheduler["last_epoch"]) == (0.5, 2)
+    again = Theirs(start(RECIPES["two groups"]))
+    again.optimizer.load_state_dict(plain)
+    again.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(again.optimizer)
+    again.scheduler.load_state_dict(scheduler)
+    again.scheduler.step(0.4)
+    assert again.scheduler.get_last_lr() == [1e-3] * 2
+
+
+@pytest.mark.parametrize("undecayed", [(), ("vectors",)], ids=["one group", "two groups"])
+def test_a_recipe_with_another_weight_decay_than_the_groups_is_refused(undecayed):
+    state = in_torch(start(RECIPES["two groups"]), 1)
+    model = from_weights(state.weights).requires_grad_()
+    optimizer, scheduler = unet_torch.recipe.build(state.recipe, model.named_parameters())
+    torch_state.restore(state, model, optimizer, scheduler)
+    wrong = replace(state.recipe.optimizer, undecayed=undecayed)
+    given = replace(state.recipe, optimizer=wrong)
+    if undecayed:
+        assert torch_state.state_of(model, optimizer, scheduler, recipe=given).recipe == given
+        return
+    with pytest.raises(InputError, match=r"has a weight decay of 0 for .*, and the recipe 0\.1"):
+        torch_state.state_of(model, optimizer, scheduler, recipe=given)
+
+
+def test_another_programs_names_in_the_groups_are_ours_by_a_table():
+    theirs = Theirs(start(RECIPES["two groups"]))
+    theirs.run(1, first=0)
+    table = {f"module.body.{number}": name for number, name in enumerate(theirs.names)}
+    ours = {name: number for number, name in enumerate(theirs.names)}
+    names = {id(p): f"body.{ours[n]}" for n, p in theirs.model.named_parameters()}
+    for group in theirs.optimizer.param_groups:
+        group["params"] = group["params"][::-1]  # which the order and the shapes would not tell
+        group["param_names"] = [names[id(p)] for p in group["params"]]
+    tensors = {n: t.detach().numpy().copy() for n, t in theirs.model.state_dict().items()}
+    states = theirs.optimizer.state_dict(), theirs.scheduler.state_dict()
+    state, groups = torch_state.from_states(
+        WeightFile(NET, tensors), theirs.names, *states, ours_by_theirs=table
+    )
+    assert groups[0].settings["param_names"][0].startswith("body.")
+    for name, parameter in theirs.model.named_parameters():
+        expected = theirs.optimizer.state[parameter]["exp_avg"].numpy()
+        np.testing.assert_array_equal(state.slots["exp_avg"][name], expected)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -239,6 +409,30 @@ def test_objects_that_do_not_fit_the_run_are_refused_untouched(checkpoint, make,
         torch_state.load(checkpoint, model, *make(model.parameters()))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_an_optimizer_whose_groups_are_not_those_of_the_run_is_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    training_state.write(path, in_torch(start(RECIPES["two groups"]), 1))
+    model = unet_torch.UNet(NET).double()
+    optimizer: Any = torch.optim.AdamW(model.parameters())
+    scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    with pytest.raises(InputError, match="needs a param group with weight decay and one without"):
+        torch_state.load(path, model, optimizer, scheduler)
+    # what is advised
+    recipe = training_state.read(path).recipe
+    optimizer, scheduler = unet_torch.recipe.build(recipe, model.named_parameters())
+    torch_state.load(path, model, optimizer, scheduler)
+    training_state.write(path, in_torch(start(RECIPES["adamw, cosine"]), 1))
+    with pytest.raises(InputError, match="the given optimizer needs one param group, as the run"):
+        torch_state.load(path, model, optimizer, scheduler)
+
+
+def test_an_undecayed_tensor_that_the_net_does_not_have_is_refused():
+    state = start(RECIPES["two groups"])
+    optimizer = replace(state.recipe.optimizer, undecayed=("head.weight",))
+    with pytest.raises(InputError, match=r"undecayed names head\.weight, which is no trained"):
+        replace(state, recipe=replace(state.recipe, optimizer=optimizer))
 
 
 def test_another_precision_is_refused(checkpoint):

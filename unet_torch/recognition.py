@@ -23,8 +23,6 @@ _OF_SCHEDULER = {
 }  # fmt: skip
 _BESIDE = {"one_cycle": {"use_beta1"}, "plateau": {"mode_worse", "default_min_lr"}}
 
-LEAVE_OUT = "leave the scheduler out with --without-scheduler"
-
 States = Mapping[str, Any]
 
 
@@ -185,18 +183,18 @@ def _steps_of_epoch(steps: Steps, last_epoch: int) -> int:
     if done < last_epoch:
         raise InputError(
             f"{counts}, as where AMP's GradScaler skips steps, and a schedule here counts those of "
-            f"the optimizer; {LEAVE_OUT}"
+            "the optimizer; leave the scheduler out with --without-scheduler"
         )
     if steps.scaled and steps.of_loop != done:
         raise InputError(
             f"{counts}, and AMP's GradScaler, whose state is in the file, skips steps, so how many "
             "an epoch has is not known; save the number of all steps beside it as `step` if none "
-            f"was skipped, or {LEAVE_OUT}"
+            "was skipped, or leave the scheduler out with --without-scheduler"
         )
     if last_epoch == 0 or done % last_epoch:
         raise InputError(
             f"{counts}, which is no whole number for each, as in the middle of an epoch; save it "
-            f"at the end of one, or {LEAVE_OUT}"
+            "at the end of one, or leave the scheduler out with --without-scheduler"
         )
     return done // last_epoch
 

@@ -125,7 +125,7 @@ def refuse_rising_plateau(state: TrainingState) -> None:
         raise InputError(
             "its ReduceLROnPlateau waits for a value that rises (mode max), such as a validation "
             "score, and plateau in `unet train` watches the loss of the training batch, which "
-            f"falls; {recognition.LEAVE_OUT}"
+            "falls; leave the scheduler out with --without-scheduler"
         )
 
 
@@ -146,8 +146,8 @@ def describe_changes(
         best = state.scheduler["best"]
         sentences.append(
             f"the best value that its plateau saw is {best:.4g}; plateau in `unet train` watches "
-            "the loss of the training batch, so if it was another value, "
-            f"{recognition.LEAVE_OUT}"
+            "the loss of the training batch, so if it was another value, leave the scheduler out "
+            "with --without-scheduler"
         )
     if scaler:
         sentences.append(
