@@ -126,7 +126,7 @@ def predict(
                 raise InputError(f"{path}: {error}") from error
             write_mask(out / f"{name}_mask.png", mask)
             write_picture(out / f"{name}_overlay.png", overlay(image, mask))
-            shares = [float((mask == c).mean()) for c in range(model.config.classes)]
+            shares = [float((mask == c).mean()) for c in range(model.config.mask_classes)]
             rows.append(
                 {"image": str(path), "page": page, "mask": f"{name}_mask.png",
                  "height": mask.shape[0], "width": mask.shape[1], "class_shares": shares}

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unet_spec import PAPER, SLIDES, InputError, UNetConfig
+from unet_spec.config import UpLevel
 from unet_spec.errors import FieldError, Name, Setting
 
 GROUPS = 2
@@ -15,13 +16,18 @@ GROUPS = 2
 
 @st.composite
 def configs(draw):
-    """Any legal config; widths are even, so that `groups` divides them."""
+    """Any legal config; `groups` divides all widths, and half the sum of two of them."""
     padding = draw(st.sampled_from(["same", "valid"]))
     fits = ["error", "crop"] + ["zeros", "edge"] * (padding == "same")
+    up = draw(st.sampled_from(["transposed", "bilinear", "bilinear_aligned", "nearest"]))
+    channels = st.integers(1, 99).map(lambda number: 2 * GROUPS * number)
+    widths = tuple(draw(st.lists(channels, min_size=2)))
+    depth = len(widths) - 1
     return UNetConfig(
         in_channels=draw(st.integers(1, 9)),
         classes=draw(st.integers(1, 300)),
-        widths=tuple(GROUPS * w for w in draw(st.lists(st.integers(1, 99), min_size=2))),
+        widths=widths,
+        convolutions=draw(st.integers(1, 4)),
         padding=padding,
         norm=draw(st.sampled_from(["none", "batch", "group", "instance"])),
         norm_place=draw(st.sampled_from(["before", "after"])),
@@ -29,20 +35,26 @@ def configs(draw):
         bias=draw(st.booleans()),
         activation=draw(st.sampled_from(["relu", "leaky_relu"])),
         negative_slope=draw(st.floats(0, 1)),
-        up=draw(st.sampled_from(["transposed", "bilinear", "bilinear_aligned", "nearest"])),
+        up=up,
+        up_convolution=up == "transposed" or draw(st.booleans()),
+        up_widths=tuple(draw(st.just([]) | st.lists(channels, min_size=depth, max_size=depth))),
+        up_middle=draw(st.sampled_from(["output", "half"])),
         concat=draw(st.sampled_from(["up_first", "skip_first"])),
         fit=draw(st.sampled_from(fits)),
         dropout=draw(st.floats(0, 1, exclude_max=True)),
+        output=draw(st.sampled_from(["logits", "sigmoid", "softmax"])),
     )
 
 
 def test_default_is_the_net_of_the_slides():
     assert UNetConfig() == SLIDES
     assert dataclasses.asdict(SLIDES) == {
-        "in_channels": 1, "classes": 2, "widths": (64, 128, 256, 512, 1024), "padding": "same",
-        "norm": "none", "norm_place": "before", "groups": 8, "bias": True, "activation": "relu",
-        "negative_slope": 0.01, "up": "transposed", "concat": "up_first", "fit": "error",
-        "dropout": 0.0,
+        "in_channels": 1, "classes": 2, "widths": (64, 128, 256, 512, 1024),
+        "convolutions": 2, "padding": "same", "norm": "none", "norm_place": "before", "groups": 8,
+        "bias": True, "activation": "relu",
+        "negative_slope": 0.01, "up": "transposed", "up_convolution": True, "up_widths": (),
+        "up_middle": "output", "concat": "up_first", "fit": "error", "dropout": 0.0,
+        "output": "logits",
     }  # fmt: skip
 
 
@@ -53,7 +65,28 @@ def test_paper_is_the_same_net_without_padding():
 def test_channels_of_the_levels_are_the_literals():
     assert SLIDES.depth == 4
     assert SLIDES.downs == ((1, 64), (64, 128), (128, 256), (256, 512))
-    assert SLIDES.ups == ((1024, 512), (512, 256), (256, 128), (128, 64))
+    assert SLIDES.ups == (
+        UpLevel(1024, 512, 512, 512, 512), UpLevel(512, 256, 256, 256, 256),
+        UpLevel(256, 128, 128, 128, 128), UpLevel(128, 64, 64, 64, 64),
+    )  # fmt: skip
+    assert SLIDES.out_channels == 64
+
+
+NARROWER = UNetConfig(widths=(6, 8, 10), up="nearest", up_widths=(12, 4))
+
+
+def test_channels_of_a_narrower_decoder_are_the_literals():
+    """In each: from below, up-sampled, of the skip, between the convolutions, after them."""
+    assert NARROWER.ups == (UpLevel(10, 8, 8, 12, 12), UpLevel(12, 6, 6, 4, 4))
+    assert NARROWER.out_channels == 4
+    plain = dataclasses.replace(NARROWER, up_convolution=False)
+    assert plain.ups == (UpLevel(10, 10, 8, 12, 12), UpLevel(12, 12, 6, 4, 4))
+    half = dataclasses.replace(plain, up_middle="half")
+    assert half.ups == (UpLevel(10, 10, 8, 9, 12), UpLevel(12, 12, 6, 9, 4))
+
+
+def test_a_single_channel_tells_two_classes_apart():
+    assert [UNetConfig(classes=count).mask_classes for count in (1, 2, 3)] == [2, 2, 3]
 
 
 @given(configs())
@@ -70,6 +103,8 @@ def test_json_is_equal_only_for_equal_configs(one, other):
 
 def test_list_of_widths_becomes_a_tuple():
     assert UNetConfig(widths=[6, 8]) == UNetConfig(widths=(6, 8))  # type: ignore[arg-type]
+    narrow = UNetConfig(widths=(6, 8), up_widths=[4])  # type: ignore[arg-type]
+    assert narrow == UNetConfig(widths=(6, 8), up_widths=(4,))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -105,6 +140,37 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "undivided_groups": (
         {"norm": "group", "groups": 4, "widths": (8, 6)},
         "widths needs multiples of groups=4 with norm=group, got (8, 6)",
+    ),
+    "no_convolutions": ({"convolutions": 0}, "convolutions needs at least 1, got 0"),
+    "up_widths_of_another_number": (
+        {"widths": (6, 8, 10), "up_widths": (8,)},
+        "up_widths needs one channel count for each pool of widths=(6, 8, 10), got (8,)",
+    ),
+    "empty_up_level": (
+        {"widths": (6, 8), "up_widths": (0,)}, "up_widths needs one channel count for each pool",
+    ),
+    "convolution_without_one": (
+        {"up_convolution": False}, "up_convolution=False needs an interpolation: up=transposed is",
+    ),
+    "odd_halves": (
+        {"widths": (7, 8), "up": "nearest", "up_convolution": False, "up_middle": "half"},
+        "up_middle=half needs even numbers of channels to halve",
+    ),
+    "unknown_middle": (
+        {"up_middle": "third"}, "up_middle is one of output, half, got 'third'",
+    ),
+    "unknown_output": (
+        {"output": "tanh"}, "output is one of logits, sigmoid, softmax, got 'tanh'",
+    ),
+    "undivided_groups_of_the_expanding_path": (
+        {"norm": "group", "groups": 4, "widths": (8, 12), "up_widths": (6,)},
+        "norm=group needs multiples of groups=4, and a convolution of the expanding path gives 6 "
+        "channels; change groups, up_widths=(6,) or up_middle=output",
+    ),
+    "undivided_groups_of_the_middle": (
+        {"norm": "group", "groups": 4, "widths": (8, 12), "up": "nearest", "up_convolution": False,
+         "up_middle": "half"},
+        "gives 10 channels; change groups, up_widths=() or up_middle=half",
     ),
     "padded_valid": (
         {"padding": "valid", "fit": "zeros"}, "fit=zeros needs padding=same",

@@ -1,13 +1,15 @@
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import unet_jax
 import unet_torch
+from unet_parity.jax_net import find_module
 from unet_parity.verify import check_structure
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import check_tensors, parameters
@@ -27,17 +29,56 @@ def test_names_and_shapes_of_both_twins_equal_the_table(norm, place, up):
             in_channels=3, classes=4, widths=widths, norm=norm, norm_place=place, groups=1, up=up,
             bias=bias, padding=padding,
         )  # fmt: skip
-        table = {p.name: p.shape for p in parameters(config)}
+        _assert_table(config)
 
-        with torch.device("meta"):
-            reference = unet_torch.UNet(config)
-        result = {name: tuple(t.shape) for name, t in reference.state_dict().items()}
-        assert list(result.items()) == list(table.items()), config
 
-        port = jax.eval_shape(unet_jax.functional(config).init, jax.random.key(0))
-        blank = {name: np.zeros(shape, np.float32) for name, shape in table.items()}
-        expected = {name: a.shape for name, a in layout.to_jax(config, blank).items()}
-        assert {n: a.shape for part in port for n, a in part.items()} == expected, config
+DECODERS: dict[str, dict[str, Any]] = {
+    "one convolution": {"convolutions": 1},
+    "three convolutions": {"convolutions": 3, "up_middle": "half"},
+    "interpolation alone": {"up": "bilinear", "up_convolution": False},
+    "wider": {"up_widths": (12, 10, 14)},
+    "narrower, and interpolation alone": {
+        "up": "nearest", "up_convolution": False, "up_widths": (9, 7, 3), "up_middle": "half",
+    },
+    "narrower, and interpolation with a convolution": {
+        "up": "bilinear_aligned", "up_widths": (4, 3, 5), "convolutions": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_names_and_shapes_of_every_expanding_path_equal_the_table(decoder, norm):
+    config = UNetConfig(
+        in_channels=3, classes=1, widths=(5, 9, 7, 11), norm=norm, groups=1, **DECODERS[decoder]
+    )
+    _assert_table(config)
+
+
+def _assert_table(config):
+    """The names, their order and the shapes of both twins are those of the table."""
+    table = {p.name: p.shape for p in parameters(config)}
+
+    with torch.device("meta"):
+        reference = unet_torch.UNet(config)
+    result = {name: tuple(t.shape) for name, t in reference.state_dict().items()}
+    assert list(result.items()) == list(table.items()), config
+
+    port = jax.eval_shape(unet_jax.functional(config).init, jax.random.key(0))
+    blank = {name: np.zeros(shape, np.float32) for name, shape in table.items()}
+    expected = {name: a.shape for name, a in layout.to_jax(config, blank).items()}
+    assert {n: a.shape for part in port for n, a in part.items()} == expected, config
+
+
+def test_an_interpolation_alone_has_no_tensors_and_stands_at_the_same_paths():
+    config = UNetConfig(widths=(6, 8), up="nearest", up_convolution=False)
+    assert not [p.name for p in parameters(config) if p.name.startswith("up_1.up")]
+    reference = unet_torch.UNet(config)
+    port = unet_jax.UNet(config, rngs=nnx.Rngs(0))
+    for path in ("up_1.up", "up_1.up.0"):
+        assert reference.get_submodule(path) is not None
+        assert find_module(port, path) is not None
+    assert find_module(port, "up_1.up.1") is None
 
 
 def test_trained_tensors_of_the_table_are_the_parameters_of_both_twins():

@@ -107,7 +107,8 @@ class LossConfig:
     """A `LossConfig` is a sum of losses, each with its weight."""
 
     cross_entropy: float = 1.0
-    """The cross-entropy of pixels has this weight."""
+    """The cross-entropy of pixels has this weight. With `output=sigmoid` and several classes, all
+    losses are means over the classes, of each class against the rest."""
     dice: float = 0.0
     """The Dice loss has this weight; it is 1 - the soft Dice score, the mean over images and over
     classes 1 and up."""
@@ -251,10 +252,6 @@ class TrainConfig:
         Raises:
             InputError: with what fits.
         """
-        if self.net.classes < 2:
-            raise FieldError(
-                self, "net.classes", "counts the background as well, so training needs at least 2"
-            )
         if not geometry.is_legal(self.net, self.data.crop_px):
             near = " or ".join(map(str, geometry.nearest_legal(self.net, self.data.crop_px)))
             raise ConfigError(
@@ -265,8 +262,13 @@ class TrainConfig:
             ("class_names", self.class_names),
             ("loss.class_weights", self.loss.class_weights),
         ):
-            if values and len(values) != self.net.classes:
-                raise FieldError(self, name, "needs one value for each class of {net.classes=}")
+            if values and len(values) != self.net.mask_classes:
+                raise FieldError(
+                    self,
+                    name,
+                    "needs {count} values, one for each class of {net.classes=}",
+                    count=self.net.mask_classes,
+                )
         if self.mesh.rows > 1 and self.net.padding == "valid":
             raise ConfigError(
                 self,

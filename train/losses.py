@@ -2,9 +2,13 @@
 
 All are sums over a one-hot axis: a gather of the true class has a scatter as its gradient, and
 XLA on CPU folds the constants of optax's form for seconds at compile time.
+
+The classes of a pixel exclude one another, and softmax gives their probabilities. With
+`output=sigmoid` and several channels each channel is a question of its own, yes or no, which
+sigmoid answers, and the losses are means over the channels. A net of one channel has two classes.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Integer
 from unet_spec.errors import FieldError
 
 from .config import LossConfig
+
+Output = Literal["logits", "sigmoid", "softmax"]  # of a net's config
 
 
 class Counts(NamedTuple):
@@ -49,6 +55,7 @@ def loss(
     weight: Float[Array, "b h w"] | None = None,
     *,
     config: LossConfig,
+    output: Output = "logits",
     over: Counts | None = None,
 ) -> Float[Array, ""]:
     """Return the sum of the losses that `config` asks for, in float32 at least.
@@ -59,32 +66,66 @@ def loss(
     other losses. Where no pixel counts, loss and gradient are 0.
 
     Args:
+        logits: of the net; a single channel is that of the second class, of two.
         weight: the map of `border_weights`, the extra alone.
+        output: of the net's config.
         over: counts of the batch that this is a part of; by default, of this alone.
 
     Raises:
         InputError: more or fewer class weights than classes.
     """
+    is_independent = output == "sigmoid" and logits.shape[-1] > 1
+    logits = to_class_logits(logits)
     classes = logits.shape[-1]
     if config.class_weights and len(config.class_weights) != classes:
         raise FieldError(
             config, "class_weights", "needs {classes} values, one for each class", classes=classes
         )
     divisors = compute_counts(truth, weight, config=config) if over is None else over
-    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     is_class = truth[..., None] == jnp.arange(classes)
-    log_p_true = jnp.where(is_class, log_p, 0).sum(-1)
+    if is_independent:
+        log_p, log_p_true = _judge_channels(logits, is_class)
+    else:
+        log_p, log_p_true = _judge_classes(logits, is_class)
     total = jnp.zeros((), log_p.dtype)
     if config.cross_entropy:
-        pixels = -_pixel_weights(truth, weight, config) * log_p_true
+        pixels = -_pixel_weights(truth, weight, config) * log_p_true.mean(-1)
         total += config.cross_entropy * _ratio(pixels.sum(), divisors.weights)
     if config.dice:
         images = _dice(jnp.exp(log_p), is_class, _counted_pixels(truth, config))
         total += config.dice * _ratio(images.sum(), divisors.images)
     if config.focal:
-        pixels = _class_weights(truth, config) * _focal(log_p_true, config.focal_gamma)
+        pixels = _class_weights(truth, config) * _focal(log_p_true, config.focal_gamma).mean(-1)
         total += config.focal * _ratio(pixels.sum(), divisors.class_weights)
     return total
+
+
+def to_class_logits(logits: Float[Array, "b h w k"]) -> Float[Array, "b h w c"]:
+    """Return a logit for each class of the mask: (0, z) for a single channel z.
+
+    Of these two softmax gives sigmoid(z) to the second class, the cross-entropy is the binary one
+    with logits, and the second is the largest where z is above 0. More channels stay as they are.
+    """
+    if logits.shape[-1] > 1:
+        return logits
+    return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+
+
+def _judge_classes(
+    logits: Float[Array, "b h w k"], is_class: Bool[Array, "b h w k"]
+) -> tuple[Float[Array, "b h w k"], Float[Array, "b h w 1"]]:
+    """Return log p of each class by softmax, and of the true one."""
+    log_p = jax.nn.log_softmax(logits)
+    return log_p, jnp.where(is_class, log_p, 0).sum(-1, keepdims=True)
+
+
+def _judge_channels(
+    logits: Float[Array, "b h w k"], is_class: Bool[Array, "b h w k"]
+) -> tuple[Float[Array, "b h w k"], Float[Array, "b h w k"]]:
+    """Return log p of `yes` by sigmoid, and of the true answer, for each channel by itself."""
+    log_yes = jax.nn.log_sigmoid(logits)
+    return log_yes, jnp.where(is_class, log_yes, jax.nn.log_sigmoid(-logits))
 
 
 def _dice(
@@ -101,8 +142,10 @@ def _dice(
     return (1 - score).mean(-1)
 
 
-def _focal(log_p: Float[Array, "b h w"], gamma: float) -> Float[Array, "b h w"]:
-    """Return -(1 - p)^gamma log p of each pixel (Lin et al., Focal Loss for Dense Detection, 2017).
+def _focal(log_p: Float[Array, "b h w n"], gamma: float) -> Float[Array, "b h w n"]:
+    """Return -(1 - p)^gamma log p of each answer.
+
+    Lin et al., Focal Loss for Dense Object Detection, 2017.
 
     1 - p is never quite 0: there its power has no finite slope if gamma is below 1.
     """

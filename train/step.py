@@ -21,6 +21,7 @@ from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
 from .input.augment import augment_batch
 from .input.crops import Batch
+from .losses import Output
 from .metrics import confusion
 
 Arrays = dict[str, Array]
@@ -225,7 +226,11 @@ def accumulate_gradients(
     keys = dropout_keys(config.seed, state.step, parts=config.accumulate)
     numerics = make_numerics(config.compute, remat=config.remat)
     differentiate = partial(
-        _differentiate, functional(config.net, numerics=numerics).apply, config.loss, over
+        _differentiate,
+        functional(config.net, numerics=numerics).apply,
+        config.net.output,
+        config.loss,
+        over,
     )
     if config.accumulate == 1:
         return differentiate(state.params, state.stats, batch, keys[0])
@@ -235,7 +240,7 @@ def accumulate_gradients(
         new, stats, value, counted = differentiate(state.params, stats, images, key)
         return (optax.tree.add(gradients, new), stats, loss + value, matrix + counted), None
 
-    classes = config.net.classes
+    classes = config.net.mask_classes
     nothing = (
         jax.tree.map(jnp.zeros_like, state.params),
         state.stats,
@@ -247,6 +252,7 @@ def accumulate_gradients(
 
 def _differentiate(
     apply: Callable[..., Any],
+    output: Output,
     loss_config: LossConfig,
     over: losses.Counts,
     params: Arrays,
@@ -258,8 +264,10 @@ def _differentiate(
 
     def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
         logits, updated = apply(params, batch.x, stats, train=True, key=key)
-        value = losses.loss(logits, batch.truth, batch.weight, config=loss_config, over=over)
-        return value, (logits, updated)
+        value = losses.loss(
+            logits, batch.truth, batch.weight, config=loss_config, output=output, over=over
+        )
+        return value, (losses.to_class_logits(logits), updated)
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
     matrix = confusion(

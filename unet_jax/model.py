@@ -73,7 +73,7 @@ class Up(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 k"]
-    ) -> Float[Array, "b h3 w3 k"]:
+    ) -> Float[Array, "b h3 w3 n"]:
         x, skip = match_sizes(self.up(x), skip, self.config)
         pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
         return self.conv(jnp.concatenate(pair, axis=-1))

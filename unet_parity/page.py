@@ -16,6 +16,7 @@ from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, 
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.training import BOUND, Trajectory
 from unet_parity.verify import BIT_FOR_BIT, ROUNDING, ParityReport
+from unet_spec.prediction import choose_class
 
 SENTENCES = {
     "identical": f"PyTorch and JAX compute the same net. {BIT_FOR_BIT} {ROUNDING}",
@@ -213,8 +214,8 @@ def _describe_pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | 
         "rows": rows,
         "pictures": [
             ("the input", _gray(_stretch(image))),
-            ("class, by PyTorch", _gray(ours[0].argmax(0) / max(len(ours[0]) - 1, 1))),
-            ("class, by JAX", _gray(theirs[0].argmax(0) / max(len(theirs[0]) - 1, 1))),
+            ("class, by PyTorch", _gray(choose_class(ours[0], axis=0) / max(len(ours[0]) - 1, 1))),
+            ("class, by JAX", _gray(choose_class(theirs[0], axis=0) / max(len(theirs[0]) - 1, 1))),
             ("PyTorch's error", _gray(errors[0] / largest)),
             ("JAX's error", _gray(errors[1] / largest)),
         ],

@@ -172,11 +172,11 @@ def list_problems(run: Trajectory) -> tuple[str, ...]:
 def random_batch(
     config: UNetConfig, *, seed: int, step: int, size: tuple[int, int] | None = None
 ) -> TrainingBatch:
-    """Draw the batch of a step: normal images, and random classes."""
+    """Draw the batch of a step: normal images, and random classes of their pixels."""
     draw = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     x, cotangent, keep = oracle.random_input(config, seed=draw, size=size)
     shape = (cotangent.shape[0], *cotangent.shape[2:])
-    truth = np.random.default_rng((seed, step)).integers(0, config.classes, shape)
+    truth = np.random.default_rng((seed, step)).integers(0, config.mask_classes, shape)
     return TrainingBatch(x, truth, keep)
 
 
@@ -203,10 +203,15 @@ def train_torch(
 
 
 def torch_loss(model: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
-    """Return the mean cross-entropy of a batch, in the dtype of the parameters."""
+    """Return the mean cross-entropy of a batch, in the dtype of the parameters.
+
+    A single channel is the logit of the second class; the first one's is 0.
+    """
     kind = next(model.parameters()).dtype
     masks = [None if mask is None else torch.tensor(mask.copy()) for mask in batch.keep]
     logits = model(torch.tensor(batch.x.copy(), dtype=kind), masks)
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
     return F.cross_entropy(logits, torch.tensor(batch.truth.copy()))
 
 
@@ -262,7 +267,9 @@ def jax_gradients(config: UNetConfig, dtype: str, *, quick: bool = True) -> Call
 
     def loss(params: Any, stats: Any, x: Any, truth: Any, keep: Any) -> Any:
         logits, stats = apply(params, x, stats, train=True, keep=keep)
-        chosen = jax.nn.one_hot(truth, config.classes, dtype=kind)
+        if config.classes == 1:
+            logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+        chosen = jax.nn.one_hot(truth, config.mask_classes, dtype=kind)
         return -(chosen * jax.nn.log_softmax(logits)).sum(-1).mean(), stats
 
     def run(params: Any, stats: Any, x: Any, truth: Any, keep: Any) -> Any:

@@ -113,13 +113,8 @@ class UNetConfig:
             )
         if self.up_middle == "half" and any(sum(up[1:3]) % 2 for up in self.ups):
             raise ConfigError(self, "{up_middle=half} needs even numbers of channels to halve")
-        if self.norm == "group" and any(width % self.groups for width in self._norm_widths):
-            raise FieldError(
-                self,
-                "widths",
-                "needs multiples of {groups=} with {norm=group}",
-                remedy="change either",
-            )
+        if self.norm == "group":
+            self._check_groups()
         if self.padding == "valid" and self.fit in ("zeros", "edge"):
             raise ConfigError(
                 self,
@@ -128,6 +123,26 @@ class UNetConfig:
             )
         if not 0 <= self.dropout < 1:
             raise FieldError(self, "dropout", "is a rate in [0, 1)")
+
+    def _check_groups(self) -> None:
+        """Refuse channels of a 3x3 convolution that are not so many equal groups."""
+        if any(width % self.groups for width in self.widths):
+            raise FieldError(
+                self,
+                "widths",
+                "needs multiples of {groups=} with {norm=group}",
+                remedy="change either",
+            )
+        for up in self.ups:
+            for width in (up.middle_channels, up.out_channels):
+                if width % self.groups:
+                    raise ConfigError(
+                        self,
+                        "{norm=group} needs multiples of {groups=}, and a convolution of the "
+                        "expanding path gives {width} channels; change {groups}, {up_widths=} or "
+                        "{up_middle=}",
+                        width=width,
+                    )
 
     @property
     def depth(self) -> int:
@@ -160,11 +175,6 @@ class UNetConfig:
     def mask_classes(self) -> int:
         """Return how many classes a pixel of a mask may have."""
         return max(2, self.classes)
-
-    @property
-    def _norm_widths(self) -> tuple[int, ...]:
-        """Return the channels behind every 3x3 convolution."""
-        return (*self.widths, *(width for up in self.ups for width in up[3:]))
 
     def to_json(self) -> str:
         """Return the config as JSON, with its fields in the order of the alphabet."""

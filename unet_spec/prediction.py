@@ -40,11 +40,16 @@ def predict(
 ) -> np.ndarray:
     """Predict the class of every pixel: (h, w) of uint8, or uint16 for more than 256 classes.
 
+    `choose_class` decides, by the logits.
+
     The paper's overlap-tile strategy: the image is mirrored at its borders up to the next legal
     size, cut into tiles where it is larger than `TILE_PX`, and the output cropped back. Tiles
     overlap so far that every pixel sees what it would see in the whole image. With
-    `preprocessing.window_px` it is cut into windows of that size instead, which do not, and whose
-    logits are averaged.
+    `preprocessing.window_px` it is cut into windows of that size instead, which do not.
+
+    Logits are averaged, where windows overlap and over mirror images, whatever the config's
+    `output` is. The mean of logits is the logarithm of a geometric mean: of the probabilities of
+    softmax but for a factor that all classes share, and of the odds p / (1 - p) of sigmoid.
 
     Args:
         forward: logits of a batch, (b, h, w, in_channels) -> (b, h', w', classes).
@@ -101,7 +106,7 @@ def _predict_tiles(
     height, width = padded.shape[:2]
     for row, column in product(cut_tiles(config, height), cut_tiles(config, width)):
         logits = run(padded[row.input, column.input])
-        mask[row.output, column.output] = logits[row.keep, column.keep].argmax(-1)
+        mask[row.output, column.output] = choose_class(logits[row.keep, column.keep], axis=-1)
     return mask
 
 
@@ -115,9 +120,24 @@ def _predict_windows(
     weight = _make_weight(geometry.output_size(config, window_px))
     rows, columns = (cut_windows(config, size, window_px) for size in padded.shape[:2])
     for row, column in product(rows, columns):
-        # the class with the largest sum is that with the largest average
+        # the class with the largest sum is that with the largest average, and both have one sign
         sums[row.output, column.output] += weight * run(padded[row.input, column.input])
-    return sums.argmax(-1).astype(_mask_type(config))
+    return choose_class(sums, axis=-1).astype(_mask_type(config))
+
+
+def choose_class(logits: np.ndarray, *, axis: int) -> np.ndarray:
+    """Return the class of each pixel, by its logits.
+
+    It is the class with the largest logit, the first of equal ones. A single channel gives 1 where
+    its logit is above 0, that is a probability above 1/2, and 0 elsewhere. Neither sigmoid nor
+    softmax changes which channel is the largest, so no output function is applied.
+
+    Args:
+        axis: the axis of the channels, which goes.
+    """
+    if logits.shape[axis] == 1:
+        return (logits > 0).squeeze(axis).astype(np.int64)
+    return logits.argmax(axis)
 
 
 def _output_shape(config: UNetConfig, padded: np.ndarray) -> tuple[int, int]:

@@ -35,9 +35,9 @@ class WeightFile:
         check_tensors(self.config, self.tensors, source="weights")
         in_order = {p.name: self.tensors[p.name] for p in parameters(self.config)}
         object.__setattr__(self, "tensors", in_order)
-        if self.class_names and len(self.class_names) != self.config.classes:
+        if self.class_names and len(self.class_names) != self.config.mask_classes:
             raise InputError(
-                f"class_names needs one name for each of {self.config.classes} classes, "
+                f"class_names needs one name for each of {self.config.mask_classes} classes, "
                 f"got {self.class_names}"
             )
 

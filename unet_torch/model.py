@@ -65,7 +65,7 @@ class Up(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b k h2 w2"]
-    ) -> Float[Tensor, "b k h3 w3"]:
+    ) -> Float[Tensor, "b n h3 w3"]:
         x, skip = match_sizes(self.up(x), skip, self.config)
         pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
         return self.conv(torch.cat(pair, dim=1))

@@ -152,7 +152,7 @@ def examine(
         as_input=_measure_values([sample.x for sample in samples]),
         saturated_pixels=float(np.average(saturated, weights=[s.mask.size for s in samples])),
         saturated=_names_where(samples, saturated > SATURATED),
-        classes=_measure_shares(counts[:, : net.classes], len(training), class_names),
+        classes=_measure_shares(counts[:, : net.mask_classes], len(training), class_names),
         ignored_pixels=float(ignored[: len(training)].sum() / training_pixels),
         in_colour=_names_where(samples, [is_gray_net and _has_colour(image) for image in pixels]),
         blank=_names_where(samples, [image.min() == image.max() for image in pixels]),

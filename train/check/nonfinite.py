@@ -95,7 +95,7 @@ def _explain_part(
             return f"{path} is the first module whose output is not finite, in {names[image]}"
     for image, name in enumerate(names):
         one = jax.tree.map(lambda array, i=image: array[i : i + 1], batch)
-        if not _is_finite(losses.loss(output[image : image + 1], *one[1:], config=config.loss)):
+        if not _is_finite(_loss_of_logits(config, output[image : image + 1], one)):
             return f"every module is finite, but the loss is not, in {name}"
     gradients = jax.grad(lambda params: _loss(config, params, state, batch, key))(state.params)
     bad = [
@@ -160,7 +160,14 @@ def _loss(
     numerics = make_numerics(config.compute, remat=config.remat)
     apply = functional(config.net, numerics=numerics).apply
     logits, _ = apply(params, batch.x, state.stats, train=True, key=key)
-    return losses.loss(logits, batch.truth, batch.weight, config=config.loss)
+    return _loss_of_logits(config, logits, batch)
+
+
+def _loss_of_logits(config: TrainConfig, logits: jax.Array, batch: Batch) -> jax.Array:
+    """Return the loss of logits of a batch."""
+    return losses.loss(
+        logits, batch.truth, batch.weight, config=config.loss, output=config.net.output
+    )
 
 
 def _first_nonfinite_image(array: Any) -> int | None:

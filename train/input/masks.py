@@ -43,11 +43,11 @@ def to_truth(
     """
     if data.mask_values == "colours":
         return Truth(_look_up_colours(mask, data.palette, source), stored="colours")
-    values = _take_one_channel(mask, net.classes, source)
+    values = _take_one_channel(mask, net.mask_classes, source)
     if data.mask_values == "instances":
         objects = _check_instances(values, source)
         return Truth((objects > 0).astype(np.uint8), objects, "instances")
-    return _interpret_values(values, net.classes, ignore_index, source)
+    return _interpret_values(values, net.mask_classes, ignore_index, source)
 
 
 def check_settings(data: DataConfig, net: UNetConfig) -> None:
@@ -58,7 +58,7 @@ def check_settings(data: DataConfig, net: UNetConfig) -> None:
     """
     if net.classes > 256:
         raise FieldError(net, "classes", "is at most 256, as many as masks hold")
-    if data.mask_values == "instances" and net.classes != 2:
+    if data.mask_values == "instances" and net.mask_classes != 2:
         raise ConfigError(
             TrainConfig,
             "{data.mask_values=instances} makes 2 classes, and "
@@ -66,12 +66,13 @@ def check_settings(data: DataConfig, net: UNetConfig) -> None:
         )
     if data.mask_values == "colours":
         colours = _parse_palette(data.palette)
-        if len(colours) != net.classes or len(set(colours)) != net.classes:
+        count = net.mask_classes
+        if len(colours) != count or len(set(colours)) != count:
             raise FieldError(
                 data,
                 "palette",
                 "needs {count} different colours, one for each class of the net",
-                count=net.classes,
+                count=count,
             )
 
 

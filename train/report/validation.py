@@ -65,7 +65,7 @@ class Scores:
 
 def validate(model: UNet, samples: Iterable[Sample], *, ignore_index: int | None = None) -> Scores:
     """Return the scores of a net, without the pixels whose truth is `ignore_index`."""
-    classes = model.config.classes
+    classes = model.config.mask_classes
     rows, matrices, masks, rand = [], [], [], []
     for sample in samples:
         predicted = predict(model, sample.image)
