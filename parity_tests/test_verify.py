@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from parity_tests import planted
 from unet_parity import exact, inputs, oracle, page, precision, verify
-from unet_parity.comparison import Comparer
+from unet_parity.comparison import Comparer, compare_twins, draw_numbers
+from unet_parity.recorded_output import judge_recorded
 from unet_parity.twins import JaxRun, torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
+from unet_spec.outputs import apply_output
 from unet_spec.recorded import read_recorded
 from unet_spec.weight_file import WeightFile
 
@@ -96,6 +101,15 @@ def recorded(config=SMALL, noise=0.0):
     return output * np.float32(1 + noise)
 
 
+def judge(report, output, config=SMALL):
+    numbers = draw_numbers(config, TENSORS, x=X)
+    result = judge_recorded(config, numbers, report.comparisons[0], output)
+    verdict, reasons = verify.judge(
+        config, report.structure, report.exact, report.comparisons, (), result, own_weights=True
+    )
+    return result, verdict, reasons
+
+
 @pytest.mark.parametrize(
     ("output", "verdict"),
     [
@@ -106,17 +120,75 @@ def recorded(config=SMALL, noise=0.0):
     ids=["its_own", "a_little_scaled", "of_the_other_concat"],
 )
 def test_a_recorded_output_is_rounding_or_another_net(report, output, verdict):
-    result = verify.judge_recorded(report.comparisons[0], output)
-    judged, reasons = verify.judge(
-        SMALL, report.structure, report.exact, report.comparisons, (), result, own_weights=True
-    )
+    result, judged, reasons = judge(report, output)
     assert judged == verdict
-    assert ("recorded output" in reasons[0]) == (verdict == "different")
+    assert ("it is not of this net" in reasons[0]) == (verdict == "different")
+    shown = replace(report, recorded=result, verdict=judged)
+    plain = json.loads(json.dumps(shown.to_json()))["recorded"]
+    assert (plain["holds"], plain["precision"]) == (verdict == "equivalent", "float32")
+    assert str(result) in page.make_page(shown)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: y.numpy(),
+        lambda y: y.float().numpy(),
+        lambda y: y.bfloat16().float().numpy(),
+        lambda y: y.half().numpy(),
+    ],
+    ids=["float64", "float64_rounded", "bfloat16", "float16"],
+)
+def test_an_output_that_is_nearer_or_of_a_smaller_type_is_the_nets_own(report, make):
+    truth = torch.tensor(report.comparisons[0].outputs.torch64)
+    result, verdict, reasons = judge(report, make(truth))
+    assert verdict == "equivalent"
+    assert result.explained_by == ("torch", "jax")
+    half = result.judgement.precision in ("bfloat16", "float16")
+    assert half == any("whose rounding hides differences" in reason for reason in reasons)
+
+
+# one is small, one changes a map's shape, one stops the net
+@pytest.mark.parametrize(
+    "name", ["concat swapped", "height and width swapped", "one tensor of zeros"]
+)
+def test_a_bug_in_jax_is_not_blamed_on_what_torch_recorded(report, name):
+    cotangent = np.ones((2, 4, *X.shape[2:]), np.float32)
+    other = replace(SMALL, activation="leaky_relu", negative_slope=0.3)
+    with planted.planted(name):
+        broken = replace(report, comparisons=(compare_twins(SMALL, TENSORS, train=False, x=X),))
+        for dtype in ("float32", "float64", "bfloat16"):
+            output = torch_pass(SMALL, TENSORS, X, cotangent, dtype=dtype).output
+            result, verdict, reasons = judge(broken, output)
+            assert verdict == "different"
+            assert reasons[0].startswith(f"inference: {planted.BUGS[name].module}")
+            assert result.explained_by == ("torch",)
+            assert reasons[-1].endswith("so the fault is in JAX's net")
+            assert not any("it is not of this net" in reason for reason in reasons)
+            wrong = torch_pass(other, TENSORS, X, cotangent, dtype=dtype)
+            assert "it is not of this net" in judge(broken, wrong.output)[2][-1]
+
+
+def test_a_bug_in_torch_is_not_blamed_on_what_jax_recorded(report, monkeypatch):
+    output = report.comparisons[0].outputs.jax32
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: F.leaky_relu(x, 0.1))
+    broken = replace(report, comparisons=(compare_twins(SMALL, TENSORS, train=False, x=X),))
+    result, verdict, reasons = judge(broken, output)
+    assert (verdict, result.explained_by) == ("different", ("jax",))
+    assert reasons[-1].endswith("so the fault is in PyTorch's net")
+
+
+@pytest.mark.parametrize("function", ["sigmoid", "softmax"])
+def test_a_recorded_output_has_the_originals_function_in_it(report, function):
+    config, logits = replace(SMALL, output=function), recorded()
+    whole = apply_output(config, logits, axis=1)
+    assert judge(report, whole, config)[1] == "equivalent"
+    assert judge(report, whole)[1] == judge(report, logits, config)[1] == "different"
 
 
 def test_a_record_of_another_shape_is_refused(report):
     with pytest.raises(InputError, match="recorded output has the shape"):
-        verify.judge_recorded(report.comparisons[0], np.zeros((2, 4, 3, 3), np.float32))
+        judge(report, np.zeros((2, 4, 3, 3), np.float32))
 
 
 def test_a_device_of_fewer_bits_is_asked_the_rungs_that_it_can(monkeypatch):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -23,7 +23,7 @@ from unet_parity.leaves import JaxLeaves, LeafResult, TorchLeaves
 from unet_parity.oracle import Agreement
 from unet_parity.recording import Recorder
 from unet_parity.trace import Trace, trace_torch
-from unet_parity.twins import JaxRun, Masks, is_small
+from unet_parity.twins import JaxRun, Masks, Pass, is_small
 from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors
@@ -36,7 +36,7 @@ class Comparison:
     Attributes:
         faults: modules of the port that differ in float64, the first at fault first.
         flips: ReLUs and pools that fell the other way than in float64, in torch and in JAX.
-        maps: float64's output, and the float32 outputs of torch and JAX, for pictures.
+        outputs: of the whole nets.
         problems: all that is out of bounds, in words, the first fault first.
     """
 
@@ -45,8 +45,21 @@ class Comparison:
     gradients: tuple[Gradient, ...]
     faults: tuple[Fault, ...]
     flips: tuple[int, int]
-    maps: tuple[np.ndarray, np.ndarray, np.ndarray]
+    outputs: "Outputs"
     problems: tuple[str, ...]
+
+
+class Outputs(NamedTuple):
+    """The logits of both nets; NaN from a net that does not run as a whole.
+
+    Attributes:
+        torch64: in float64; likewise the others.
+    """
+
+    torch64: np.ndarray
+    torch32: np.ndarray
+    jax64: np.ndarray
+    jax32: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,8 @@ class Comparer:
         except (TypeError, ValueError):
             if not faults:
                 raise
-            return _report_broken_net(mode, truth, faults)
+            ours = self._trace_torch(numbers, "float32").result
+            return _report_broken_net(mode, truth, ours, faults)
 
     def faults(self, numbers: Numbers) -> tuple[Fault, ...]:
         """Find the modules of the port that differ in float64, the first at fault first."""
@@ -175,7 +189,7 @@ class Comparer:
             gradients,
             faults,
             (first, second),
-            (truth.result.output, ours.result.output, theirs.result.output),
+            Outputs(truth.result.output, ours.result.output, port.output, theirs.result.output),
             (*map(str, faults[:1]), *_describe_outliers(layers, gradients), *agreement.problems),
         )
 
@@ -274,7 +288,9 @@ def draw_numbers(
     return Numbers(tensors, x, cotangent, keep)
 
 
-def _report_broken_net(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Comparison:
+def _report_broken_net(
+    mode: str, truth: Trace, ours: Pass, faults: tuple[Fault, ...]
+) -> Comparison:
     """Report on a port that does not run as a whole: nothing but its fault is known."""
     nothing = np.full_like(truth.result.output, np.nan)
     empty = replace(truth.result, output=nothing)
@@ -284,7 +300,7 @@ def _report_broken_net(mode: str, truth: Trace, faults: tuple[Fault, ...]) -> Co
         (),
         faults,
         (0, 0),
-        (truth.result.output, nothing, nothing),
+        Outputs(truth.result.output, ours.output, nothing, nothing),
         (str(faults[0]), "JAX's net does not run as a whole"),
     )
 

@@ -12,13 +12,12 @@ import numpy as np
 
 from unet_parity.differences import difference, error_ratio, module_of, module_scales, rms
 from unet_parity.twins import Masks, Pass
-from unet_spec import UNetConfig, geometry
+from unet_spec import UNetConfig, geometry, judgement
 from unet_spec.parameters import parameters
 
 OUTPUT_BOUND = 1e-12
 GRADIENT_BOUND = 1e-10
-# 384 healthy nets gave ratios from 0.49 to 2.51 (benchmarks/results/rounding.json)
-FACTOR = 8.0
+FACTOR = judgement.FACTOR
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def _draw_line(
 
 def _describe_pixels(comparison: Comparison, x: np.ndarray) -> dict[str, Any] | None:
     """Describe pictures of the first image and of both errors, and the worst pixels in numbers."""
-    truth, ours, theirs = comparison.maps
+    truth, ours, theirs = (getattr(comparison.outputs, n) for n in ("torch64", "torch32", "jax32"))
     if not np.isfinite(theirs).all() or theirs.shape != truth.shape:
         return None
     errors = [np.abs(run[0] - truth[0]).max(axis=0) for run in (ours, theirs)]

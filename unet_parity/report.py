@@ -10,8 +10,9 @@ from unet_parity.comparison import Comparison
 from unet_parity.differences import error_ratio
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND, Agreement
+from unet_parity.recorded_output import RecordedOutput
 from unet_parity.training import Trajectory
-from unet_parity.verify import ParityReport, Recorded
+from unet_parity.verify import ParityReport
 
 CAVEATS = 3  # of a verdict that is not `different`, so that it stays on one screen
 _COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
@@ -141,13 +142,15 @@ def _describe_steps(trajectory: Trajectory) -> str:
     return text
 
 
-def _describe_recorded(recorded: Recorded) -> str:
-    scale = recorded.scale or 1.0
-    return (
-        f"recorded output to float64 (rms): {recorded.error / scale:.1e}, "
-        f"torch here {recorded.torch_error / scale:.1e}, JAX {recorded.jax_error / scale:.1e}; "
-        f"ratio {recorded.ratio:.3g}, up to {FACTOR:g} x is rounding"
+def _describe_recorded(recorded: RecordedOutput) -> str:
+    judgement = recorded.judgement
+    scale = judgement.scale or 1.0
+    text = (
+        f"recorded output to float64 (rms): {judgement.error / scale:.1e}, "
+        f"up to {judgement.allowed / scale:.1e} is rounding in {judgement.precision}; float32 "
+        f"torch here {recorded.torch_error / scale:.1e}, JAX {recorded.jax_error / scale:.1e}"
     )
+    return f"{text}; {hidden}" if (hidden := judgement.explain_precision()) else text
 
 
 def _distance_from_one(ratio: float) -> float:

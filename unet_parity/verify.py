@@ -15,10 +15,10 @@ from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
 from unet_parity import exact, oracle, precision, training
 from unet_parity.comparison import Comparer, Comparison, draw_numbers
-from unet_parity.differences import error_ratio, rms
 from unet_parity.exact import ExactRow
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
+from unet_parity.recorded_output import RecordedOutput, judge_recorded
 from unet_parity.scope import Scope
 from unet_parity.training import Trajectory
 from unet_parity.twins import is_small
@@ -37,23 +37,6 @@ ROUNDING = (
     f"(gradients {GRADIENT_FACTOR:g})."
 )
 VERIFIED_RECIPE = Recipe(Optimizer(name="sgd", lr=1e-3, momentum=0.9))
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """An output that somebody recorded in float32, against float64 on the same input; errors are
-    root mean squares.
-
-    Attributes:
-        ratio: the recorded output's error over the larger of the twins': about 1 if it is
-            rounding alone.
-    """
-
-    scale: float
-    error: float
-    torch_error: float
-    jax_error: float
-    ratio: float
 
 
 @dataclass(frozen=True)
@@ -83,7 +66,7 @@ class ParityReport:
     exact: tuple[ExactRow, ...]
     comparisons: tuple[Comparison, ...]
     steps: tuple[Trajectory, ...]
-    recorded: Recorded | None
+    recorded: RecordedOutput | None
     x: np.ndarray
     hashes: dict[str, str]
     environment: dict[str, str]
@@ -124,7 +107,7 @@ class ParityReport:
                 for c in self.comparisons
             ],
             "steps": [asdict(trajectory) for trajectory in self.steps],
-            "recorded": None if self.recorded is None else asdict(self.recorded),
+            "recorded": None if self.recorded is None else self.recorded.to_json(),
             "input": list(self.x.shape),
             "hashes": self.hashes,
             "environment": self.environment,
@@ -152,7 +135,8 @@ def verify(
         size: (height, width) of the random inputs: of the comparison, of the training steps and of
             the exact proof; small ones without it. A padding for which this size is illegal is
             proven at its small size.
-        recorded: what somebody's float32 net gave for `x`, (b, classes, h', w').
+        recorded: what the original gave for `x`, (b, classes, h', w'), with its output function
+            (`config.output`) in it.
         reference: a torch module with the same names, in place of `unet_torch.UNet`.
         steps: of training, side by side.
         jax_precision: of JAX's products, as in `jax.lax.Precision`.
@@ -200,7 +184,7 @@ def verify(
         )(numbers, say=say)
         for train in ((False, True) if stateful else (False,))
     )
-    theirs = None if recorded is None else judge_recorded(comparisons[0], recorded)
+    theirs = None if recorded is None else judge_recorded(config, numbers, comparisons[0], recorded)
     trajectories = tuple(_train_both(config, tensors, comparisons, steps, size, say))
     bits = precision.significand_bits(jax_precision)
     verdict, reasons = judge(
@@ -240,7 +224,7 @@ def judge(
     rows: tuple[ExactRow, ...],
     comparisons: tuple[Comparison, ...],
     trajectories: tuple[Trajectory, ...] = (),
-    recorded: Recorded | None = None,
+    recorded: RecordedOutput | None = None,
     *,
     own_weights: bool,
     bits: int = precision.FLOAT32_BITS,
@@ -258,11 +242,8 @@ def judge(
                 + f"{wrong} values are not equal ({row.mismatches} of {row.outputs} outputs){where}"
             )
     faults += [problem for t in trajectories for problem in training.list_problems(t)]
-    if recorded is not None and not 1 / FACTOR <= recorded.ratio <= FACTOR:
-        faults.append(
-            f"the recorded output is {recorded.ratio:.1e} times as far from float64 as the twins, "
-            f"{FACTOR:.0f} allowed: it is not of this net (another concat, padding, activation?)"
-        )
+    if recorded is not None and (not recorded.holds or faults):
+        faults.append(str(recorded))
     if faults:
         return "different", tuple(faults)
     refused = [f"{row.rung}, padding={row.padding}: {row.refused}" for row in rows if row.refused]
@@ -273,23 +254,11 @@ def judge(
         for rung in exact.RUNGS
         if rung.bits > bits
     ]
+    if recorded is not None and (hidden := recorded.judgement.explain_precision()):
+        refused.append(hidden)
     if own_weights or refused:
         return "equivalent", (ROUNDING, *refused, *left_out)
     return "identical", (f"{BIT_FOR_BIT} {ROUNDING}", *left_out)
-
-
-def judge_recorded(comparison: Comparison, recorded: np.ndarray) -> Recorded:
-    """Compare a recorded float32 output with the twins' own."""
-    truth, ours, theirs = comparison.maps
-    if recorded.shape != truth.shape:
-        raise InputError(
-            f"the recorded output has the shape {recorded.shape}, the net gives {truth.shape}; "
-            "record the net's own output (logits), as (b, classes, h, w)"
-        )
-    error, ours_error, theirs_error = (rms(run - truth) for run in (recorded, ours, theirs))
-    scale = rms(truth)
-    ratio = error_ratio(max(ours_error, theirs_error), error, scale)
-    return Recorded(scale, error, ours_error, theirs_error, ratio)
 
 
 @dataclass(frozen=True)
