@@ -39,8 +39,15 @@ def _read(images, masks, *, classes=2, ignore_index=None, **settings):
 
 @pytest.mark.parametrize(
     ("values", "classes", "stored"),
-    [((0, 255), 2, "0/255"), ((0, 1), 2, "indices"), ((0, 1, 2), 3, "indices"), ((0,), 2, "all 0")],
-    ids=["255", "1", "indices", "blank"],
+    [
+        ((0, 255), 2, "0/255"),
+        ((0, 1), 2, "indices"),
+        ((0, 1, 2), 3, "indices"),
+        ((0,), 2, "all 0"),
+        ((0, 255), 1, "0/255"),
+        ((0, 1), 1, "indices"),
+    ],
+    ids=["255", "1", "indices", "blank", "255, one channel", "1, one channel"],
 )
 def test_masks_become_class_indices(tmp_path, values, classes, stored):
     images, masks = _folders(tmp_path, values=values)
@@ -99,9 +106,10 @@ def test_colours_become_their_place_in_the_palette(tmp_path, kind):
 def test_gray_masks_have_colours_as_well(tmp_path):
     images, masks = _folders(tmp_path, values=(0, 255))
     palette = ("FFFFFF", "000000")
-    samples = _read(images, masks, mask_values="colours", palette=palette)
     held = np.asarray(Image.open(masks / "0.png"))
-    np.testing.assert_array_equal(samples[0].mask, held == 0)
+    for classes in (1, 2):
+        samples = _read(images, masks, classes=classes, mask_values="colours", palette=palette)
+        np.testing.assert_array_equal(samples[0].mask, held == 0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
@@ -111,9 +119,10 @@ def test_instances_become_one_class_and_keep_their_numbers(tmp_path, dtype):
     top = 255 if dtype is np.uint8 else 40_000
     numbers = np.random.default_rng(0).choice([0, 1, 17, top], (20, 24)).astype(dtype)
     tifffile.imwrite(tmp_path / "numbers" / "0.tif", numbers, photometric="minisblack")
-    (sample,) = _read(images, tmp_path / "numbers", mask_values="instances")
-    np.testing.assert_array_equal(sample.mask, (numbers > 0).astype(np.uint8))
-    np.testing.assert_array_equal(sample.objects, numbers.astype(np.int32))
+    for classes in (1, 2):
+        (sample,) = _read(images, tmp_path / "numbers", classes=classes, mask_values="instances")
+        np.testing.assert_array_equal(sample.mask, (numbers > 0).astype(np.uint8))
+        np.testing.assert_array_equal(sample.objects, numbers.astype(np.int32))
     assert sample.objects.dtype == np.int32
 
 

@@ -93,11 +93,14 @@ def test_objects_that_are_mostly_specks_are_told(tmp_path):
         assert any("less than 9 pixels" in f.text for f in found.findings) == (name == "smeared")
 
 
-def test_what_is_told_equals_what_numpy_counts(tmp_path):
+@pytest.mark.parametrize("classes", [2, 1], ids=["two channels", "one channel"])
+def test_what_is_told_equals_what_numpy_counts(tmp_path, classes):
     folder = _folders(tmp_path)
     _save_image(folder, "3.png", np.pad(_image(folder, "3.png"), ((0, 0), (0, 9)), "reflect"))
     _save_mask(folder, "3.png", np.pad(255 * _mask(folder, "3.png"), ((0, 0), (0, 9)), "reflect"))
-    found = _examined(folder, names=("background", "cell"))
+    found = _examined(
+        folder, net=dataclasses.replace(NET, classes=classes), names=("background", "cell")
+    )
     images = [_image(folder, f"{i}.png") for i in range(8)]
     masks = [_mask(folder, f"{i}.png") for i in range(8)]
     every = np.concatenate([image.ravel() for image in images])

@@ -42,10 +42,19 @@ def test_legal_sizes_of_the_slides_are_multiples_of_16():
 @pytest.mark.parametrize("widths", [(1, 1), (1, 1, 1), (1, 1, 1, 1)], ids=["one", "two", "three"])
 @all_fits
 def test_levels_equal_the_shapes_of_the_reference(padding, fit, widths):
-    config = replace(THIN, padding=padding, fit=fit, widths=widths)
+    _assert_levels(replace(THIN, padding=padding, fit=fit, widths=widths))
+
+
+@pytest.mark.parametrize("convolutions", [1, 3])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_levels_of_other_numbers_of_convolutions_equal_those_shapes(padding, convolutions):
+    _assert_levels(replace(THIN, padding=padding, convolutions=convolutions))
+
+
+def _assert_levels(config):
     legal = [size for size in range(1, 110) if geometry.is_legal(config, size)]
     assert len(legal) >= 3
-    if fit != "error":
+    if config.fit != "error":
         assert any(size % 2 for size in legal)
     # heights forwards and widths backwards: an exchange of the two can not hide
     for height, width in zip(legal, reversed(legal), strict=True):
@@ -79,12 +88,27 @@ def real_shapes(config: UNetConfig, height: int, width: int) -> dict[str, list[t
 @pytest.mark.parametrize("up", ["transposed", "nearest", "bilinear", "bilinear_aligned"])
 @pytest.mark.parametrize("widths", [(1, 1), (1, 1, 1)], ids=["one_pool", "two_pools"])
 def test_receptive_field_and_reach_equal_the_measured_ones(widths, up, padding):
-    config = UNetConfig(widths=widths, up=up, padding=padding)
+    _assert_views(UNetConfig(widths=widths, up=up, padding=padding))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("up", ["nearest", "bilinear"])
+@pytest.mark.parametrize("convolutions", [1, 3])
+def test_other_numbers_of_convolutions_see_as_far_as_measured(convolutions, up, padding):
+    _assert_views(
+        UNetConfig(
+            widths=(1, 1, 1), convolutions=convolutions, up=up, up_convolution=False,
+            padding=padding,
+        )
+    )  # fmt: skip
+
+
+def _assert_views(config):
     size = geometry.next_legal(config, 120)
     views = measured(config, size)
     field = max(last - first + 1 for _, first, last in views)
     reach = max(max(at - first, last - at) for at, first, last in views)
-    if up == "bilinear_aligned":  # documented as an upper bound
+    if config.up == "bilinear_aligned":  # documented as an upper bound
         assert field <= geometry.receptive_field(config) <= field + 2**config.depth
         assert reach <= geometry.reach(config) <= reach + 2**config.depth
     else:
@@ -117,10 +141,13 @@ def measured(config: UNetConfig, size: int) -> list[tuple[int, int, int]]:
 @given(
     st.sampled_from(FITS),
     st.integers(1, 5),
+    st.integers(1, 3),
     st.integers(1, 400),
 )
-def test_nearest_legal_sizes_bracket_the_size(fit, depth, size):
-    config = UNetConfig(widths=(1,) * (depth + 1), padding=fit[0], fit=fit[1])
+def test_nearest_legal_sizes_bracket_the_size(fit, depth, convolutions, size):
+    config = UNetConfig(
+        widths=(1,) * (depth + 1), convolutions=convolutions, padding=fit[0], fit=fit[1]
+    )
     *below, above = geometry.nearest_legal(config, size)
     assert above == geometry.next_legal(config, size) >= size
     assert geometry.is_legal(config, above)

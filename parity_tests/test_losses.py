@@ -54,10 +54,10 @@ def _batch(config, *, mapped=False, scale=3.0):
     return logits, truth, rng.exponential(2.0, SHAPE) if mapped else None
 
 
-def _ours(logits, truth, weight, config, over=None):
+def _ours(logits, truth, weight, config, over=None, output="logits"):
     truth, weight = jax.tree.map(jnp.asarray, (truth, weight))
     value, gradient = jax.value_and_grad(
-        lambda logits: loss(logits, truth, weight, config=config, over=over)
+        lambda logits: loss(logits, truth, weight, config=config, output=output, over=over)
     )(jnp.asarray(logits))
     return np.asarray(value), np.asarray(gradient)
 
@@ -68,7 +68,8 @@ def _torchs(logits, truth, weight, config):
     log_p = variable.log_softmax(-1).movedim(-1, 1)
     target = torch.tensor(truth).long()
     counted = target != (-100 if config.ignore_index is None else config.ignore_index)
-    by_class = torch.tensor(config.class_weights or (1.0,) * CLASSES, dtype=torch.float64)
+    classes = logits.shape[-1]
+    by_class = torch.tensor(config.class_weights or (1.0,) * classes, dtype=torch.float64)
     target = torch.where(counted, target, 0)
     nll = -log_p.gather(1, target[:, None])[:, 0]
     alpha = by_class[target] * counted
@@ -87,7 +88,7 @@ def _torchs_mean(nll, alpha, weight, counted):
 def _torchs_dice(p, target, counted):
     images = []
     for i in range(len(p)):
-        for k in range(1, CLASSES):
+        for k in range(1, p.shape[1]):
             found, true = p[i, k][counted[i]], (target[i] == k)[counted[i]]
             both, total = (found * true).sum(), found.sum() + true.sum()
             if counted[i].any():
@@ -139,6 +140,80 @@ def test_losses_of_parts_add_up_to_that_of_the_whole(config, mapped):
     _assert_equal(summed, _ours(logits, truth, weight, config))
 
 
+def _single(case, *, mapped=False):
+    """Logits of one channel with truth, map and config of two classes."""
+    weights = case.class_weights[:2]
+    config = replace(case, class_weights=weights)
+    logits, truth, weight = _batch(config, mapped=mapped)
+    return logits[..., :1], np.where(truth == 2, 1, truth), weight, config
+
+
+@maps
+@cases
+def test_a_single_channel_has_the_loss_of_two_classes_of_which_one_has_the_logit_0(config, mapped):
+    single, truth, weight, config = _single(config, mapped=mapped)
+    both = np.concatenate([np.zeros_like(single), single], -1)
+    value, gradient = _torchs(both, truth, weight, config)
+    _assert_equal(_ours(single, truth, weight, config), (value, gradient[..., 1:]))
+
+
+@pytest.mark.parametrize("output", ["logits", "sigmoid"])
+@pytest.mark.parametrize("weights", [(), WEIGHTS[:2]], ids=["plain", "class-weights"])
+def test_cross_entropy_of_a_single_channel_is_torchs_binary_one(weights, output):
+    logits, truth, _, config = _single(LossConfig(class_weights=weights))
+    by_pixel = torch.tensor(np.array(weights or (1.0, 1.0))[truth][..., None])
+    variable = torch.tensor(logits, requires_grad=True)
+    target = torch.tensor(truth[..., None], dtype=torch.float64)
+    summed = torch.nn.BCEWithLogitsLoss(weight=by_pixel, reduction="sum")(variable, target)
+    theirs = summed / by_pixel.sum()
+    gradient = torch.autograd.grad(theirs, variable)[0].numpy()
+    ours = _ours(logits, truth, None, config, output=output)
+    _assert_equal(ours, (theirs.item(), gradient))
+
+
+def _torchs_by_channel(logits, truth, weight, config):
+    """The losses of classes that are asked one by one, written out by hand in torch."""
+    variable = torch.tensor(logits, requires_grad=True)
+    target = torch.tensor(truth).long()
+    counted = target != (-100 if config.ignore_index is None else config.ignore_index)
+    by_class = torch.tensor(config.class_weights or (1.0,) * CLASSES, dtype=torch.float64)
+    target = torch.where(counted, target, 0)
+    hot = torch.nn.functional.one_hot(target, CLASSES).double()
+    entropy = torch.nn.BCEWithLogitsLoss(reduction="none")(variable, hot)
+    alpha = by_class[target] * counted
+    total = config.cross_entropy * _torchs_mean(entropy.mean(-1), alpha, weight, counted)
+    focal = ((1 - torch.exp(-entropy)) ** config.focal_gamma * entropy).mean(-1)
+    total = total + config.focal * (alpha * focal).sum() / alpha.sum()
+    p = variable.sigmoid().movedim(-1, 1)
+    total = total + config.dice * _torchs_dice(p, target, counted)
+    return total.item(), torch.autograd.grad(total, variable)[0].numpy()
+
+
+@maps
+@cases
+def test_losses_by_sigmoid_equal_torchs(config, mapped):
+    logits, truth, weight = _batch(config, mapped=mapped)
+    ours = _ours(logits, truth, weight, config, output="sigmoid")
+    _assert_equal(ours, _torchs_by_channel(logits, truth, weight, config))
+
+
+def test_cross_entropy_by_sigmoid_is_torchs_binary_mean_against_the_one_hot_mask():
+    logits, truth, _ = _batch(LossConfig())
+    variable = torch.tensor(logits, requires_grad=True)
+    hot = torch.nn.functional.one_hot(torch.tensor(truth).long(), CLASSES).double()
+    theirs = torch.nn.BCEWithLogitsLoss()(variable, hot)
+    gradient = torch.autograd.grad(theirs, variable)[0].numpy()
+    ours = _ours(logits, truth, None, LossConfig(), output="sigmoid")
+    _assert_equal(ours, (theirs.item(), gradient))
+
+
+def test_softmax_of_the_original_is_the_softmax_of_the_losses():
+    logits, truth, weight = _batch(CASES["sum"], mapped=True)
+    ours = _ours(logits, truth, weight, CASES["sum"], output="softmax")
+    for one, other in zip(ours, _ours(logits, truth, weight, CASES["sum"]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("weights", [(), WEIGHTS], ids=["plain", "class-weights"])
 def test_focal_loss_with_gamma_0_is_cross_entropy(weights):
     entropy = LossConfig(class_weights=weights, ignore_index=255)
@@ -147,11 +222,13 @@ def test_focal_loss_with_gamma_0_is_cross_entropy(weights):
     _assert_equal(_ours(logits, truth, None, focal), _ours(logits, truth, None, entropy))
 
 
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
 @cases
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
-def test_loss_and_gradient_are_finite_at_extreme_logits(config, dtype):
+def test_loss_and_gradient_are_finite_at_extreme_logits(config, dtype, output):
     logits, truth, _ = _batch(config)
-    value, gradient = _ours(np.where(logits > 0, 1e4, -1e4).astype(dtype), truth, None, config)
+    extreme = np.where(logits > 0, 1e4, -1e4).astype(dtype)
+    value, gradient = _ours(extreme, truth, None, config, output=output)
     assert np.isfinite(value), value
     assert np.isfinite(gradient).all()
 
@@ -212,9 +289,10 @@ def test_bfloat16_logits_have_a_loss_in_float32(config):
     assert abs(float(ours) - float(exact)) <= FLOAT32_LOSS * float(exact)
 
 
-def test_no_loss_gathers_or_scatters():
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_no_loss_gathers_or_scatters(output):
     logits, truth, weight = _batch(CASES["sum"], mapped=True)
-    slope = jax.grad(lambda z, t, w: loss(z, t, w, config=CASES["sum"]))
+    slope = jax.grad(lambda z, t, w: loss(z, t, w, config=CASES["sum"], output=output))
     text = jax.jit(slope).lower(logits, truth, weight).as_text()
     assert "exponential" in text
     assert "gather" not in text

@@ -11,6 +11,7 @@ import unet_jax
 import unet_torch
 from unet_parity.oracle import random_tensors
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
+from unet_spec.outputs import apply_output
 from unet_spec.prediction import border
 from unet_spec.preprocessing import prepare
 from unet_spec.weight_file import WeightFile
@@ -121,8 +122,11 @@ def test_mask_of_an_illegal_size_is_that_of_the_mirrored_image(padding, size, ro
         {"padding": "same", "fit": "crop"},
         {"padding": "valid"},
         {"padding": "valid", "up": "bilinear", "fit": "crop"},
+        {"padding": "valid", "convolutions": 1},
+        {"padding": "same", "up": "nearest", "up_convolution": False, "up_widths": (4, 6)},
+        {"padding": "same", "classes": 1},
     ],
-    ids=lambda axes: "-".join(axes.values()),
+    ids=lambda axes: "-".join(map(str, axes.values())),
 )
 @pytest.mark.parametrize("size", [(131, 97), (90, 150)], ids=["high", "wide"])
 def test_a_mask_put_together_of_tiles_equals_the_whole_one(monkeypatch, axes, size):
@@ -250,10 +254,13 @@ def test_windows_that_the_net_does_not_take_are_refused(fit):
     st.sampled_from([("same", "error"), ("same", "edge"), ("same", "crop"), ("valid", "error"),
                      ("valid", "crop")]),
     st.integers(1, 5),
+    st.integers(1, 3),
     st.integers(1, 300),
 )  # fmt: skip
-def test_border_makes_a_legal_size_whose_output_covers_the_image(axes, depth, size):
-    config = UNetConfig(widths=(1,) * (depth + 1), padding=axes[0], fit=axes[1])
+def test_border_makes_a_legal_size_whose_output_covers_the_image(axes, depth, convolutions, size):
+    config = UNetConfig(
+        widths=(1,) * (depth + 1), convolutions=convolutions, padding=axes[0], fit=axes[1]
+    )
     before, after = border(config, size)
     assert before == geometry.margin(config)
     padded = before + size + after
@@ -279,6 +286,51 @@ def test_predicting_leaves_the_reference_in_its_mode():
         assert reference.training is training
         for name, tensor in reference.state_dict().items():
             assert torch.equal(tensor, before[name]), name
+
+
+def of_two_channels(weights):
+    """The net with the logits (0, z) in place of a single channel z."""
+    tensors = dict(weights.tensors)
+    for name in ("out.weight", "out.bias"):
+        tensors[name] = np.concatenate([np.zeros_like(tensors[name]), tensors[name]])
+    return replace(weights, config=replace(weights.config, classes=2), tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [Preprocessing("none"), Preprocessing("none", window_px=16, mirror=True)],
+    ids=["whole", "windows and mirror images"],
+)
+@pytest.mark.parametrize("output", ["logits", "sigmoid"])
+def test_a_single_channel_is_class_1_where_two_channels_say_so(output, preprocessing):
+    config = replace(GRAY, classes=1, output=output)
+    single = WeightFile(config, random_tensors(config, seed=1), preprocessing=preprocessing)
+    image = picture((29, 43), np.float32)
+    for framework in (unet_torch, unet_jax):
+        ours, theirs = (
+            framework.predict(framework.weights.from_weights(weights), image)
+            for weights in (single, of_two_channels(single))
+        )
+        assert ours.dtype == np.uint8
+        assert 0.1 < ours.mean() < 0.9, "one class everywhere proves nothing"
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_single_channel_is_class_1_above_a_probability_of_one_half():
+    logits = np.array([-1e-6, 0, 1e-6, 5])
+    probabilities = apply_output(UNetConfig(classes=1, output="sigmoid"), logits, axis=0)
+    chosen = prediction.choose_class(logits[:, None], axis=1)
+    np.testing.assert_array_equal(chosen, probabilities > 0.5)
+    np.testing.assert_array_equal(chosen, [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "softmax"])
+def test_no_output_function_changes_a_mask(output):
+    image = picture((13, 23), np.float32)
+    pairs = zip(twins(GRAY), twins(replace(GRAY, output=output)), strict=True)
+    for (plain, named), framework in zip(pairs, (unet_torch, unet_jax), strict=True):
+        masks = [framework.predict(model, image) for model in (plain, named)]
+        np.testing.assert_array_equal(*masks)
 
 
 def test_more_than_256_classes_are_uint16():

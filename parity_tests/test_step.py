@@ -50,7 +50,7 @@ def batch(config, *, seed=0):
     count, side = config.data.batch, config.data.crop_px
     kind = jnp.result_type(float)
     x = jnp.asarray(rng.normal(size=(count, side, side, config.net.in_channels)), kind)
-    truth = jnp.asarray(rng.integers(0, config.net.classes, (count, side, side)), jnp.uint8)
+    truth = jnp.asarray(rng.integers(0, config.net.mask_classes, (count, side, side)), jnp.uint8)
     return Batch(x, truth, None)
 
 
@@ -80,10 +80,33 @@ def furthest(one, other):
     return worst
 
 
-def test_one_step_equals_torchs_forward_backward_and_adamw():
+def _torchs_loss(logits, truth):
+    return torch.nn.functional.cross_entropy(logits, truth)
+
+
+def _torchs_binary_loss(logits, truth):
+    """Of a single channel, or of each channel by itself."""
+    classes = logits.shape[1]
+    hot = torch.nn.functional.one_hot(truth, max(2, classes)).movedim(-1, 1)[:, -classes:]
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, hot.float())
+
+
+HEADS = {
+    "classes": (ONE.net, _torchs_loss),
+    "one channel": (replace(ONE.net, classes=1), _torchs_binary_loss),
+    "sigmoid": (replace(ONE.net, classes=3, output="sigmoid"), _torchs_binary_loss),
+    "one channel, sigmoid": (replace(ONE.net, classes=1, output="sigmoid"), _torchs_binary_loss),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_one_step_equals_torchs_forward_backward_and_adamw(head):
     """The same weights and batch through torch, with torch's own AdamW, in float32."""
+    net, torchs_loss = HEADS[head]
     config = replace(
         ONE,
+        net=net,
+        class_names=(),
         optimizer=Optimizer(weight_decay=0.1),
         schedule=Schedule("one_cycle", max_lr=1e-2),
     )
@@ -94,7 +117,7 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
     optimizer = torch.optim.AdamW(twin.parameters(), lr=rate, weight_decay=0.1)
     logits = twin(torch.tensor(np.array(seen.x)).permute(0, 3, 1, 2))
     truth = torch.tensor(np.array(seen.truth, np.int64))
-    loss = torch.nn.functional.cross_entropy(logits, truth)
+    loss = torchs_loss(logits, truth)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
     optimizer.step()
@@ -102,6 +125,10 @@ def test_one_step_equals_torchs_forward_backward_and_adamw():
     assert abs(float(metrics.loss) - loss.item()) < 1e-6
     assert abs(float(metrics.grad_norm) - norm.item()) < 1e-5 * norm.item()
     assert abs(float(metrics.lr) - rate) < 1e-5 * rate
+    answers = torch.cat([torch.zeros_like(logits), logits], 1) if net.classes == 1 else logits
+    pairs = net.mask_classes * truth + answers.argmax(1)
+    counts = torch.bincount(pairs.ravel(), minlength=net.mask_classes**2)
+    np.testing.assert_array_equal(np.asarray(metrics.confusion).ravel(), counts)
     after = to_weight_file(config, state).tensors
     for name, tensor in twin.state_dict().items():
         # Adam's first step is lr * sign(gradient): a wrong one differs by 2 * lr

@@ -94,6 +94,26 @@ def test_a_run_does_all_that_its_config_says(tmp_path, monkeypatch):
         assert weights.config == config.net
 
 
+@pytest.mark.parametrize("output", ["logits", "sigmoid"])
+def test_a_net_of_one_channel_learns_two_classes(tmp_path, output):
+    net = replace(TINY.net, classes=1, output=output, dropout=0.0)
+    config = replace(TINY, net=net, steps=60, validate_every=60, checkpoint_every=60, ema=0.0)
+    samples = load_samples(config)
+    loop.run(config, tmp_path / "run", progress=quiet())
+    path = tmp_path / "run" / "weights.safetensors"
+    model, twin = unet_jax.load(path), unet_torch.load(path)
+    assert model.config == twin.config == net
+    assert model.class_names == twin.class_names == ("background", "cell")
+    scores = validate(model, samples)
+    assert np.shape(scores.confusion) == (2, 2)
+    assert scores.rand_score is not None
+    everything = np.mean(np.concatenate([sample.mask.ravel() for sample in samples]))
+    assert scores.pooled_iou[1] > everything + 0.1, "no better than one class everywhere"
+    for sample, mask in zip(samples, scores.masks, strict=True):
+        assert {*np.unique(mask)} == {0, 1}
+        np.testing.assert_array_equal(unet_torch.predict(twin, sample.image), mask)
+
+
 def test_a_finished_run_writes_again_what_was_lost_of_its_end(run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(run[0], out)

@@ -17,7 +17,7 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
         ({"ema": 1.0}, "ema"),
         ({"loss": LossConfig(class_weights=(1.0, 2.0, 3.0))}, "class_weights"),
         ({"optimizer": Optimizer("sgd", dampening=0.5), "schedule": Schedule()}, "dampening"),
-        ({"class_names": ("one",)}, "class_names"),
+        ({"class_names": ("one",)}, "class_names needs 2 values, one for each class of"),
         ({"seed": -1}, "seed"),
         ({"preprocessing": Preprocessing(window_px=50)}, "window_px=50 is not legal"),
         (
@@ -32,7 +32,10 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
             {"schedule": Schedule("one_cycle", max_lr=1.0, total_steps=149)},
             "total_steps=149 ends before steps=150",
         ),
-        ({"net": replace(CELLS.net, classes=1)}, "counts the background as well"),
+        (
+            {"net": replace(CELLS.net, classes=1), "class_names": ("cell",)},
+            "class_names needs 2 values, one for each class of net.classes=1, got",
+        ),
         (
             {"data": DataConfig(mask_values="instances"), "loss": LossConfig(ignore_index=255)},
             "leave out loss.ignore_index",

@@ -41,6 +41,16 @@ def test_fifty_steps_of_jax_equal_fifty_of_torch(recipe):
     np.testing.assert_allclose(result.jax_losses, result.torch_losses, rtol=training.BOUND)
 
 
+def test_steps_of_a_single_channel_stay_together():
+    single = replace(NET, classes=1, dropout=0.0)
+    batch = training.random_batch(single, seed=0, step=0)
+    assert {*np.unique(batch.truth)} == {0, 1}
+    result = run(single, RECIPES["adamw, cosine"], steps=10)
+    assert training.list_problems(result) == ()
+    assert min(result.torch_losses) > 0.1, "a loss of 0 is that of a single class"
+    np.testing.assert_allclose(result.jax_losses, result.torch_losses, rtol=training.BOUND)
+
+
 @pytest.mark.parametrize("recipe", [RECIPES["adamw, cosine"], RECIPES["sgd"]], ids=["adamw", "sgd"])
 def test_in_float32_jax_is_as_far_from_torch_as_each_from_itself(optimised, recipe):
     result = run(PLAIN, recipe, steps=20, dtype="float32")

@@ -72,8 +72,8 @@ class UNetConfig:
     """An interpolation is followed by a 1x1 convolution, which gives the map as many channels as
     the skip has; without it the map keeps its channels."""
     up_widths: tuple[int, ...] = ()
-    """Each level of the expanding path gives this many channels, from the deepest to the top; by
-    default as many as its skip has."""
+    """The levels of the expanding path have this many channels, from the deepest to the top; by
+    default as many as their skips have."""
     up_middle: Literal["output", "half"] = "output"
     """Between the convolutions of the expanding path there are as many channels as behind them
     (`output`), or half as many as before them (`half`)."""
@@ -86,8 +86,8 @@ class UNetConfig:
     dropout: float = 0.0
     """Dropout sets this part of the values to 0 in training, on the last level and the neck."""
     output: Literal["logits", "sigmoid", "softmax"] = "logits"
-    """The original net ends in this function. The net here always gives logits: the losses, the
-    prediction and comparisons with recorded outputs apply the function."""
+    """The original net ends in this function. The net here always gives logits; the losses and
+    comparisons with recorded outputs apply the function, and no mask depends on it."""
 
     def __post_init__(self) -> None:
         for name in ("widths", "up_widths"):
