@@ -164,8 +164,8 @@ def recognise(
     search = None
     if pairs:
         settled = evidence.settled
-        # one pair alone is of an even size: the original's code takes no odd one
-        refuses_odd = module is not None and len(pairs) == 1 and "fit" not in settled
+        sizes = {pair.x.shape for pair in pairs}  # one alone: the original's code takes no odd one
+        refuses_odd = module is not None and len(sizes) == 1 and "fit" not in settled
         if refuses_odd:
             settled |= {"fit"}
             notes.append(f"fit=error: {evidence.reference} takes no size that a pool cannot halve")
@@ -345,10 +345,12 @@ def _record(module: "nn.Module", config: UNetConfig, place: str) -> list["Pair"]
 
     rng = np.random.default_rng(0)
 
-    def try_size(height: int, width: int) -> Pair | None:
+    def try_size(height: int, width: int, *, in_training: bool = False) -> Pair | None:
         x = rng.standard_normal((2, config.in_channels, height, width)).astype(np.float32)
-        y = reference.run(module, x, dtype=torch.float64)
-        return None if y is None else Pair(x, y, place, is_exact=True)
+        y = reference.run(module, x, dtype=torch.float64, in_training=in_training)
+        if y is None:
+            return None
+        return Pair(x, y, place, is_exact=True, in_training=in_training)
 
     for padding in ("same", "valid"):
         strict = replace(config, padding=padding, fit="error")
@@ -357,7 +359,10 @@ def _record(module: "nn.Module", config: UNetConfig, place: str) -> list["Pair"]
         even = try_size(height, width)
         if even is not None:
             odd = try_size(height + 1, width + 2**config.depth - 1)
-            return [even] if odd is None else [even, odd]
+            trained = None
+            if config.norm == "batch" and not reference.has_dropout(module):
+                trained = try_size(height, width, in_training=True)
+            return [pair for pair in (even, odd, trained) if pair is not None]
     x = torch.zeros(1, config.in_channels, 64, 64)
     try:
         module(x)
@@ -389,7 +394,8 @@ def _search(
         if refuses_odd:
             one = replace(one, config=replace(one.config, fit="error"))
         nets.append(hidden.Candidate(one.config, one.names, rename(one, tensors)))
-    search = hidden.search(nets, pairs, settled=settled, say=say)
+    convention = None if structures[0].family is None else nets[0].config
+    search = hidden.search(nets, pairs, settled=settled, convention=convention, say=say)
     if not search.best.holds:
         raise InputError(
             f"{source}: none of {search.count} combinations of {', '.join(search.varied)} gives "

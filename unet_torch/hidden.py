@@ -38,12 +38,14 @@ class Pair:
         y: (b, classes, h', w').
         source: where it is from, for sentences.
         is_exact: the original was run here, in float64.
+        in_training: the original was in training mode, so batch norm took the batch's statistics.
     """
 
     x: np.ndarray
     y: np.ndarray
     source: str
     is_exact: bool = False
+    in_training: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def search(
     pairs: Sequence[Pair],
     *,
     settled: frozenset[str] = frozenset(),
+    convention: UNetConfig | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Search:
     """Search all combinations of hidden facts for the one that gives the recorded outputs.
@@ -131,6 +134,8 @@ def search(
         nets: the net as far as its tensors show it; several where they leave it open which block
             stands where.
         settled: fields that are not varied.
+        convention: the config of a well-known repository, which settles what the outputs leave
+            open.
         say: is called with a line now and then.
 
     Raises:
@@ -154,6 +159,8 @@ def search(
         finalists = [_judge(c, pairs) for c in measured[:MOST_FINALISTS]]
     finalists.sort(key=lambda candidate: candidate.error)
     holding = [candidate for candidate in finalists if candidate.holds]
+    if len(holding) > 1:
+        holding = [one for one in holding if one.config == convention] or holding
     if len(holding) > 1:
         names = [n for n in varied if len({getattr(c.config, n) for c in holding}) > 1]
         listed = " and ".join(describe_fields(c.config, names) for c in holding)
@@ -277,13 +284,8 @@ def _judge(candidate: Candidate, pairs: Sequence[Pair]) -> Candidate:
     """Measure a candidate in float64, by all pairs."""
     judged = []
     for pair in pairs:
-
-        def outputs(dtype: str, x: np.ndarray = pair.x) -> np.ndarray:
-            logits = run(candidate.config, candidate.tensors, x, dtype)
-            return apply_output(candidate.config, logits, axis=1)
-
-        truth = outputs("float64")
-        judgement = judge_output(pair.y, truth, partial(_run_one, outputs))
+        outputs = partial(_give_output, candidate, pair)
+        judgement = judge_output(pair.y, outputs("float64"), partial(_run_one, outputs))
         scale = judgement.scale or 1.0
         allowed = EXACT if pair.is_exact else judgement.allowed / scale
         judged.append((judgement.error / scale, allowed, judgement.nearest / scale))
@@ -291,13 +293,20 @@ def _judge(candidate: Candidate, pairs: Sequence[Pair]) -> Candidate:
     return replace(candidate, error=error, allowed=allowed, own_error=own)
 
 
+def _give_output(candidate: Candidate, pair: Pair, dtype: str) -> np.ndarray:
+    logits = run(candidate.config, candidate.tensors, pair.x, dtype, in_training=pair.in_training)
+    return apply_output(candidate.config, logits, axis=1)
+
+
 def _run_one(run: Callable[[str], np.ndarray], dtype: str) -> list[np.ndarray]:
     return [run(dtype)]
 
 
 @torch.no_grad()
-def run(config: UNetConfig, tensors: Tensors, x: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the logits (b, classes, h', w') that our net gives in inference."""
+def run(
+    config: UNetConfig, tensors: Tensors, x: np.ndarray, dtype: str, *, in_training: bool = False
+) -> np.ndarray:
+    """Return the logits (b, classes, h', w') that our net gives, without dropout."""
     with torch.device("meta"):
         model = UNet(config)
     kind = getattr(torch, dtype)
@@ -306,7 +315,7 @@ def run(config: UNetConfig, tensors: Tensors, x: np.ndarray, dtype: str) -> np.n
         for name, t in tensors.items()
     }
     model.load_state_dict(state, strict=True, assign=True)
-    y = model.eval()(torch.from_numpy(x).to(kind))
+    y = model.train(in_training)(torch.from_numpy(x).to(kind))
     return (y if dtype in ("float32", "float64") else y.double()).numpy()
 
 

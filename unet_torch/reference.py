@@ -110,13 +110,18 @@ def list_parameters(module: nn.Module, prefix: str) -> list[str]:
 
 
 @torch.no_grad()
-def run(module: nn.Module, x: np.ndarray, *, dtype: torch.dtype) -> np.ndarray | None:
+def run(
+    module: nn.Module, x: np.ndarray, *, dtype: torch.dtype, in_training: bool = False
+) -> np.ndarray | None:
     """Return what a module gives for a batch (b, c, h, w), or None if it takes no such size.
+
+    Args:
+        in_training: in training mode; the module itself stays as it is.
 
     Raises:
         InputError: it gives anything but one tensor.
     """
-    copy = deepcopy(module).to(dtype).eval()
+    copy = deepcopy(module).to(dtype).train(in_training)
     try:
         y: Any = copy(torch.from_numpy(x).to(dtype))
     except (RuntimeError, ValueError, AssertionError, IndexError):
@@ -131,6 +136,12 @@ def run(module: nn.Module, x: np.ndarray, *, dtype: torch.dtype) -> np.ndarray |
             "outputs, and a U-Net here gives one tensor; wrap it in a module that returns that one"
         )
     return y.numpy()
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Say whether a module draws random numbers in training."""
+    kinds = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+    return any(isinstance(part, kinds) and part.p > 0 for part in module.modules())
 
 
 @contextmanager
