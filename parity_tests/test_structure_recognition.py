@@ -408,3 +408,13 @@ def test_this_project_takes_what_is_hidden_from_the_flags_and_their_defaults():
     (structure,) = recognised(tensors, given=config)
     assert (structure.config, structure.hidden) == (config, ())
     assert all(theirs == ours for theirs, ours in structure.names)
+
+
+def test_the_names_of_a_family_do_not_make_an_auto_encoder_a_u_net():
+    layers, config, _ = FAMILY_NETS["jvanvugt/pytorch-unet"]
+    tensors = under_names(config, layers)
+    for level, channels in enumerate((6, 4)):
+        name = f"up_path.{level}.conv_block.block.0.weight"
+        tensors[name] = tensors[name][:, :channels]
+    with pytest.raises(InputError, match=r"no skips by concatenation: up_path\.0\.conv_block"):
+        recognised(tensors)
