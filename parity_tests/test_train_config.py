@@ -32,6 +32,14 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
             {"schedule": Schedule("one_cycle", max_lr=1.0, total_steps=149)},
             "total_steps=149 ends before steps=150",
         ),
+        (
+            {"schedule": Schedule("plateau", mode="max")},
+            "schedule.mode=max waits for a value that rises, and schedule.name=plateau watches",
+        ),
+        (
+            {"optimizer": Optimizer(undecayed=("head.weight",))},
+            "undecayed names head.weight, which is no trained tensor of this net",
+        ),
         ({"net": replace(CELLS.net, classes=1)}, "counts the background as well"),
         (
             {"data": DataConfig(mask_values="instances"), "loss": LossConfig(ignore_index=255)},
@@ -50,6 +58,8 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
         "window",
         "rows of an unpadded net",
         "schedule",
+        "rising plateau",
+        "undecayed",
         "classes",
         "ignored",
     ],
