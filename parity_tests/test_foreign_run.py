@@ -54,7 +54,8 @@ class Theirs:
         self.net.train()
         for batch in batches:
             self.optimizer.zero_grad()
-            training.torch_loss(self.net, batch).backward()
+            logits = self.net(torch.tensor(batch.x, dtype=torch.float64))
+            torch.nn.functional.cross_entropy(logits, torch.tensor(batch.truth)).backward()
             self.optimizer.step()
             self.scheduler.step()
 

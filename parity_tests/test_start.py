@@ -130,6 +130,32 @@ def test_a_start_whose_schedule_has_ended_is_refused(tmp_path):
         beginning.apply_start(given, beginning.read_start_settings(given))
 
 
+def test_a_start_whose_plateau_waits_for_a_rising_value_is_refused(run, tmp_path):
+    state = training_state.read(run[0])
+    watched = {"best": 0.5, "num_bad_epochs": 0, "cooldown_counter": 0}
+    values = {"lr": 1e-3, "last_epoch": 6, **watched}
+    rising, falling = Schedule("plateau", mode="max"), Schedule("plateau")
+    for name, schedule in {"rising": rising, "falling": falling}.items():
+        recipe = replace(state.recipe, schedule=schedule)
+        path = tmp_path / f"{name}.safetensors"
+        training_state.write(path, replace(state, recipe=recipe, scheduler=values))
+    given = replace(FLAGS, steps=9, start=tmp_path / "falling.safetensors")
+    assert beginning.read_start_settings(given)["schedule"] == falling
+    with pytest.raises(InputError, match="its plateau waits for a value that rises"):
+        beginning.read_start_settings(replace(given, start=tmp_path / "rising.safetensors"))
+
+
+def test_a_start_brings_the_tensors_that_are_not_decayed(run, tmp_path):
+    state = training_state.read(run[0])
+    optimizer = replace(state.recipe.optimizer, undecayed=("vectors",))
+    state = replace(state, recipe=replace(state.recipe, optimizer=optimizer))
+    training_state.write(tmp_path / "a.safetensors", state)
+    given = replace(FLAGS, steps=9, start=tmp_path / "a.safetensors")
+    loop.run(given, tmp_path / "run", progress=quiet())
+    after = training_state.read(tmp_path / "run").recipe.optimizer
+    assert (after.undecayed, after.weight_decay) == (("vectors",), optimizer.weight_decay)
+
+
 def test_a_start_at_the_last_step_is_refused(run):
     with pytest.raises(InputError, match="it is at step 6 already"):
         beginning.read_start_settings(replace(TINY, start=run[0]))

@@ -36,6 +36,13 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
             {"net": replace(CELLS.net, classes=1), "class_names": ("cell",)},
             "class_names needs 2 values, one for each class of net.classes=1, got",
         ),
+            {"schedule": Schedule("plateau", mode="max")},
+            "schedule.mode=max waits for a value that rises, and schedule.name=plateau watches",
+        ),
+        (
+            {"optimizer": Optimizer(undecayed=("head.weight",))},
+            "undecayed names head.weight, which is no trained tensor of this net",
+        ),
         (
             {"data": DataConfig(mask_values="instances"), "loss": LossConfig(ignore_index=255)},
             "leave out loss.ignore_index",
@@ -53,6 +60,8 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
         "window",
         "rows of an unpadded net",
         "schedule",
+        "rising plateau",
+        "undecayed",
         "classes",
         "ignored",
     ],

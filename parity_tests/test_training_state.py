@@ -287,6 +287,22 @@ def test_another_programs_names_in_the_groups_are_ours_by_a_table():
         np.testing.assert_array_equal(state.slots["exp_avg"][name], expected)
 
 
+@pytest.mark.parametrize("optimizer", [Optimizer("adam"), Optimizer("sgd", momentum=0.5)])
+def test_a_checkpoint_whose_schedule_is_left_out_keeps_its_rate_and_momentum(optimizer):
+    state = in_torch(start(Recipe(optimizer, Schedule("one_cycle", max_lr=1e-2))), 3)
+    left = training_state.leave_out_schedule(state)
+    now = state.scheduler
+    assert left.scheduler == {"lr": now["lr"], "last_epoch": 3}
+    constant = left.recipe.optimizer
+    assert (left.recipe.schedule, constant.lr) == (Schedule(), now["lr"])
+    first = constant.momentum if constant.name == "sgd" else constant.betas[0]
+    assert first == now["momentum"] not in (0.5, 0.9)
+    # the next step, whose rate and momentum are those of now, is the same
+    following, alike = in_jax(state, 1), in_jax(left, 1)
+    same = replace(following, recipe=alike.recipe, scheduler=alike.scheduler)
+    assert apart(same, alike) <= BOUND
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_files_there_and_back_are_the_same_bytes(recipe, tmp_path):
     state = in_torch(start(recipe), 2)

@@ -69,7 +69,7 @@ def check_names(module: nn.Module, config: UNetConfig, *, place: str) -> None:
 def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tuple[str, nn.Module]:
     """Return the prefix of a file's names, and a copy of a module that holds its tensors.
 
-    The copy is in inference mode. The load is strict: the module's own names, behind one prefix,
+    The copy is in inference mode and in float64. The load is strict: the module's own names, behind one prefix,
     must all be in the file with their shapes. What the file holds without that prefix stays out.
 
     Raises:
@@ -94,7 +94,7 @@ def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tup
             f"{source}: {place} does not load it strictly ({listed}); name the class of these "
             "weights, and with --reference-arguments the numbers that it was built with"
         )
-    copy = deepcopy(module)
+    copy = deepcopy(module).double()  # which holds the values of every type
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in own.items()}
     copy.load_state_dict({**copy.state_dict(), **state}, strict=True)
     return prefix, copy.eval()
