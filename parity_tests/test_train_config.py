@@ -36,6 +36,7 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
             {"net": replace(CELLS.net, classes=1), "class_names": ("cell",)},
             "class_names needs 2 values, one for each class of net.classes=1, got",
         ),
+        (
             {"schedule": Schedule("plateau", mode="max")},
             "schedule.mode=max waits for a value that rises, and schedule.name=plateau watches",
         ),
@@ -60,9 +61,9 @@ from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, Mesh
         "window",
         "rows of an unpadded net",
         "schedule",
+        "classes",
         "rising plateau",
         "undecayed",
-        "classes",
         "ignored",
     ],
 )

@@ -69,8 +69,9 @@ def check_names(module: nn.Module, config: UNetConfig, *, place: str) -> None:
 def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tuple[str, nn.Module]:
     """Return the prefix of a file's names, and a copy of a module that holds its tensors.
 
-    The copy is in inference mode and in float64. The load is strict: the module's own names, behind one prefix,
-    must all be in the file with their shapes. What the file holds without that prefix stays out.
+    The copy is in inference mode and in float64. The load is strict: the module's own names,
+    behind one prefix, must all be in the file with their shapes. What the file holds without that
+    prefix stays out.
 
     Raises:
         InputError: they are not; it names what is missing, unexpected or mis-shaped.
