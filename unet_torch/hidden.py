@@ -311,7 +311,8 @@ def run(
         model = UNet(config)
     kind = getattr(torch, dtype)
     state = {
-        name: torch.from_numpy(np.asarray(t)).to(kind if t.dtype.kind == "f" else None)
+        # a copy: in training batch norm writes into its statistics
+        name: torch.tensor(np.asarray(t), dtype=kind if t.dtype.kind == "f" else None)
         for name, t in tensors.items()
     }
     model.load_state_dict(state, strict=True, assign=True)
