@@ -179,7 +179,7 @@ def convert(
         explain: Only say what the source is, and write nothing.
         dtype: The weights in a .safetensors target are of this type; a run stays in its own.
         weights_only: Leave out the optimizer of a run, and take its averaged weights.
-        without_scheduler: Leave out the scheduler of a run from PyTorch; its learning rate stays.
+        without_scheduler: Leave out the scheduler of a run; its learning rate stays.
         json: Write the report into this file.
         command: This is what was typed.
     """

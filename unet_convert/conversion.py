@@ -235,6 +235,8 @@ def read(
         content = recognition.weights
     if weights_only and isinstance(content, TrainingState):
         content = content.weights_that_predict
+    elif without_scheduler and isinstance(content, TrainingState):
+        content = training_state.leave_out_schedule(content)
     if recognition is None:
         if evidence.preprocessing != Preprocessing():
             raise InputError(f"{source}: it says its preprocessing itself; leave out those flags")
@@ -256,7 +258,9 @@ def _read_torch(
 
     opened = checkpoint.read(source)
     if torch_state.knows_config(opened.content):
-        content = torch_state.from_content(opened.content, evidence.config, source=source)
+        content = torch_state.from_content(
+            opened.content, evidence.config, source=source, without_scheduler=without_scheduler
+        )
         return content, None, ()
     recognition = foreign.recognise(
         opened.tensors, source=source, evidence=evidence, checkpoint=opened, say=say

@@ -12,6 +12,7 @@ import numpy as np
 from unet_spec import InputError, Preprocessing, UNetConfig, dialects, geometry, structure
 from unet_spec.environment import need
 from unet_spec.errors import ConfigError
+from unet_spec.families import OWN
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.recorded import read_recorded
@@ -33,6 +34,8 @@ MEANT = {
     "output": "whether the net ends in a sigmoid or softmax",
     "norm_place": "whether norms stand before or after the activation",
     "norm": "group or instance norm, and how many groups",
+    "groups": "how many groups",
+    "negative_slope": "the slope below zero",
     "up": "the kind of interpolation",
 }
 """The facts that no tensor shows, and what they are. `fit` is missing: it only matters for sizes
@@ -95,9 +98,12 @@ class Recognition:
                 f"{self.sources}: {best.error:.1e} of its scale away, {best.allowed:.1e} allowed, "
                 f"the next one {self.search.next_error:.1e}"
             )
-        elif self.structure.family is not None:
+        elif self.structure.family not in (None, OWN):
+            family = self.structure.family
+            assert family is not None
+            doubt = f" ({family.doubt})" if family.doubt else ""
             lines.append(
-                f"by the names, this is {self.structure.family.name}, and so by its convention: "
+                f"by the names, this is {family.name}{doubt}, and so by its convention: "
                 f"{dialects.describe_assumptions(config)}; that is not proven: --recorded or "
                 "--reference prove it"
             )

@@ -53,6 +53,7 @@ def read(
         ours_by_theirs=_list_names(weights.origin),
         without_scheduler=without_scheduler,
     )
+    training_state.refuse_rising_plateau(state)
     notes = training_state.describe_changes(
         state,
         scaler=None if scaler is None else scaler[1],

@@ -101,10 +101,14 @@ def list_hidden(config: UNetConfig, *, settled: frozenset[str] = frozenset()) ->
         settled: fields that somebody has settled.
     """
     fields = ["concat", "padding", "fit", "activation", "output"]
+    if "activation" in settled and config.activation == "leaky_relu":
+        fields.append("negative_slope")
     if config.norm != "none":
         fields.append("norm_place")
     if config.norm in ("group", "instance"):
         fields.append("norm")
+    if "norm" in settled and config.norm == "group":
+        fields.append("groups")
     if config.up != "transposed":
         fields.append("up")
     return tuple(field for field in fields if field not in settled)
@@ -217,11 +221,13 @@ def _list_options(config: UNetConfig, field: str) -> list[dict[str, Any]]:
         case "norm":
             own["groups"] = config.groups
             instance = {"norm": "instance", "groups": UNetConfig().groups}
-            common = math.gcd(*config.widths, *(width for up in config.ups for width in up[3:]))
-            groups = [n for n in range(1, common + 1) if common % n == 0]
-            options = [instance, *({"norm": "group", "groups": n} for n in groups)]
+            options = [instance, *({"norm": "group", "groups": n} for n in _list_groups(config))]
             if config.norm == "instance":
                 own = instance
+        case "groups":
+            options = [{field: number} for number in _list_groups(config)]
+        case "negative_slope":
+            options = [{field: slope} for slope in SLOPES]
         case "output":
             options = [{field: "logits"}, {field: "sigmoid"}]
             if config.classes > 1:
@@ -242,6 +248,12 @@ def _is_even(config: UNetConfig, pair: Pair) -> bool:
     """Say whether every pool halves the pair's size, with either padding."""
     both = (replace(config, padding=padding, fit="error") for padding in ("same", "valid"))
     return any(_fits_size(one, pair) for one in both)
+
+
+def _list_groups(config: UNetConfig) -> list[int]:
+    """Return the numbers of groups that divide the channels of every norm."""
+    common = math.gcd(*config.widths, *(width for up in config.ups for width in up[3:]))
+    return [number for number in range(1, common + 1) if common % number == 0]
 
 
 @contextmanager
