@@ -283,6 +283,14 @@ def test_without_its_scheduler_a_run_keeps_its_rate_and_momentum(tmp_path, kind)
         assert state.recipe.optimizer.betas == tuple(group["betas"])
 
 
+def test_a_rate_whose_scheduler_is_not_in_the_file_is_the_one_of_now(tmp_path):
+    content = foreign(tmp_path, torch.optim.Adam, lambda o: lr_scheduler.StepLR(o, 1, gamma=0.5))
+    del content["lr_scheduler"]
+    torch.save(content, tmp_path / "run.pt")
+    state = torch_state.read(tmp_path / "run.pt", config=NET)
+    assert state.recipe.optimizer.lr == state.scheduler["lr"] == 1e-3 * 0.5**4
+
+
 def test_steps_of_an_epoch_are_told_by_the_two_counts(tmp_path):
     foreign(tmp_path, torch.optim.Adam, lambda o: lr_scheduler.StepLR(o, 2), every=2)
     state = torch_state.read(tmp_path / "run.pt", config=NET)
