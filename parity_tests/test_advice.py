@@ -234,6 +234,25 @@ ADVICE = (
          f"{TRAIN} --net.norm group {{1}} 2"),
     ),
     Advice(
+        "norm=group needs multiples of groups={}",
+        f"{TRAIN} --net.norm group --net.groups 2 --net.up-widths 5",
+        r"gives 5 channels; change (--net\.groups), (--net\.up-widths) or --net\.up-middle",
+        (f"{TRAIN} --net.norm group --net.up-widths 5 {{0}} 1",
+         f"{TRAIN} --net.norm group --net.groups 2 {{1}} 8"),
+    ),
+    Advice(
+        "up_convolution={} needs an interpolation", f"{TRAIN} --net.no-up-convolution",
+        r"use (--net\.up nearest), (--net\.up bilinear) or (--net\.up bilinear_aligned)",
+        tuple(f"{TRAIN} --net.no-up-convolution {{{number}}}" for number in range(3)),
+    ),
+    Advice(
+        "up_middle=half halves the channels",
+        f"{TRAIN} --net.up nearest --net.no-up-convolution --net.up-middle half --net.widths 4 7",
+        r"use (--net\.up-middle output) or other (--net\.widths)",
+        (f"{TRAIN} --net.up nearest --net.no-up-convolution --net.widths 4 7 {{0}}",
+         f"{TRAIN} --net.up nearest --net.no-up-convolution --net.up-middle half {{1}} 4 6"),
+    ),
+    Advice(
         "fit={} needs padding=same",
         f"{TRAIN} --net.padding valid --data.crop-px 44 --net.fit zeros",
         r"use (--net\.fit error) or (--net\.fit crop)",

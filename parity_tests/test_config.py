@@ -150,11 +150,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"widths": (6, 8), "up_widths": (0,)}, "up_widths needs one channel count for each pool",
     ),
     "convolution_without_one": (
-        {"up_convolution": False}, "up_convolution=False needs an interpolation: up=transposed is",
+        {"up_convolution": False},
+        "up_convolution=False needs an interpolation, and up=transposed is a convolution itself",
     ),
     "odd_halves": (
         {"widths": (7, 8), "up": "nearest", "up_convolution": False, "up_middle": "half"},
-        "up_middle=half needs even numbers of channels to halve",
+        "an odd number of them has no half",
     ),
     "unknown_middle": (
         {"up_middle": "third"}, "up_middle is one of output, half, got 'third'",
@@ -165,12 +166,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "undivided_groups_of_the_expanding_path": (
         {"norm": "group", "groups": 4, "widths": (8, 12), "up_widths": (6,)},
         "norm=group needs multiples of groups=4, and a convolution of the expanding path gives 6 "
-        "channels; change groups, up_widths=(6,) or up_middle=output",
+        "channels; change groups, up_widths or up_middle",
     ),
     "undivided_groups_of_the_middle": (
         {"norm": "group", "groups": 4, "widths": (8, 12), "up": "nearest", "up_convolution": False,
          "up_middle": "half"},
-        "gives 10 channels; change groups, up_widths=() or up_middle=half",
+        "gives 10 channels; change groups, up_widths or up_middle",
     ),
     "padded_valid": (
         {"padding": "valid", "fit": "zeros"}, "fit=zeros needs padding=same",

@@ -108,11 +108,15 @@ class UNetConfig:
         if self.up == "transposed" and not self.up_convolution:
             raise ConfigError(
                 self,
-                "{up_convolution=} needs an interpolation: {up=} is a convolution itself; leave "
-                "{up_convolution} out",
+                "{up_convolution=} needs an interpolation, and {up=} is a convolution itself; use "
+                "{up=nearest}, {up=bilinear} or {up=bilinear_aligned}",
             )
         if self.up_middle == "half" and any(sum(up[1:3]) % 2 for up in self.ups):
-            raise ConfigError(self, "{up_middle=half} needs even numbers of channels to halve")
+            raise ConfigError(
+                self,
+                "{up_middle=half} halves the channels of an up-sampled map and its skip, and an "
+                "odd number of them has no half; use {up_middle=output} or other {widths}",
+            )
         if self.norm == "group":
             self._check_groups()
         if self.padding == "valid" and self.fit in ("zeros", "edge"):
@@ -139,8 +143,8 @@ class UNetConfig:
                     raise ConfigError(
                         self,
                         "{norm=group} needs multiples of {groups=}, and a convolution of the "
-                        "expanding path gives {width} channels; change {groups}, {up_widths=} or "
-                        "{up_middle=}",
+                        "expanding path gives {width} channels; change {groups}, {up_widths} or "
+                        "{up_middle}",
                         width=width,
                     )
 
