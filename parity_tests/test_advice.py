@@ -13,6 +13,7 @@ from PIL import Image
 
 import unet_torch
 from parity_tests import shown
+from parity_tests.foreign_nets import NETS
 from parity_tests.shown import Message, run_unet
 from unet_spec import InputError, UNetConfig
 from unet_spec.recipe import Recipe, Schedule
@@ -306,6 +307,45 @@ ADVICE = (
         ("{0}", f"{TRAIN} --start NEW.safetensors"),
     ),
     Advice(
+        "but its tensors do not say", "unet convert theirs.pth a.safetensors",
+        r"(--reference) net\.py:UNet settles it .* (--recorded pair\.npz) .* by its flag: "
+        r"(--config\.concat), (--config\.padding), (--config\.activation), (--config\.output)",
+        ("unet convert theirs.pth a.safetensors {0} theirs.py:Net --reference-arguments 1",
+         "unet convert theirs.pth b.safetensors {1}",
+         "unet convert theirs.pth c.safetensors {2} skip_first {3} same {4} relu {5} sigmoid"),
+    ),
+    Advice(
+        "does not load it strictly", "unet convert milesial.pth a.safetensors --reference "
+        "my_unet.py:UNet --reference-arguments 1,3",
+        r"with (--reference-arguments) the numbers",
+        ("unet convert milesial.pth a.safetensors --reference my_unet.py:UNet {0} 1,2",),
+    ),
+    Advice(
+        "give them as --reference-arguments", "unet convert theirs.pth a.safetensors --reference "
+        "theirs.py:Net",
+        r"missing a required argument: 'seed'.*give them as (--reference-arguments) '3, 2'",
+        ("unet convert theirs.pth a.safetensors --reference theirs.py:Net {0} 3",),
+    ),
+    Advice(
+        "that is not proven", "unet convert milesial.pth a.safetensors",
+        r"(--recorded) or (--reference) prove it",
+        ("unet convert milesial.pth b.safetensors {1} my_unet.py:UNet --reference-arguments 1,2",),
+        status=0,
+    ),
+    Advice(
+        "both give the original's output", "unet convert theirs.pth a.safetensors --recorded "
+        "pair.npz --reference theirs.py:Net", "leave one out",
+        ("unet convert theirs.pth a.safetensors --recorded pair.npz",),
+    ),
+    Advice(
+        "no target given", "unet convert theirs.pth", r"name it after theirs\.pth, or give "
+        r"(--explain)", ("unet convert {0} theirs.pth",),
+    ),
+    Advice(
+        "--explain writes nothing", "unet convert theirs.pth a.safetensors --explain",
+        r"leave out a\.safetensors", ("unet convert theirs.pth --explain",),
+    ),
+    Advice(
         "its ReduceLROnPlateau waits for", "unet convert rising.pt a.safetensors",
         r"`unet train` watches the loss .* leave the scheduler out with (--without-scheduler)",
         ("unet convert rising.pt a.safetensors {0}",),
@@ -358,6 +398,9 @@ ADVICE = (
     ),
 )  # fmt: skip
 OTHERWISE = {
+    "these are not the slides' names": "test_recognition.py reads such a file in Python",
+    "it runs on no small image": "the row with --recorded above",
+    "the averaged weights are left out": "test_foreign_run.py takes them with --weights-only",
     "--report PAGE.html or --json FILE shows": "the README has both flags, and its test runs them",
     "is not known yet; give it": "test_a_schedule_gets_its_length_as_the_message_says does it",
     "numpy.savez": "test_a_recording_is_made_as_the_message_says runs it",
@@ -478,10 +521,30 @@ def advice_folder(tmp_path_factory):
         "import unet_torch\nfrom unet_spec import UNetConfig\n\n"
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
     )
+    _save_foreign(here)
     for command in (f"{TRAIN} --out OLD", "unet convert run.pt started.safetensors"):
         done = run_unet(command, here)
         assert done.status == 0, done.text
     return here
+
+
+def _save_foreign(here: Path) -> None:
+    """Save a net of other names, its code, a pair, and a net with a family's names."""
+    net = NETS["FlatStages"]
+    module = net.make()
+    torch.save(module.state_dict(), here / "theirs.pth")
+    (here / "theirs.py").write_text(
+        "from parity_tests.foreign_nets import NETS\n\n"
+        "def Net(seed):\n    return NETS['FlatStages'].make()\n"
+    )
+    x = torch.ones(1, net.config.in_channels, *net.size).cumsum(3) / 9
+    np.savez(here / "pair.npz", x=x.numpy(), y=module(x).detach().numpy())
+    document = shown.ROOT / "docs" / "your-own-net.md"
+    (code,) = [block for block in shown.blocks(document) if block.file == "my_unet.py"]
+    (here / "my_unet.py").write_text(code.text)
+    milesial: dict[str, Any] = {}
+    exec(compile(code.text, code.name, "exec"), milesial)
+    torch.save(milesial["UNet"](1, 2).state_dict(), here / "milesial.pth")
 
 
 def _save_schedules(here: Path, net: unet_torch.UNet) -> None:

@@ -16,7 +16,7 @@ from unet_spec.families import OWN
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.recorded import read_recorded
-from unet_spec.structure import Structure, describe, rename
+from unet_spec.structure import Structure, describe, interpolation_error, norm_error, rename
 from unet_spec.weight_file import WeightFile
 from unet_spec.wording import list_names
 
@@ -425,6 +425,11 @@ def _refuse_hidden(structures: Sequence[Structure], source: Path, evidence: Evid
         raise InputError(
             f"{source}: blocks of equal shapes, and nothing says which stands where{how}"
         )
+    if first.family is OWN:  # only these two are not those of the flags, or the default
+        if "norm" in first.hidden:
+            raise norm_error(evidence.config, source=str(source))
+        if "up" in first.hidden:
+            raise interpolation_error(evidence.config, source=str(source))
     open_fields = [name for name in MEANT if name in first.hidden]
     if open_fields:
         meaning = ", ".join(MEANT[name] for name in open_fields)
