@@ -113,7 +113,7 @@ def _to_theirs(origin: Origin, weights: WeightFile) -> dict[str, Tensor]:
         array = weights.tensors[our_name]
         usual = "int64" if array.dtype.kind in "iu" else "float32"
         kind = origin.dtypes.get(name, usual)
-        if not hasattr(torch, kind):
+        if not isinstance(getattr(torch, kind, None), torch.dtype):
             raise InputError(f"the origin in its metadata is damaged (a type {kind})")
         if (our_name, kind) not in ours:
             tensor = torch.from_numpy(np.array(array))
@@ -128,8 +128,8 @@ def _note_what_stays(content: TrainingState | WeightFile, origin: Origin) -> lis
     notes = []
     if not origin.groups:
         notes.append(
-            "the optimizer is left out: the file that the net came from had none; a .safetensors "
-            "target keeps it"
+            "the optimizer of the run is left out, because the net came without one; a "
+            ".safetensors target keeps it"
         )
     if content.average:
         notes.append("the averaged weights are left out; --weights-only takes them alone")

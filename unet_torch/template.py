@@ -100,7 +100,7 @@ def rebuild(
 
     try:
         return build(node)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"the origin in its metadata is damaged ({error!r})") from error
 
 
