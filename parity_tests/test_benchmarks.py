@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accelerator, continued, killed, pipeline
+from benchmarks import accelerator, continued, killed, own_net, pipeline
 from parity_tests.shown import ROOT, inline_code
 from parity_tests.tiny import TINY
 from unet_spec import UNetConfig
@@ -45,7 +45,9 @@ def test_scripts_that_kill_a_run_see_its_newest_checkpoint(run):
     assert killed._saved(run[0]) == accelerator._newest_checkpoint(run[0]) == TINY.steps
 
 
-def test_a_small_run_moves_from_torch_to_jax_as_the_figures_do(tmp_path, monkeypatch):
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with four images and their masks."""
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
@@ -54,6 +56,22 @@ def test_a_small_run_moves_from_torch_to_jax_as_the_figures_do(tmp_path, monkeyp
         Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
         mask = (255 * (image > 127)).astype(np.uint8)
         Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    return tmp_path
+
+
+def test_a_small_net_of_ones_own_goes_there_and_back_as_the_figures_do(pictures, monkeypatch):
+    flags = [*own_net.FLAGS[:-3], "2", "--steps", "2", "--mesh.data", "1"]
+    sizes = {"LEG": 1, "STEPS": 3, "WIDTH": 2, "BATCH": 2, "CROP_PX": 32, "FLAGS": flags}
+    flags[flags.index("--data.crop-px") + 1], flags[flags.index("--data.batch") + 1] = "32", "2"
+    for name, value in sizes.items():
+        monkeypatch.setattr(own_net, name, value)
+    monkeypatch.delitem(sys.modules, "my_unet", raising=False)
+    result = own_net.own_net(pictures / "images", pictures / "masks", pictures)
+    monkeypatch.delitem(sys.modules, "my_unet", raising=False)
+    assert all(0 < distance < 0.1 for distance in result["distance"].values())
+
+
+def test_a_small_run_moves_from_torch_to_jax_as_the_figures_do(pictures, monkeypatch):
     flags = continued.FLAGS[:-1]
     sizes = {
         "STEPS": 3, "HANDOVER": 1, "EVERY": 1, "NET": UNetConfig(widths=(4, 6), norm="batch"),
@@ -61,7 +79,7 @@ def test_a_small_run_moves_from_torch_to_jax_as_the_figures_do(tmp_path, monkeyp
     }  # fmt: skip
     for name, value in sizes.items():
         monkeypatch.setattr(continued, name, value)
-    result = continued.continued(tmp_path / "images", tmp_path / "masks", tmp_path)
+    result = continued.continued(pictures / "images", pictures / "masks", pictures)
     assert {tuple(curve) for curve in result["iou"].values()} == {(2, 3)}
     assert result["furthest_iou"]["torch"] == 0.0
 

@@ -189,6 +189,19 @@ def recorded_output() -> Iterator[Figure]:
     yield "docs/parity.md", f"{other['recorded']['ratio']:.1e}"
 
 
+def own_net() -> Iterator[Figure]:
+    result = _result("own_net.json")
+    there, order = (result["distance"][n] for n in ("torch, JAX, torch", "another order of sums"))
+    yield "docs/your-own-net.md", f"| PyTorch, JAX, PyTorch | {there:.4f} |"
+    yield (
+        "docs/your-own-net.md",
+        f"| PyTorch, PyTorch with sums in another order, PyTorch | {order:.4f} |",
+    )
+    yield "docs/your-own-net.md", f"All runs take {result['steps']} steps"
+    yield "docs/your-own-net.md", f"| {result['leg']} steps in each |"
+    yield "docs/your-own-net.md", f"agree to {training.BOUND:.0e}".replace("e-0", "e-")
+
+
 def eps() -> Iterator[Figure]:
     flax = inspect.signature(nnx.GroupNorm.__init__).parameters["epsilon"].default
     torchs, of_flax = (
@@ -199,7 +212,7 @@ def eps() -> Iterator[Figure]:
 
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, sharding, optimizers, verdicts,
-    bounds, recorded_output, accelerator, eps,
+    bounds, recorded_output, accelerator, own_net, eps,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`

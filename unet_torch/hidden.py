@@ -7,6 +7,7 @@ the others miss it by far more than rounding.
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ SLOPES = (0.01, 0.1, 0.2, 0.05, 0.3)  # of LeakyReLU: torch's, then those of pub
 EXACT = 1e-9  # of the scale, between two float64 runs of one net
 MOST_FINALISTS = 4
 SMALL_PIXELS = 64 * 64
+SECONDS_OF_SILENCE = 10
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def search(
         raise InputError(_explain_sizes(nets[0].config, pairs[0]))
     say(f"comparing {len(candidates)} combinations of {', '.join(varied)} with {pairs[0].source}")
     with _few_threads(pairs[0]):
-        measured = sorted(_screen(candidates, pairs[0]), key=lambda candidate: candidate.error)
+        screened = _say_progress(_screen(candidates, pairs[0]), len(candidates), say)
+        measured = sorted(screened, key=lambda candidate: candidate.error)
         finalists = [_judge(c, pairs) for c in measured[:MOST_FINALISTS]]
     finalists.sort(key=lambda candidate: candidate.error)
     holding = [candidate for candidate in finalists if candidate.holds]
@@ -290,6 +293,17 @@ def _screen(candidates: Sequence[Candidate], pair: Pair) -> Iterator[Candidate]:
         output = apply_output(candidate.config, logits[key].astype(np.float64), axis=1)
         error = _relative(output, y)
         yield replace(candidate, error=error if math.isfinite(error) else math.inf)
+
+
+def _say_progress(
+    candidates: Iterator[Candidate], count: int, say: Callable[[str], None]
+) -> Iterator[Candidate]:
+    last = time.monotonic()
+    for number, candidate in enumerate(candidates, start=1):
+        if time.monotonic() - last > SECONDS_OF_SILENCE:
+            say(f"{number} of {count}")
+            last = time.monotonic()
+        yield candidate
 
 
 def _judge(candidate: Candidate, pairs: Sequence[Pair]) -> Candidate:
