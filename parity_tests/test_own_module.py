@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from parity_tests import planted
-from parity_tests.own_nets import NAMED, OWN, WIDTHS, Dropping, Named, Own, Shared
+from parity_tests.own_nets import NAMED, OWN, SHARED, WIDTHS, Dropping, Named, Own, Shared
 from parity_tests.slides import UNet as SlidesUNet
 from unet_parity import oracle, page, report, verify
 from unet_parity.comparison import Comparer, draw_numbers
@@ -23,7 +23,9 @@ from unet_parity.own_comparison import OwnComparison, blame, choose_size, compar
 from unet_parity.own_module import OwnModule, match_module
 from unet_parity.twins import torch_pass
 from unet_spec import InputError, UNetConfig
+from unet_spec.judgement import Run
 from unet_spec.origin import Origin
+from unet_spec.outputs import apply_output
 from unet_spec.weight_file import WeightFile
 
 ODD = (10, 14)
@@ -51,8 +53,9 @@ def compare(
     train: bool = False,
     origin: Origin | None = None,
     comparer: Comparer | None = None,
+    run: Run | None = None,
 ) -> OwnComparison:
-    """The comparison in float64, without the twins beside it."""
+    """The comparison without the twins beside it; in float64 alone, if nothing runs in float32."""
     config = own.config
     matched = match(own, module, origin=origin)
     size = ODD if config.fit != "error" else choose_size(matched, None)
@@ -65,7 +68,7 @@ def compare(
         numbers,
         comparer or comparer_of(config, train),
         torch_logits=logits,
-        run=None,
+        run=run,
     )
 
 
@@ -391,7 +394,7 @@ def test_a_module_of_another_width_is_refused():
 # in the report
 
 
-def run(own: Own, module: nn.Module, **options) -> verify.ParityReport:
+def report_on(own: Own, module: nn.Module, **options) -> verify.ParityReport:
     weights = WeightFile(own.config, tensors_of(own.config))
     options = {"steps": 0, "say": lambda text: None, "weights": weights, **options}
     return verify.verify(own.config, reference=module, **options)
@@ -401,7 +404,7 @@ def run(own: Own, module: nn.Module, **options) -> verify.ParityReport:
 def dropping():
     """A report on a module that drops values at random in training."""
     own = OWN["named"]
-    return run(own, Dropping(), origin=own.origin("module."))
+    return report_on(own, Dropping(), origin=own.origin("module."))
 
 
 def terminal(result: verify.ParityReport) -> str:
@@ -464,7 +467,7 @@ class Deep(Named):
         return (y, y) if self.training else y  # type: ignore[return-value]  # as some nets do
 
 
-def test_why_a_module_is_not_compared_in_training_is_told():
+def test_a_module_that_cannot_be_compared_in_training_has_its_reason():
     own = OWN["named"]
     x = draw_numbers(NAMED, tensors_of(NAMED)).x
     sentences = {Named: "", Dropping: "it drops values at random",
@@ -481,21 +484,30 @@ class AlwaysDropping(Named):
 def test_a_module_that_is_random_in_inference_is_refused():
     own = OWN["named"]
     with pytest.raises(InputError, match="another output each time, also in inference"):
-        run(own, AlwaysDropping(), origin=own.origin())
+        report_on(own, AlwaysDropping(), origin=own.origin())
 
 
 class Short(Shared):
-    """Computes in bfloat16 whatever it is given, so that rounding in float32 is too small."""
+    """Is off by more than rounding in float32 alone."""
+
+    factor = 1 + 1e-4
 
     def end(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x) if x.dtype == torch.float64 else torch.sigmoid(x * (1 + 1e-4))
+        return torch.sigmoid(x if x.dtype == torch.float64 else x * self.factor)
 
 
-def test_a_module_that_rounds_more_than_float32_is_told():
-    own = OWN["shared"]
-    result = run(own, Short(), origin=own.origin())
-    assert result.verdict == "different"
-    assert "your module: its output in float32 is" in result.reasons[0]
+@pytest.mark.parametrize("factor", [1, Short.factor])
+def test_a_module_that_is_off_in_float32_alone_is_another(factor):
+    own, module = OWN["shared"], Short()
+    module.factor = factor
+    numbers = draw_numbers(SHARED, tensors_of(SHARED))
+    logits = torch_pass(SHARED, numbers.tensors, numbers.x, numbers.cotangent).output
+    (problem, *_) = compare(own, module, run=lambda precision: [sigmoid(logits)]).problems or [""]
+    assert problem.startswith("its output in float32 is") == (factor != 1)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return apply_output(SHARED, logits, axis=1)
 
 
 def test_the_slides_module_needs_no_names():
