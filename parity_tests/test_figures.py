@@ -12,6 +12,7 @@ from torch import nn
 
 from parity_tests.shown import DOCUMENTS, ROOT
 from unet_parity import exact, fault, float32_errors, oracle, training, verify
+from unet_spec import judgement
 
 RESULTS = ROOT / "benchmarks" / "results"
 Figure = tuple[str, str]
@@ -164,6 +165,13 @@ def bounds() -> Iterator[Figure]:
     )
     yield "README.md", f"to {steps} in float64"
     yield "README.md", f"at most {training.FACTOR:g} times as far apart"
+    full, half = (f"{factor:g}" for factor in (judgement.FACTOR, judgement.HALF_FACTOR))
+    yield "docs/parity.md", f"may be {full} times as far from float64 as this net"
+    yield "docs/parity.md", f"and {half} times the nearer net's error is allowed"
+    yield (
+        "docs/parity.md",
+        f"| {full} times the float32 error of the nearer net; {half} times its error in bfloat16",
+    )
     yield "docs/parity.md", f"| 50 training steps in float64 | {steps} |"
     yield "docs/parity.md", f"to {steps} in float64 (`parity_tests/test_training_state.py`)"
     default = inspect.signature(verify.verify).parameters["steps"].default

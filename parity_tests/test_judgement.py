@@ -168,7 +168,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         ("base_64", "concat"),
     ],
 )
-def test_the_output_of_another_net_is_told_in_every_type(name, other, type_):
+def test_the_output_of_another_net_is_refused_in_every_type(name, other, type_):
     recorded = run_torch(name, type_, replace(NETS[name], **OTHERS[other]))
     judgement = judge(name, recorded)
     assert not judgement.holds

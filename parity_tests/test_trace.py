@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from torch import nn
 
-from parity_tests.slides import UNet as SlidesUNet
 from unet_parity import jax_net, oracle
-from unet_parity.comparison import Comparer, Numbers, compare_twins
+from unet_parity.comparison import Comparer, Numbers
 from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.differences import difference
 from unet_parity.jax_net import match_modules
@@ -16,7 +14,7 @@ from unet_parity.leaves import JaxLeaves
 from unet_parity.trace import trace_torch
 from unet_parity.twins import torch_pass
 from unet_parity.wiring import WiringProbe
-from unet_spec import InputError, UNetConfig
+from unet_spec import UNetConfig
 from unet_torch import UNet
 
 SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10))
@@ -153,38 +151,7 @@ def test_a_flip_is_counted_and_its_gradient_is_not_held_against_anybody():
     assert moved > 1e-6, "without its own decisions a flipped run would look like a bug"
 
 
-def test_the_slides_module_can_be_the_reference():
-    config = UNetConfig(in_channels=3, classes=4, widths=(2, 4, 8, 16, 32))
-    tensors = oracle.random_tensors(config, seed=0)
-    compared = compare_twins(config, tensors, train=False, reference=SlidesUNet(3, 4, 2))
-    assert compared.problems == ()
-
-
-class Renamed(nn.Module):
-    """The net with its neck under another module, so that its layers cannot be matched."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net(x)
-
-    def load_state_dict(self, state, **options):  # type: ignore[override]
-        return self.net.load_state_dict(state, **options)
-
-
-class CalledTwice(UNet):
-    def forward(self, x, keep=(None, None)):
-        self.out(super().forward(x, keep)[:, :1].expand(-1, self.config.widths[0], -1, -1))
-        return super().forward(x, keep)
-
-
-@pytest.mark.parametrize(
-    ("reference", "sentence"),
-    [(Renamed(UNet(SMALL)), "the port has no net"), (CalledTwice(SMALL), "twice")],
-    ids=["renamed", "called_twice"],
-)
-def test_a_reference_that_cannot_be_matched_is_refused(reference, sentence):
-    with pytest.raises(InputError, match=sentence):
-        compare_twins(SMALL, oracle.random_tensors(SMALL, seed=0), train=False, reference=reference)
+def test_a_path_that_jax_does_not_have_is_named():
+    calls = traced(SMALL, numbers(SMALL)).calls
+    with pytest.raises(ValueError, match="JAX's net has no down_9"):
+        match_modules(SMALL, {**calls, "down_9": calls["down_1"]}, dtype="float32", train=False)

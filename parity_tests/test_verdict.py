@@ -259,7 +259,17 @@ def test_the_scope_is_in_the_json(healthy):
             Scope((8, 12), exact_sizes=(("same", (8, 12)), ("valid", (40, 42)))),
             "exact proof on 8 x 12 pixels with padding=same and 40 x 42 pixels with padding=valid.",
         ),
-        (Scope((8, 12), reference=True), "your --reference in training steps and in the exact"),
+        (
+            Scope((8, 12), reference=BOTH),
+            "your --reference and JAX's net with the same weights and input in float64, layer by "
+            "layer and as a whole, forward and gradients, in inference and training;",
+        ),
+        (Scope((8, 12), reference=BOTH), "your --reference in training steps and in the exact"),
+        (
+            Scope((8, 12), reference=("inference",), no_training="it drops values at random"),
+            "other sizes, your --reference in training, where it drops values at random, your "
+            "--reference in training steps",
+        ),
         (
             Scope((8, 12), steps=2, step_size=(8, 12), precision="default"),
             "training steps in precision default",
@@ -286,7 +296,7 @@ def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
     ).scope  # fmt: skip
     assert sizes == [None, None]
     assert (scope.own_input, scope.input_size, scope.step_size) == (True, (6, 10), (4, 6))
-    assert (scope.reference, scope.precision) == (True, "high")
+    assert (scope.reference, scope.precision) == (("inference",), "high")
 
 
 # the size

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
 
 from unet_parity import fault, oracle
 from unet_parity.decisions import count_flips, impose, read_decisions
@@ -86,7 +85,6 @@ class Comparer:
 
     Args:
         train: with batch statistics and dropout, and not in inference.
-        reference: a torch module with the same names, in place of `unet_torch.UNet`.
         precision: of JAX's products.
         quick: as of `twins.compile_jax`.
     """
@@ -96,11 +94,10 @@ class Comparer:
         config: UNetConfig,
         *,
         train: bool,
-        reference: nn.Module | None = None,
         precision: str = "highest",
         quick: bool = True,
     ):
-        self.config, self.train, self.reference = config, train, reference
+        self.config, self.train = config, train
         self.precision, self.quick = precision, quick
         self._instruments: dict[str, _Instruments] = {}
         self._whole: JaxRun | None = None
@@ -111,7 +108,7 @@ class Comparer:
         """Compare both twins in float64 and float32.
 
         Raises:
-            InputError: a reference whose modules cannot be matched, or numbers that say nothing.
+            InputError: numbers that say nothing.
         """
         mode = "training" if self.train else "inference"
         say(f"  {mode}: torch in float64, the truth")
@@ -126,6 +123,12 @@ class Comparer:
                 raise
             ours = self._trace_torch(numbers, "float32").result
             return _report_broken_net(mode, truth, ours, faults)
+
+    def run_whole(self, numbers: Numbers) -> Pass:
+        """Run JAX's net in float64."""
+        if self._whole is None:
+            self._whole = JaxRun(self.config, dtype="float64", train=self.train, quick=self.quick)
+        return self._whole(numbers.tensors, numbers.x, numbers.cotangent, keep=numbers.keep)
 
     def faults(self, numbers: Numbers) -> tuple[Fault, ...]:
         """Find the modules of the port that differ in float64, the first at fault first."""
@@ -156,9 +159,7 @@ class Comparer:
     ) -> Comparison:
         given = numbers.tensors, numbers.x, numbers.cotangent
         say(f"  {mode}: JAX in float64")
-        if self._whole is None:
-            self._whole = JaxRun(self.config, dtype="float64", train=self.train, quick=self.quick)
-        port = self._whole(*given, keep=numbers.keep)
+        port = self.run_whole(numbers)
         say(f"  {mode}: both in float32, forward and backward")
         ours = self._trace_torch(numbers, "float32")
         instruments = self._instruments_for(truth, "float32")
@@ -204,7 +205,6 @@ class Comparer:
             dtype=dtype,
             train=self.train,
             keep=numbers.keep,
-            reference=self.reference,
             replace=None if decided is None else impose(decided),
         )
 
@@ -241,9 +241,7 @@ class Comparer:
         }
 
     def _torch_leaves(self, numbers: Numbers, dtype: str) -> TorchLeaves:
-        return TorchLeaves(
-            self.config, numbers.tensors, dtype=dtype, train=self.train, reference=self.reference
-        )
+        return TorchLeaves(self.config, numbers.tensors, dtype=dtype, train=self.train)
 
 
 def compare_twins(

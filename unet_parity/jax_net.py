@@ -19,9 +19,10 @@ from flax import nnx
 from unet_jax.functional import fill_arrays, split, to_arrays
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet as JaxUNet
+from unet_parity.differences import module_of
 from unet_parity.trace import Call, Maps
 from unet_parity.twins import Masks, nhwc
-from unet_spec import InputError, UNetConfig
+from unet_spec import UNetConfig
 from unet_spec.wording import list_names
 
 Arrays = dict[str, jax.Array]
@@ -63,11 +64,12 @@ class JaxNet:
         """Return the output and the statistics of a pass with `watch` around every module."""
         model = self.fill(arrays)
         modules = {path: find_module(model, path) for path in self.paths}
+        parents = {path: find_module(model, module_of(path)) for path in self.paths}
         for path, module in modules.items():
-            _set_module(modules, model, path, partial(watch, path, module))
+            _set_module(parents[path], path, partial(watch, path, module))
         output = model(x, masks)
         for path, module in modules.items():
-            _set_module(modules, model, path, module)
+            _set_module(parents[path], path, module)
         return output, split(self.config, to_arrays(model))[1]
 
 
@@ -86,17 +88,14 @@ def match_modules(
         precision: of products, as in `jax.lax.Precision`.
 
     Raises:
-        InputError: a path of the reference that the port does not have.
+        ValueError: a path of the reference that the port does not have.
     """
     with jax.enable_x64(dtype == "float64"):
         numerics = Numerics(jnp.dtype(dtype), jnp.dtype(dtype), precision)
         abstract = nnx.eval_shape(lambda: JaxUNet(config, numerics=numerics, rngs=nnx.Rngs(0)))
     unmatched = [path for path in calls if find_module(abstract, path) is None]
     if unmatched:
-        raise InputError(
-            f"the reference's layers cannot be matched: the port has no {list_names(unmatched, 1)}"
-            "; name the reference's modules as unet_torch does (down_1.conv.conv.0 ...)"
-        )
+        raise ValueError(f"JAX's net has no {list_names(unmatched, 1)}")
     return JaxNet(config, abstract, tuple(calls), dtype, train)
 
 
@@ -146,9 +145,10 @@ def is_map(argument: Any) -> bool:
 
 
 def find_module(model: nnx.Module, path: str) -> Any:
-    """Return the module or function of JAX's net at a path; None if there is none."""
+    """Return the module or function of JAX's net at a path, the net at an empty one; None if there
+    is none."""
     here: Any = model
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         if isinstance(here, nnx.Sequential):
             here = here.layers[int(name)] if int(name) < len(here.layers) else None
         else:
@@ -156,9 +156,8 @@ def find_module(model: nnx.Module, path: str) -> Any:
     return here
 
 
-def _set_module(modules: dict[str, Any], model: nnx.Module, path: str, value: Any) -> None:
-    above, _, name = path.rpartition(".")
-    parent = modules[above] if above else model
+def _set_module(parent: Any, path: str, value: Any) -> None:
+    name = path.rpartition(".")[2]
     if isinstance(parent, nnx.Sequential):
         parent.layers[int(name)] = value
     else:

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
-from torch import nn
 
 from unet_jax.functional import fill_arrays, to_arrays
 from unet_parity.jax_net import (
@@ -96,9 +95,8 @@ class TorchLeaves:
         *,
         dtype: str,
         train: bool,
-        reference: nn.Module | None = None,
     ):
-        self.model = torch_model(config, tensors, dtype=dtype, train=train, reference=reference)
+        self.model = torch_model(config, tensors, dtype=dtype, train=train)
         self.dtype = getattr(torch, dtype)
 
     @torch.no_grad()

@@ -6,7 +6,9 @@ float64 truth than the other? Sums taken in another order give errors of the sam
 gives one that is larger by orders of magnitude.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,9 +50,24 @@ class Agreement:
     problems: tuple[str, ...]
 
 
-def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
-    """Measure the agreement of two float64 passes, torch's and JAX's, and two float32 passes,
-    likewise."""
+class Float64Agreement(NamedTuple):
+    """How far two float64 passes are from one another; the fields are those of `Agreement`."""
+
+    output: float
+    input_gradient: float
+    gradients: dict[str, float]
+    statistics: dict[str, float]
+    problems: tuple[str, ...]
+
+
+def measure_float64(
+    truth: Pass, port: Pass, *, label: Callable[[str], str] = str
+) -> Float64Agreement:
+    """Measure the agreement of two float64 passes, torch's and JAX's.
+
+    Args:
+        label: how the problems call a tensor.
+    """
     output = difference(truth.output, port.output)
     input_gradient = difference(truth.input_gradient, port.input_gradient)
     scales = module_scales(truth.gradients)
@@ -61,21 +78,30 @@ def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode
     statistics = {
         name: difference(value, port.statistics[name]) for name, value in truth.statistics.items()
     }
-    torch_error, jax_error = (rms(p.output - truth.output) for p in (ours, theirs))
-    scale = rms(truth.output)
     bounded = [
         ("the output", output, OUTPUT_BOUND),
         ("the input's gradient", input_gradient, GRADIENT_BOUND),
     ]
     bounded += [
-        (f"the gradient of {name}", value, GRADIENT_BOUND) for name, value in gradients.items()
+        (f"the gradient of {label(name)}", value, GRADIENT_BOUND)
+        for name, value in gradients.items()
     ]
-    bounded += [(name, value, OUTPUT_BOUND) for name, value in statistics.items()]
+    bounded += [(label(name), value, OUTPUT_BOUND) for name, value in statistics.items()]
     problems = [
         f"{what} differs by {value:.1e} in float64, {bound:.0e} allowed"
         for what, value, bound in bounded
         if not value <= bound
     ]
+    return Float64Agreement(output, input_gradient, gradients, statistics, tuple(problems))
+
+
+def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
+    """Measure the agreement of two float64 passes, torch's and JAX's, and two float32 passes,
+    likewise."""
+    float64 = measure_float64(truth, port)
+    problems = list(float64.problems)
+    torch_error, jax_error = (rms(p.output - truth.output) for p in (ours, theirs))
+    scale = rms(truth.output)
     ratio = error_ratio(torch_error, jax_error, scale)
     if not 1 / FACTOR <= ratio <= FACTOR:
         problems.append(
@@ -83,8 +109,8 @@ def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode
             f"{FACTOR:g} allowed"
         )
     return Agreement(
-        mode, output, input_gradient, gradients, statistics, scale, torch_error, jax_error,
-        tuple(problems),
+        mode, float64.output, float64.input_gradient, float64.gradients, float64.statistics,
+        scale, torch_error, jax_error, tuple(problems),
     )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ def show(report: ParityReport, console: Console) -> None:
     for comparison in report.comparisons:
         console.print(_agreement_table(comparison.agreement))
         _show_layers(comparison, console)
+    for own in report.owns:
+        console.print(Text(str(own)))
     for trajectory in report.steps:
         console.print(_describe_steps(trajectory))
     if report.recorded is not None:

@@ -14,7 +14,10 @@ class Scope:
             so that no pass ran.
         own_input: whether the input was given, and not random.
         own_weights: whether the weights were given, and not random.
-        reference: whether somebody's own torch module stood in the place of `unet_torch.UNet`.
+        reference: in which modes somebody's own torch module was compared with JAX's net; empty
+            without one.
+        no_training: why that module was not compared in training; empty if it was, or if training
+            computes the same.
         modes: `inference`, and `training` for a net that computes something else there.
         steps: training steps of both twins, side by side.
         step_size: of the batches of these steps.
@@ -25,7 +28,8 @@ class Scope:
     input_size: Size | None = None
     own_input: bool = False
     own_weights: bool = False
-    reference: bool = False
+    reference: tuple[str, ...] = ()
+    no_training: str = ""
     modes: tuple[str, ...] = ()
     steps: int = 0
     step_size: Size | None = None
@@ -38,17 +42,19 @@ class Scope:
         if self.input_size is None:
             return "Compared: names and shapes of the tensors, and no pass of either net."
         weights = "the given weights" if self.own_weights else "random weights"
-        if self.reference:
-            weights = f"your --reference and the port, with {weights},"
         inputs = "the given input" if self.own_input else "random inputs"
         parts = [
             f"{weights} on {inputs} of {_size(self.input_size)} pixels (height x width), forward "
             f"and gradients, {self._modes}",
-            self._steps,
         ]
+        if self.reference:
+            parts.append(
+                "your --reference and JAX's net with the same weights and input in float64, layer "
+                f"by layer and as a whole, forward and gradients, in {' and '.join(self.reference)}"
+            )
+        parts.append(self._steps)
         if self.exact_sizes:
-            whose = " of the project's own PyTorch net" if self.reference else ""
-            parts.append(f"exact proof{whose} on {self._exact}")
+            parts.append(f"exact proof on {self._exact}")
         return f"Compared: {'; '.join(parts)}."
 
     @property
@@ -56,6 +62,8 @@ class Scope:
         """Say in one sentence what the verdict says nothing of."""
         parts = ["other sizes"]
         if self.reference:
+            if self.no_training:
+                parts.append(f"your --reference in training, where {self.no_training}")
             parts.append("your --reference in training steps and in the exact proof")
         if self.precision != "highest" and self.steps:
             parts.append(f"training steps in precision {self.precision}")

@@ -37,7 +37,7 @@ class Call:
 
     Attributes:
         kind: class of torch's module.
-        leaf: no modules in it, so it computes; the others only pass maps on.
+        leaf: it computes; the others hold modules, and only pass maps on.
         masks: of dropout, as given.
         input_gradients: through this module alone.
         cotangents: gradients by the outputs, of all that use them outside of this module.
@@ -85,31 +85,45 @@ def trace_torch(
     dtype: str = "float32",
     train: bool = False,
     keep: Masks = (None, None),
-    reference: nn.Module | None = None,
     replace: Replace | None = None,
 ) -> Trace:
     """Record a pass through the reference; the arguments are those of `torch_pass`.
 
     Args:
-        reference: a module with the same names, in place of `unet_torch.UNet`.
         replace: `replace(path, module, inputs)` gives a leaf's output in its stead, or None.
-
-    Raises:
-        InputError: a module that is called twice: its path then names no single call.
     """
-    model = torch_model(config, tensors, dtype=dtype, train=train, reference=reference)
-    calls: dict[str, _Hooked] = {}
+    model = torch_model(config, tensors, dtype=dtype, train=train)
+    hooks = Hooks(replace)
     for path, module in model.named_modules():
         if path:
-            _Hooked(path, module, calls, replace)
-    try:
-        result = run_module(model, x, cotangent, keep)
-    except (RuntimeError, TypeError) as error:
-        if reference is None:
-            raise
-        raise InputError(f"the reference does not run: {error}; mend it, or its config") from error
-    views = _SharedViews()
-    return Trace(result, {path: call.to_call(views) for path, call in calls.items()})
+            hooks.add(path, module, leaf=not list(module.children()))
+    return Trace(run_module(model, x, cotangent, keep), hooks.read_calls())
+
+
+class Hooks:
+    """Hooks on modules, which see what goes in and comes out, forward and backward.
+
+    Args:
+        replace: as of `trace_torch`.
+        copies: keep the maps as they are at the call, for a net that changes them in place later.
+    """
+
+    def __init__(self, replace: Replace | None = None, *, copies: bool = False):
+        self.replace, self.copies = replace, copies
+        self.calls: dict[str, _Hooked] = {}
+
+    def add(self, path: str, module: nn.Module, *, leaf: bool, name: str = "") -> None:
+        """Watch a module.
+
+        Args:
+            name: what a refusal calls it; the path without one.
+        """
+        _Hooked(path, module, self, leaf, name or path)
+
+    def read_calls(self) -> dict[str, Call]:
+        """Return what the hooks saw, in the order in which the calls began."""
+        views = _SharedViews()
+        return {path: hooked.to_call(views) for path, hooked in self.calls.items()}
 
 
 class _SharedViews:
@@ -129,11 +143,8 @@ class _SharedViews:
 class _Hooked:
     """The hooks of one module, and the tensors that they saw."""
 
-    def __init__(
-        self, path: str, module: nn.Module, calls: dict[str, "_Hooked"], replace: Replace | None
-    ):
-        self.path, self.module, self.calls, self.replace = path, module, calls, replace
-        self.leaf = not list(module.children())
+    def __init__(self, path: str, module: nn.Module, hooks: Hooks, leaf: bool, name: str):
+        self.path, self.module, self.hooks, self.leaf, self.name = path, module, hooks, leaf, name
         self.inputs: list[Tensor] = []
         self.masks: list[Tensor | None] = []
         self.outputs: list[Tensor] = []
@@ -142,33 +153,42 @@ class _Hooked:
         module.register_forward_hook(self._leave)
 
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self.path in self.calls:
+        if self.path in self.hooks.calls:
             raise InputError(
-                f"the reference calls {self.path} twice, so its layers cannot be matched one to "
+                f"the reference calls {self.name} twice, so its layers cannot be matched one to "
                 "one; give every call a module of its own"
             )
-        self.calls[self.path] = self
+        self.hooks.calls[self.path] = self
         passed: list[Any] = []
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.is_floating_point():
-                # a view of its own, so that its gradient is that through this module alone
-                argument = argument.view_as(argument)
+                # a tensor of its own, so that its gradient is that through this module alone
+                argument = self._part(argument)
                 self._watch("input", len(self.inputs), argument)
-                self.inputs.append(argument)
+                self.inputs.append(self._keep(argument))
             elif argument is None or isinstance(argument, Tensor):
                 self.masks.append(argument)
             passed.append(argument)
         return tuple(passed)
 
     def _leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        if self.leaf and self.replace is not None:
-            other = self.replace(self.path, module, arguments)
+        if self.leaf and self.hooks.replace is not None:
+            other = self.hooks.replace(self.path, module, arguments)
             output = output if other is None else other
-        # views here too: what is used inside the module as well would count twice
-        self.outputs = [t.view_as(t) for t in (output if isinstance(output, tuple) else (output,))]
-        for position, tensor in enumerate(self.outputs):
+        # here too: what is used inside the module as well would count twice
+        parts = [self._part(t) for t in (output if isinstance(output, tuple) else (output,))]
+        for position, tensor in enumerate(parts):
             self._watch("output", position, tensor)
-        return tuple(self.outputs) if isinstance(output, tuple) else self.outputs[0]
+        self.outputs = list(map(self._keep, parts))
+        return tuple(parts) if isinstance(output, tuple) else parts[0]
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        """Return the same values as a tensor of its own; one that is changed in place is no view,
+        because a view's gradient then has another shape."""
+        return tensor.clone() if self.hooks.copies else tensor.view_as(tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self.hooks.copies else tensor
 
     def _watch(self, side: str, position: int, tensor: Tensor) -> None:
         if tensor.requires_grad:

@@ -1,7 +1,6 @@
 """One pass through each twin on the same numbers; everything numpy, in torch's layout."""
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch import nn
 
 from unet_jax.functional import functional, split
 from unet_jax.layers import Numerics
@@ -62,43 +60,33 @@ def torch_pass(
     return run_module(model, x, cotangent, keep)
 
 
-def torch_model(
-    config: UNetConfig,
-    tensors: Tensors,
-    *,
-    dtype: str,
-    train: bool,
-    reference: nn.Module | None = None,
-) -> nn.Module:
-    """Build the reference with these tensors; `reference` in its place, if it has the same
-    names."""
-    if reference is None:
-        with torch.device("meta"):
-            model: nn.Module = UNet(config)
-    else:
-        model = deepcopy(reference)
+def torch_model(config: UNetConfig, tensors: Tensors, *, dtype: str, train: bool) -> UNet:
+    """Build the reference with these tensors."""
+    with torch.device("meta"):
+        model = UNet(config)
     kind = getattr(torch, dtype)
     state = {
         name: torch.tensor(t, dtype=kind if np.issubdtype(t.dtype, np.floating) else None)
         for name, t in tensors.items()
     }
     model.load_state_dict(state, strict=True, assign=True)
-    return model.requires_grad_().train(train)
+    model.requires_grad_().train(train)
+    return model
 
 
 def run_module(
-    model: nn.Module, x: np.ndarray, cotangent: np.ndarray, keep: Masks = (None, None)
+    model: UNet, x: np.ndarray, cotangent: np.ndarray, keep: Masks = (None, None)
 ) -> Pass:
-    """Run forward and backward through a torch module, in the dtype of its parameters."""
+    """Run forward and backward through the reference, in the dtype of its parameters."""
     kind = next(model.parameters()).dtype
     leaf = torch.tensor(x, dtype=kind, requires_grad=True)
     masks = [None if mask is None else torch.tensor(mask) for mask in keep]
-    output = model(leaf, masks) if isinstance(model, UNet) else model(leaf)
+    output = model(leaf, masks)
     output.backward(torch.tensor(cotangent, dtype=kind))
     return Pass(
         numpy_of(output),
-        numpy_of(_gradient(leaf)),
-        {name: numpy_of(_gradient(p)) for name, p in model.named_parameters()},
+        gradient_of(leaf),
+        {name: gradient_of(p) for name, p in model.named_parameters()},
         {name: numpy_of(buffer) for name, buffer in model.named_buffers()},
     )
 
@@ -226,8 +214,9 @@ def numpy_of(tensor: torch.Tensor) -> np.ndarray:
     return values.numpy().copy()
 
 
-def _gradient(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+def gradient_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return an array of its own with the gradient of a tensor; 0 where it has none."""
+    return numpy_of(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
 
 
 def fetch_tree(tree: Any) -> Any:

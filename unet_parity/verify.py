@@ -14,16 +14,20 @@ from torch import nn
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
 from unet_parity import exact, oracle, precision, training
-from unet_parity.comparison import Comparer, Comparison, draw_numbers
+from unet_parity.comparison import Comparer, Comparison, Numbers, draw_numbers
 from unet_parity.exact import ExactRow
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
-from unet_parity.recorded_output import RecordedOutput, judge_recorded
+from unet_parity.own_comparison import OwnComparison, blame, choose_size, compare_own
+from unet_parity.own_module import OwnModule, match_module
+from unet_parity.recorded_output import RecordedOutput, judge_recorded, runs_of
 from unet_parity.scope import Scope
 from unet_parity.training import Trajectory
 from unet_parity.twins import is_small
 from unet_spec import InputError, UNetConfig, geometry, layout
 from unet_spec.environment import environment
+from unet_spec.origin import Origin
+from unet_spec.outputs import apply_output
 from unet_spec.parameters import Tensors, parameter_count, parameters
 from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.weight_file import WeightFile
@@ -50,6 +54,7 @@ class ParityReport:
         structure: numbers of tensors, values and convolutions, and what does not match.
         exact: the exact proof, a row for each rung and padding.
         comparisons: ordinary weights, for each mode.
+        owns: likewise of somebody's own module, where one was given.
         steps: training steps of both twins side by side, in float64 and in float32.
         recorded: an output of somebody else's, where one was given.
         x: the input of the comparisons, (b, in_channels, h, w); random where none was given.
@@ -65,6 +70,7 @@ class ParityReport:
     structure: dict[str, Any]
     exact: tuple[ExactRow, ...]
     comparisons: tuple[Comparison, ...]
+    owns: tuple[OwnComparison, ...]
     steps: tuple[Trajectory, ...]
     recorded: RecordedOutput | None
     x: np.ndarray
@@ -106,6 +112,7 @@ class ParityReport:
                 {"mode": c.agreement.mode, "torch": c.flips[0], "jax": c.flips[1]}
                 for c in self.comparisons
             ],
+            "reference": [own.to_json() for own in self.owns],
             "steps": [asdict(trajectory) for trajectory in self.steps],
             "recorded": None if self.recorded is None else self.recorded.to_json(),
             "input": list(self.x.shape),
@@ -122,6 +129,7 @@ def verify(
     size: tuple[int, int] | None = None,
     recorded: np.ndarray | None = None,
     reference: nn.Module | None = None,
+    origin: Origin | None = None,
     steps: int = 10,
     jax_precision: str = "highest",
     say: Callable[[str], None] = print,
@@ -137,14 +145,15 @@ def verify(
             proven at its small size.
         recorded: what the original gave for `x`, (b, classes, h', w'), with its output function
             (`config.output`) in it.
-        reference: a torch module with the same names, in place of `unet_torch.UNet`.
+        reference: somebody's own torch module, compared with JAX's net beside `unet_torch.UNet`.
+        origin: of the weights, with the reference's names; without it the reference has ours.
         steps: of training, side by side.
         jax_precision: of JAX's products, as in `jax.lax.Precision`.
         say: is called with a line when each part begins.
 
     Raises:
         InputError: weights or an input that are not finite, that say nothing, or that do not fit;
-            an illegal size.
+            an illegal size; a reference that is not this net by its tensors, or does not run.
     """
     if size is not None:
         if x is not None:
@@ -153,15 +162,16 @@ def verify(
     precision.use_full_precision()
     tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     _refuse_infinite("the weights", tensors)
-    scope = Scope(
-        own_input=x is not None, own_weights=weights is not None, reference=reference is not None,
-        precision=jax_precision,
-    )  # fmt: skip
+    scope = Scope(own_input=x is not None, own_weights=weights is not None, precision=jax_precision)
+    own = None if reference is None else match_module(config, reference, tensors, origin)
     if x is not None:
         _refuse_infinite("the input", {"it": x})
+    elif own is not None:
+        size = choose_size(own, size)
     numbers = draw_numbers(config, tensors, x=x, size=size)
     x = numbers.x
     _refuse_single_values(config, x)
+    no_training = "" if own is None else _explain_no_training(own, x)
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
     if structure["problems"]:
@@ -174,33 +184,35 @@ def verify(
     )
     say("ordinary weights: float64 and float32, forward and gradients")
     stateful = config.norm == "batch" or config.dropout > 0
-    comparisons = tuple(
-        Comparer(
-            config,
-            train=train,
-            reference=reference,
-            precision=jax_precision,
-            quick=is_small(x),
-        )(numbers, say=say)
+    comparers = [
+        Comparer(config, train=train, precision=jax_precision, quick=is_small(x))
         for train in ((False, True) if stateful else (False,))
+    ]
+    comparisons = tuple(comparer(numbers, say=say) for comparer in comparers)
+    owns = (
+        ()
+        if own is None
+        else tuple(_compare_own(own, numbers, comparers, comparisons, no_training, say))
     )
     theirs = None if recorded is None else judge_recorded(config, numbers, comparisons[0], recorded)
     trajectories = tuple(_train_both(config, tensors, comparisons, steps, size, say))
     bits = precision.significand_bits(jax_precision)
     verdict, reasons = judge(
-        config, structure, rows, comparisons, trajectories, theirs,
+        config, structure, rows, comparisons, trajectories, theirs, owns,
         own_weights=weights is not None, bits=bits,
     )  # fmt: skip
     scope = replace(
         scope,
         input_size=(x.shape[2], x.shape[3]),
         modes=tuple(c.agreement.mode for c in comparisons),
+        reference=tuple(own.mode for own in owns),
+        no_training=no_training,
         steps=len(trajectories[0].parameters) if trajectories else 0,
         step_size=(trajectories[0].batch[2], trajectories[0].batch[3]) if trajectories else None,
         exact_sizes=tuple(dict.fromkeys((r.padding, r.size) for r in rows if not r.refused)),
     )
     return ParityReport(
-        verdict, reasons, config, structure, rows, comparisons, trajectories, theirs, x,
+        verdict, reasons, config, structure, rows, comparisons, owns, trajectories, theirs, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
         {**environment(), **precision.describe_precision(jax_precision)}, scope, bits,
     )  # fmt: skip
@@ -212,7 +224,7 @@ def _report_structure(
     """Report on twins whose names or shapes differ already."""
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
     return ParityReport(
-        verdict, reasons, config, structure, (), (), (), None, x,
+        verdict, reasons, config, structure, (), (), (), (), None, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
         {**environment(), **precision.describe_precision()}, scope, precision.significand_bits(),
     )  # fmt: skip
@@ -225,12 +237,14 @@ def judge(
     comparisons: tuple[Comparison, ...],
     trajectories: tuple[Trajectory, ...] = (),
     recorded: RecordedOutput | None = None,
+    owns: tuple[OwnComparison, ...] = (),
     *,
     own_weights: bool,
     bits: int = precision.FLOAT32_BITS,
 ) -> tuple[str, tuple[str, ...]]:
     """Return the verdict and its reasons, the module at fault first."""
-    faults = [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
+    faults = list(_list_own_faults(owns, comparisons))
+    faults += [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
     faults += structure["problems"]
     for row in rows:
         if not row.refused and not row.holds:
@@ -259,6 +273,55 @@ def judge(
     if own_weights or refused:
         return "equivalent", (ROUNDING, *refused, *left_out)
     return "identical", (f"{BIT_FOR_BIT} {ROUNDING}", *left_out)
+
+
+def _compare_own(
+    own: OwnModule,
+    numbers: Numbers,
+    comparers: list[Comparer],
+    comparisons: tuple[Comparison, ...],
+    no_training: str,
+    say: Callable[[str], None],
+) -> Iterator[OwnComparison]:
+    """Compare somebody's own module in every mode in which it can be."""
+    outputs = comparisons[0].outputs
+    floats = [apply_output(own.config, o, axis=1) for o in (outputs.torch32, outputs.jax32)]
+    run = runs_of(own.config, numbers, floats)
+    for comparer, comparison in zip(comparers, comparisons, strict=True):
+        if comparer.train and no_training:
+            continue
+        yield compare_own(
+            own, numbers, comparer, torch_logits=comparison.outputs.torch64, run=run, say=say
+        )
+
+
+def _explain_no_training(own: OwnModule, x: np.ndarray) -> str:
+    """Say why a module cannot be compared in training; empty if it can.
+
+    Raises:
+        InputError: it cannot be compared in inference either.
+    """
+    if own.is_random(x, train=False):
+        raise InputError(
+            "the reference gives another output each time, also in inference: nothing can be said "
+            "of it; a dropout in its code needs training=self.training"
+        )
+    try:
+        return "it drops values at random" if own.is_random(x, train=True) else ""
+    except InputError:  # in training many nets give several outputs, or want the truth too
+        return "it does not run as in inference"
+
+
+def _list_own_faults(
+    owns: tuple[OwnComparison, ...], comparisons: tuple[Comparison, ...]
+) -> Iterator[str]:
+    """List what is wrong with somebody's own module, and behind the first which net it is."""
+    twins = {c.agreement.mode: c.problems for c in comparisons}
+    for own in owns:
+        for number, problem in enumerate(own.problems):
+            yield f"{own.mode}, your module: {problem}"
+            if number == 0 and (sentence := blame(own, twins[own.mode])):
+                yield f"{own.mode}: {sentence}"
 
 
 @dataclass(frozen=True)
