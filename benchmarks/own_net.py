@@ -100,7 +100,7 @@ class Theirs:
         sys.path.remove(str(folder))
         kernels = [p for p in self.net.parameters() if p.ndim > 1]
         vectors = [p for p in self.net.parameters() if p.ndim == 1]
-        groups = [{"params": kernels}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[Any] = [{"params": kernels}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer: Any = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.01)
         self.scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, STEPS)
         self.losses: list[float] = []
