@@ -16,7 +16,7 @@ from unet_convert import conversion
 from unet_convert.foreign import Evidence
 from unet_jax.training_state import from_training_state, to_training_state
 from unet_parity import training
-from unet_spec import training_state
+from unet_spec import InputError, training_state
 from unet_spec.training_state import TrainingState
 
 torch.set_num_threads(1)
@@ -190,3 +190,29 @@ def test_numbers_of_batches_come_back(folder, tmp_path):
     back = torch.load(tmp_path / "b.pt", weights_only=True)["state_dict"]
     for name, tensor in content["state_dict"].items():
         assert np.array_equal(back[name].numpy(), tensor.numpy()), name
+
+
+@pytest.mark.parametrize(
+    ("plant", "sentence"),
+    [
+        (("BatchNorm2d(outputs)", "BatchNorm2d(outputs, eps=1e-3)"),
+         r"inc\.double_conv\.1 \(ours: down_1\.conv\.conv\.1\).*looks like eps=0\.001"),
+        (("return self.outc(x)", "return self.outc(x) + x[:, :1]"), r"up_4\.conv\.conv\.4"),
+        (("nn.ReLU(inplace=True)", "nn.GELU()"), r"inc\.double_conv\.3 .*GELU"),
+    ],
+    ids=["eps", "a sum at the end", "GELU"],
+)  # fmt: skip
+def test_code_that_does_something_else_is_refused_and_its_layer_named(
+    folder, tmp_path, plant, sentence
+):
+    theirs = Theirs(folder)
+    theirs.save(tmp_path / "run.pt")
+    code = (folder / "my_unet.py").read_text()
+    assert plant[0] in code
+    (tmp_path / "other.py").write_text(code.replace(*plant))
+    evidence = Evidence(reference=f"{tmp_path / 'other.py'}:UNet", arguments="1, 3, width=2")
+    with pytest.raises(InputError, match=f"none of .* combinations .* allowed: .*({sentence})"):
+        conversion.convert(
+            tmp_path / "run.pt", tmp_path / "a", evidence=evidence, weights_only=True
+        )
+    assert not (tmp_path / "a").exists()

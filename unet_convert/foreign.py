@@ -1,5 +1,6 @@
 """Other people's U-Nets: which net a file holds, by its tensors and by what the original gave."""
 
+import importlib.util
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unet_torch.checkpoint import Checkpoint
-    from unet_torch.hidden import Pair, Search
+    from unet_torch.hidden import Candidate, Pair, Search
 
 USUAL_DTYPES = ("float32", "int64")
 MEANT = {
@@ -175,7 +176,10 @@ def recognise(
         if refuses_odd:
             settled |= {"fit"}
             notes.append(f"fit=error: {evidence.reference} takes no size that a pool cannot halve")
-        search = _search(structures, tensors, pairs, settled, source, say, refuses_odd=refuses_odd)
+        search = _search(
+            structures, tensors, pairs, settled, source, say, module=module,
+            refuses_odd=refuses_odd,
+        )  # fmt: skip
         if not refuses_odd and "fit" not in {*search.varied, *evidence.settled}:
             notes.append(
                 f"fit={search.best.config.fit}: a size that every pool halves says nothing of "
@@ -386,6 +390,7 @@ def _search(
     source: Path,
     say: Callable[[str], None],
     *,
+    module: "nn.Module | None",
     refuses_odd: bool,
 ) -> "Search":
     """Return the one combination that gives what the original gave.
@@ -402,15 +407,39 @@ def _search(
         nets.append(hidden.Candidate(one.config, one.names, rename(one, tensors)))
     convention = None if structures[0].family is None else nets[0].config
     search = hidden.search(nets, pairs, settled=settled, convention=convention, say=say)
-    if not search.best.holds:
-        raise InputError(
-            f"{source}: none of {search.count} combinations of {', '.join(search.varied)} gives "
-            f"what {pairs[0].source} says; the closest ({search.describe()}) is "
-            f"{search.best.error:.1e} of its scale away, {search.best.allowed:.1e} allowed: the "
-            "original does something that this net cannot (another eps, a residual sum, another "
-            "order of levels), or these are other weights"
+    if search.best.holds:
+        return search
+    reason = "" if module is None else _name_difference(nets[0], search.varied, module, pairs[0])
+    raise InputError(
+        f"{source}: none of {search.count} combinations of {', '.join(search.varied)} gives what "
+        f"{pairs[0].source} gives; the closest ({search.describe()}) is {search.best.error:.1e} of "
+        f"its scale away, {search.best.allowed:.1e} allowed: "
+        + (
+            reason
+            or "the original does something that this net cannot (another eps, a residual sum, "
+            "another pool), or these are other weights"
         )
-    return search
+    )
+
+
+def _name_difference(
+    net: "Candidate", fields: Sequence[str], module: "nn.Module", pair: "Pair"
+) -> str:
+    """Say where the original first does something else than the closest net; empty where JAX,
+    with which the layers are compared, is not installed, or they cannot be compared."""
+    if importlib.util.find_spec("jax") is None:
+        return ""
+    from unet_parity.own_comparison import name_first_difference
+    from unet_torch import hidden, reference
+
+    layers = reference.trace_convolutions(module, net.names, pair.x)
+    best = hidden.find_nearest_by_layers(net, fields, pair.x, layers)
+    try:
+        return name_first_difference(
+            best.config, module, best.tensors, Origin(best.names, {}, None)
+        )
+    except InputError as error:
+        return str(error)
 
 
 def _refuse_hidden(structures: Sequence[Structure], source: Path, evidence: Evidence) -> None:

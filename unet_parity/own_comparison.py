@@ -11,23 +11,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from unet_parity import fault, oracle
 from unet_parity.compared import NET, describe_at_layer
-from unet_parity.comparison import Comparer, Numbers
+from unet_parity.comparison import Comparer, Numbers, draw_numbers
 from unet_parity.differences import difference, module_of
 from unet_parity.fault import Fault
 from unet_parity.jax_net import match_modules
 from unet_parity.leaves import JaxLeaves
 from unet_parity.oracle import OUTPUT_BOUND, Float64Agreement
 from unet_parity.own_difference import explain_difference
-from unet_parity.own_module import LAST, OwnModule, OwnTrace
-from unet_parity.twins import Pass, is_small
+from unet_parity.own_module import LAST, OwnModule, OwnTrace, match_module
+from unet_parity.twins import Pass, is_small, torch_pass
 from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.judgement import Judgement, Run, judge_output
+from unet_spec.origin import Origin
 from unet_spec.outputs import apply_output
-from unet_spec.parameters import parameters
+from unet_spec.parameters import Tensors, parameters
 from unet_spec.wording import list_names
 
 SIDES = (64, 96, 128, 256, 512)  # sizes to try, in pixels, where a module does not take small ones
@@ -192,6 +194,25 @@ def compare_own(
         faults,
         tuple(problems),
     )
+
+
+def name_first_difference(
+    config: UNetConfig, module: nn.Module, tensors: Tensors, origin: Origin
+) -> str:
+    """Say where somebody's module first does something else than the net of a config, in inference.
+
+    Returns:
+        a sentence; empty where nothing differs.
+
+    Raises:
+        InputError: the module cannot be compared layer by layer.
+    """
+    own = match_module(config, module, tensors, origin)
+    numbers = draw_numbers(config, tensors, size=choose_size(own, None))
+    twin = torch_pass(config, tensors, numbers.x, numbers.cotangent, dtype="float64")
+    comparer = Comparer(config, train=False, quick=is_small(numbers.x))
+    own_comparison = compare_own(own, numbers, comparer, torch_logits=twin.output, run=None)
+    return own_comparison.problems[0] if own_comparison.problems else ""
 
 
 def choose_size(own: OwnModule, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.judgement import judge_output
@@ -181,6 +182,35 @@ def search(
                                              default=math.inf), varied)  # fmt: skip
 
 
+def find_nearest_by_layers(
+    net: Candidate, fields: Sequence[str], x: np.ndarray, layers: Mapping[str, np.ndarray]
+) -> Candidate:
+    """Return the combination in which the most layers give what the original's give.
+
+    Where none gives the original's output, the one that comes nearest to it does so by chance; this
+    one has the original's facts up to the layer at which they part.
+
+    Args:
+        fields: those that are varied.
+        x: the input (b, in_channels, h, w).
+        layers: by our paths, the float64 outputs of the original's convolutions.
+    """
+    best, most = net, -1
+    for config in list_combinations(net.config, [f for f in fields if f != "output"]):
+        candidate = give_config(net, config)
+        if not all(geometry.is_legal(config, size) for size in x.shape[2:]):
+            continue
+        outputs: dict[str, np.ndarray] = {}
+        run(config, candidate.tensors, x, "float64", watch=(tuple(layers), outputs))
+        count = sum(
+            outputs[path].shape == layer.shape and _relative(outputs[path], layer) < EXACT
+            for path, layer in layers.items()
+        )
+        if count > most:
+            best, most = candidate, count
+    return best
+
+
 def list_combinations(config: UNetConfig, fields: Sequence[str]) -> Iterator[UNetConfig]:
     """Return the config with every combination of values of some fields, its own first."""
     options = [_list_options(config, field) for field in fields]
@@ -330,9 +360,19 @@ def _run_one(run: Callable[[str], np.ndarray], dtype: str) -> list[np.ndarray]:
 
 @torch.no_grad()
 def run(
-    config: UNetConfig, tensors: Tensors, x: np.ndarray, dtype: str, *, in_training: bool = False
+    config: UNetConfig,
+    tensors: Tensors,
+    x: np.ndarray,
+    dtype: str,
+    *,
+    in_training: bool = False,
+    watch: tuple[Sequence[str], dict[str, np.ndarray]] = ((), {}),
 ) -> np.ndarray:
-    """Return the logits (b, classes, h', w') that our net gives, without dropout."""
+    """Return the logits (b, classes, h', w') that our net gives, without dropout.
+
+    Args:
+        watch: paths of modules, and a dict that gets their outputs.
+    """
     with torch.device("meta"):
         model = UNet(config)
     kind = getattr(torch, dtype)
@@ -342,8 +382,25 @@ def run(
         for name, t in tensors.items()
     }
     model.load_state_dict(state, strict=True, assign=True)
+    watch_modules(model, dict(zip(watch[0], watch[0], strict=True)), watch[1])
     y = model.train(in_training)(torch.from_numpy(x).to(kind))
     return (y if dtype in ("float32", "float64") else y.double()).numpy()
+
+
+def watch_modules(
+    model: nn.Module, paths: Mapping[str, str], outputs: dict[str, np.ndarray]
+) -> None:
+    """Let modules write their outputs into a dict when they run.
+
+    Args:
+        paths: the name in the dict by the module's path.
+    """
+
+    def write(name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        outputs[name] = output.detach().clone().numpy()
+
+    for path, name in paths.items():
+        model.get_submodule(path).register_forward_hook(partial(write, name))
 
 
 def _relative(output: np.ndarray, y: np.ndarray) -> float:

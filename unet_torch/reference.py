@@ -7,7 +7,7 @@ import ast
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import nn
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors, check_tensors
 from unet_spec.wording import list_names
+from unet_torch.hidden import watch_modules
 
 
 def build(place: str, arguments: str = "") -> nn.Module:
@@ -137,6 +138,30 @@ def run(
             "outputs, and a U-Net here gives one tensor; wrap it in a module that returns that one"
         )
     return y.numpy()
+
+
+@torch.no_grad()
+def trace_convolutions(
+    module: nn.Module, names: Sequence[tuple[str, str]], x: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return by our paths what the convolutions of a module give, in float64.
+
+    Args:
+        names: (their name, our name) of the tensors, theirs with a prefix.
+        x: the input (b, in_channels, h, w).
+    """
+    held = module.state_dict()
+    ours = {theirs: ours for theirs, ours in names if ours.endswith(".weight")}
+    paths = {
+        own.removesuffix(".weight"): path.removesuffix(".weight")
+        for own in held
+        for theirs, path in ours.items()
+        if held[own].ndim > 1 and (theirs == own or theirs.endswith(f".{own}"))
+    }
+    copy, outputs = deepcopy(module).double(), dict[str, np.ndarray]()
+    watch_modules(copy, paths, outputs)
+    copy(torch.from_numpy(x).double())
+    return outputs
 
 
 def has_dropout(module: nn.Module) -> bool:
