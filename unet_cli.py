@@ -170,11 +170,11 @@ def convert(
             others).
         preprocessing: The original was trained on images prepared so, which no file of PyTorch
             says.
-        recorded: The original gave the array y in this file for the array x; what no tensor shows
-            is found by it.
-        reference: The original's own code is this class; the file is run, and what no tensor shows
-            is found by what it gives.
-        reference_arguments: The constructor of the reference takes these arguments.
+        recorded: Find what no tensor shows by this file, in which the original gave the array y for
+            the array x.
+        reference: Find what no tensor shows by the original's own code, which is this class; the
+            file is run.
+        reference_arguments: Give the constructor of the reference these arguments.
         names: The tensors are named as this file says, in lines such as "their.name" = "our.name".
         explain: Only say what the source is, and write nothing.
         dtype: The weights in a .safetensors target are of this type; a run stays in its own.
@@ -244,7 +244,7 @@ def verify(
             the same net.
         reference: Compare with this torch module of your own too; the file is run. It has the
             slides' names, or those that the weight file came with.
-        reference_arguments: The constructor of the reference takes these arguments.
+        reference_arguments: Give the constructor of the reference these arguments.
         steps: Train both for this many steps, side by side; with 0 there is no training.
         precision: JAX multiplies in this precision, which matters on accelerators.
         report: Write a page there with every module, gradient and step, and with pictures.

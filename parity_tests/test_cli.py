@@ -248,7 +248,7 @@ def _illegal_crop(tmp_path, weights):
         (_empty, "empty"),
         (_pickled_module, "state_dict"),
         (_truncated_checkpoint, "not a whole"),
-        (_other_names, "slides' names"),
+        (_other_names, "it has no 1x1 convolution"),
         (_extra_tensor, "head.weight"),
         (_contradicting_config, "padding"),
         (_truncated_weights, "not a whole"),

@@ -68,7 +68,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Recognition:
-    """Which net a foreign file holds, and how that is known.
+    """A `Recognition` says which net a foreign file holds, and how that is known.
 
     Attributes:
         weights: the net, with its origin.
@@ -90,7 +90,6 @@ class Recognition:
     def sentences(self) -> list[str]:
         """What was recognised, for people."""
         config = self.weights.config
-        assert self.weights.origin is not None
         lines = [describe_net(config), *list_modules(self.structure)]
         if self.search is not None:
             best, count = self.search.best, self.search.count
@@ -116,10 +115,9 @@ class Recognition:
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain values."""
-        assert self.weights.origin is not None
         family, search = self.structure.family, self.search
         return {
-            "names": dict(self.weights.origin.names),
+            "names": dict(self.structure.names),
             "family": None if family is None else family.name,
             "notes": list(self.notes),
             "search": None if search is None else {
@@ -206,7 +204,9 @@ def recognise(
     if left_out:
         notes.append(f"left out, no plain values: {list_names(left_out, 4)}")
     return Recognition(
-        WeightFile(config, by_ours, evidence.preprocessing, origin=origin),
+        WeightFile(
+            config, by_ours, evidence.preprocessing, origin=None if is_plain(origin) else origin
+        ),
         first,
         search,
         " and ".join(dict.fromkeys(pair.source for pair in pairs)),
@@ -256,7 +256,8 @@ def is_plain(origin: Origin | None) -> bool:
     """Say whether a file held the slides' names and nothing else, so that nothing is to go back."""
     if origin is None:
         return True
-    return not origin.dtypes and all(a == b for a, b in origin.names) and origin.content is None
+    own = all(theirs == ours for theirs, ours in origin.names)
+    return own and not origin.dtypes and origin.content is None
 
 
 def _read_structures(
@@ -276,7 +277,8 @@ def _read_structures(
     # the names are a map's, so they are nobody's convention
     first = structures[0]
     hidden = (*first.conventions, *first.hidden)
-    return (replace(first, names=names, family=None, conventions=(), hidden=hidden),)
+    shapes = {theirs: tensors[theirs].shape for theirs in renamed}
+    return (replace(first, names=names, family=None, conventions=(), hidden=hidden, shapes=shapes),)
 
 
 def read_names(path: Path, tensors: Tensors) -> dict[str, str]:
