@@ -315,6 +315,22 @@ ADVICE = (
          "unet convert theirs.pth c.safetensors {2} skip_first {3} same {4} relu {5} sigmoid"),
     ),
     Advice(
+        "its scheduler is none of", "unet convert lambda.pt a.safetensors",
+        r"leave it out with (--without-scheduler)",
+        ("unet convert lambda.pt a.safetensors {0}",),
+    ),
+    Advice(
+        "SGD does not count its steps", "unet convert sgd.pt a.safetensors",
+        r"as `(step)`, or leave the scheduler out with (--without-scheduler)",
+        ("unet convert sgd.pt a.safetensors {1}", "unet convert sgd_{0}.pt b.safetensors"),
+    ),
+    Advice(
+        "no file of PyTorch says how the original's were", "unet convert theirs.pth a.safetensors "
+        "--recorded pair.npz", r"(--preprocessing\.normalize) image, (range) or (none)",
+        ("unet convert theirs.pth b.safetensors --recorded pair.npz {0} {1}",
+         "unet convert theirs.pth c.safetensors --recorded pair.npz {0} {2}"), status=0,
+    ),
+    Advice(
         "does not load it strictly", "unet convert milesial.pth a.safetensors --reference "
         "my_unet.py:UNet --reference-arguments 1,3",
         r"with (--reference-arguments) the numbers",
@@ -398,6 +414,10 @@ ADVICE = (
     ),
 )  # fmt: skip
 OTHERWISE = {
+    "there is no file {}; name it": "the rows with --reference above name one",
+    "is only a part of its net": "the rows with --reference above name a whole net",
+    "no line gives": "docs/your-own-net.md has a whole map, and its test takes it",
+    "two lines give": "docs/your-own-net.md has a whole map, and its test takes it",
     "these are not the slides' names": "test_recognition.py reads such a file in Python",
     "it runs on no small image": "the row with --recorded above",
     "the averaged weights are left out": "test_foreign_run.py takes them with --weights-only",
@@ -544,7 +564,28 @@ def _save_foreign(here: Path) -> None:
     (here / "my_unet.py").write_text(code.text)
     milesial: dict[str, Any] = {}
     exec(compile(code.text, code.name, "exec"), milesial)
-    torch.save(milesial["UNet"](1, 2).state_dict(), here / "milesial.pth")
+    theirs = milesial["UNet"](1, 2)
+    torch.save(theirs.state_dict(), here / "milesial.pth")
+    for parameter in theirs.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    schedulers = torch.optim.lr_scheduler
+    for name, optimizer in {
+        "lambda": torch.optim.Adam(theirs.parameters()),
+        "sgd": torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9),
+    }.items():
+        scheduler: Any = schedulers.StepLR(optimizer, 5)
+        if name == "lambda":
+            scheduler = schedulers.LambdaLR(optimizer, lambda _: 1.0)
+        for _ in range(4):
+            optimizer.step()
+        for _ in range(2):
+            scheduler.step()
+        content = {
+            "state_dict": theirs.state_dict(), "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+        }  # fmt: skip
+        torch.save(content, here / f"{name}.pt")
+        torch.save({**content, "step": 4}, here / f"{name}_step.pt")
 
 
 def _save_schedules(here: Path, net: unet_torch.UNet) -> None:

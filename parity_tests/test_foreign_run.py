@@ -216,3 +216,18 @@ def test_code_that_does_something_else_is_refused_and_its_layer_named(
             tmp_path / "run.pt", tmp_path / "a", evidence=evidence, weights_only=True
         )
     assert not (tmp_path / "a").exists()
+
+
+def test_code_that_resizes_odd_maps_is_converted_for_even_sizes(folder, tmp_path):
+    theirs = Theirs(folder)
+    theirs.save(tmp_path / "run.pt")
+    code = (folder / "my_unet.py").read_text()
+    pad = "F.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])"
+    assert pad in code
+    (tmp_path / "other.py").write_text(code.replace(pad, "F.interpolate(x, skip.shape[2:])"))
+    evidence = Evidence(reference=f"{tmp_path / 'other.py'}:UNet", arguments="1, 3, width=2")
+    result = conversion.convert(
+        tmp_path / "run.pt", tmp_path / "a", evidence=evidence, weights_only=True
+    )
+    assert result.weights.config.fit == "error"
+    assert any("no option here does; such sizes are refused" in s for s in result.sentences())

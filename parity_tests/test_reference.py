@@ -87,9 +87,16 @@ def test_a_reference_that_is_none_is_refused(tmp_path, text, arguments, sentence
         reference.build(f"{path}:net", arguments)
 
 
-@pytest.mark.parametrize("place", ["nowhere.py:net", "net.py", ""])
-def test_a_reference_without_a_file_is_refused(place):
-    with pytest.raises(InputError, match=r"name a file and what it defines: --reference net\.py"):
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("nowhere.py:net", r"there is no file nowhere\.py; name it: --reference net\.py:UNet"),
+        ("net.py", r"name a file and what it defines: --reference net\.py:UNet"),
+        ("", r"name a file and what it defines: --reference net\.py:UNet"),
+    ],
+)
+def test_a_reference_without_a_file_is_refused(place, sentence):
+    with pytest.raises(InputError, match=sentence):
         reference.build(place)
 
 
@@ -127,6 +134,12 @@ def test_other_tensors_are_refused(change, sentence):
     change(held)
     with pytest.raises(InputError, match=sentence):
         reference.load(net_with_norm(), held, place="net.py:net", source="x.pt")
+
+
+def test_a_part_of_the_net_is_refused():
+    whole = nn.ModuleDict({"body": net_with_norm(), "head": nn.Conv2d(2, 3, 1)})
+    with pytest.raises(InputError, match=r"only a part of its net, without head\.weight"):
+        reference.load(net_with_norm(), arrays(whole), place="net.py:net", source="x.pt")
 
 
 def test_a_file_of_an_old_torch_has_no_counts_of_batches():

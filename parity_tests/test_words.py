@@ -20,9 +20,9 @@ from unet_train.config import PROMISES
 
 # what a sentence of the help may begin with that says what the flag makes the command do
 IMPERATIVES = {
-    "Add", "Average", "Bend", "Compare", "Compute", "Convert", "Enlarge", "Find", "Give", "Go", "Keep",
-    "Leave", "Mirror", "Move", "Multiply", "Only", "Predict", "Prove", "Read", "Segment", "Take",
-    "Time", "Train", "Turn", "Validate", "Write",
+    "Add", "Average", "Bend", "Compare", "Compute", "Convert", "Enlarge", "Find", "Give", "Go",
+    "Keep", "Leave", "Mirror", "Move", "Multiply", "Only", "Predict", "Prove", "Read", "Segment",
+    "Take", "Time", "Train", "Turn", "Validate", "Write",
 }  # fmt: skip
 # the verbs of all other sentences of the help
 VERBS = {

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from unet_torch.checkpoint import Checkpoint
     from unet_torch.hidden import Candidate, Pair, Search
 
-USUAL_DTYPES = ("float32", "int64")
+_LAYER = r"(down_\d+\.conv|up_\d+\.conv|neck)\.conv\.\d+|up_\d+\.up(\.1)?|out"
 MEANT = {
     "concat": "which half of a concatenation comes first",
     "padding": "how convolutions pad",
@@ -110,6 +111,7 @@ class Recognition:
         else:
             lines.append(
                 f"not in the tensors, taken from the flags: {dialects.describe_assumptions(config)}"
+                "; that is not proven: --recorded or --reference prove it"
             )
         return [*lines, *self.notes]
 
@@ -163,31 +165,15 @@ def recognise(
     else:
         inside = dict(tensors)
     structures = _read_structures(inside, ties, source, evidence)
-    first = structures[0]
-    pairs = _collect_pairs(first, module, evidence)
+    pairs = _collect_pairs(structures[0], module, evidence)
+    first, search = structures[0], None
     notes: list[str] = []
-    search = None
     if pairs:
-        settled = evidence.settled
-        sizes = {pair.x.shape for pair in pairs}  # one alone: the original's code takes no odd one
-        refuses_odd = module is not None and len(sizes) == 1 and "fit" not in settled
-        if refuses_odd:
-            settled |= {"fit"}
-            notes.append(f"fit=error: {evidence.reference} takes no size that a pool cannot halve")
-        search = _search(
-            structures, tensors, pairs, settled, source, say, module=module,
-            refuses_odd=refuses_odd,
-        )  # fmt: skip
-        if not refuses_odd and "fit" not in {*search.varied, *evidence.settled}:
-            notes.append(
-                f"fit={search.best.config.fit}: a size that every pool halves says nothing of "
-                "others; record an odd one to use those"
-            )
-        config, names = search.best.config, search.best.names
+        search, notes = _settle(structures, tensors, pairs, evidence, source, say, module)
+        first = replace(first, config=search.best.config, names=search.best.names)
     else:
         _refuse_hidden(structures, source, evidence)
-        config, names = first.config, first.names
-    first = replace(first, config=config, names=names)
+    config, names = first.config, first.names
     by_ours = rename(first, tensors)
     order = [ours for theirs, ours in names]
     if module is not None and prefix is not None:
@@ -195,6 +181,10 @@ def recognise(
 
         by_name = dict(names)
         order = [by_name[name] for name in reference.list_parameters(module, prefix)]
+    notes.append(
+        f"images will be prepared with normalize={evidence.preprocessing.normalize}; no file of "
+        "PyTorch says how the original's were: --preprocessing.normalize image, range or none"
+    )
     trained = {p.name for p in parameters(config) if p.trained}
     origin, left_out = _describe_origin(names, checkpoint)
     if beside := [name for name in tensors if name not in dict(names)]:
@@ -215,10 +205,18 @@ def recognise(
     )
 
 
-def describe_net(config: UNetConfig) -> str:
-    """Say in one line which U-Net this is."""
+def describe_net(config: UNetConfig, hidden: Sequence[str] = ()) -> str:
+    """Say in one line which U-Net this is.
+
+    Args:
+        hidden: fields that are not known yet.
+    """
     norm = "no norm" if config.norm == "none" else f"{config.norm} norm"
     up = "transposed convolutions" if config.up == "transposed" else f"{config.up} interpolation"
+    if "norm" in hidden:
+        norm = "group or instance norm"
+    if "up" in hidden:
+        up = "interpolation"
     return (
         f"a U-Net of widths {' '.join(map(str, config.widths))}, {config.in_channels} channels in, "
         f"{config.classes} out, {config.convolutions} convolutions per level, {norm}, {up}"
@@ -242,7 +240,7 @@ def explain(
     """
     structures = _read_structures(tensors, ties, source, evidence)
     first = structures[0]
-    lines = [f"{source}: {describe_net(first.config)}", *list_modules(first)]
+    lines = [f"{source}: {describe_net(first.config, first.hidden)}", *list_modules(first)]
     if first.family is not None:
         lines.append(f"by the names, this is {first.family.name}")
     if len(structures) > 1:
@@ -269,6 +267,7 @@ def _read_structures(
             tensors, given=evidence.config, settled=evidence.settled, ties=ties, source=str(source)
         )
     renamed = read_names(evidence.names, tensors)
+    _check_names(renamed, evidence.names)
     structures = structure.recognise(
         {ours: tensors[theirs] for theirs, ours in renamed.items()},
         given=evidence.config, settled=evidence.settled, ties={}, source=str(evidence.names),
@@ -305,6 +304,38 @@ def read_names(path: Path, tensors: Tensors) -> dict[str, str]:
             )
         names |= {name: ours + name.removeprefix(theirs) for name in inside}
     return {name: names[name] for name in tensors if name in names}
+
+
+def _check_names(names: Mapping[str, str], path: Path) -> None:
+    """Refuse a map whose right side does not name a whole net.
+
+    Raises:
+        InputError: a name that no net here has, one that stands twice, or a layer without a line.
+    """
+    modules: dict[str, str] = {}
+    for theirs, ours in names.items():
+        module = ours.rpartition(".")[0]
+        if not re.fullmatch(_LAYER, module):
+            raise InputError(
+                f"{path}: {ours} is no name of a layer here; they are down_1.conv.conv.0, "
+                "neck.conv.0, up_1.up, up_1.conv.conv.0, out, with other numbers"
+            )
+        other = modules.setdefault(ours, theirs)
+        if other != theirs:
+            raise InputError(f"{path}: two lines give {ours}, {other} and {theirs}; take one away")
+    layers = {ours.rpartition(".")[0].split(".conv.")[0] for ours in names.values()}
+    levels = {name.partition(".")[0] for name in layers}
+    depth = max((int(n.partition("_")[2]) for n in levels if "_" in n), default=0)
+    needed = [f"{side}_{n}" for side in ("down", "up") for n in range(1, depth + 1)]
+    missing = [name for name in (*needed, "neck", "out") if name not in levels]
+    ups = [f"up_{n}.up" for n in range(1, depth + 1)]
+    has_ups = [any(layer.startswith(up) for layer in layers) for up in ups]
+    if any(has_ups):
+        missing += [up for up, there in zip(ups, has_ups, strict=True) if not there]
+    if missing:
+        raise InputError(
+            f"{path}: no line gives {list_names(missing, 3)}; add one for each layer of the net"
+        )
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -384,28 +415,67 @@ def _record(module: "nn.Module", config: UNetConfig, place: str) -> list["Pair"]
     raise InputError(f"{place}: it runs on no small image; give a recorded pair: --recorded")
 
 
+def _settle(
+    structures: Sequence[Structure],
+    tensors: Tensors,
+    pairs: Sequence["Pair"],
+    evidence: Evidence,
+    source: Path,
+    say: Callable[[str], None],
+    module: "nn.Module | None",
+) -> tuple["Search", list[str]]:
+    """Return the one combination that gives what the original gave, and notes on `fit`.
+
+    Raises:
+        InputError: none does.
+    """
+    place, given = evidence.reference, "fit" in evidence.settled
+    even = [pair for pair in pairs if pair.x.shape == pairs[0].x.shape]
+    if module is not None and len(even) == len(pairs) and not given:
+        note = f"fit=error: {place} takes no size that a pool cannot halve"
+        return _search(structures, tensors, pairs, evidence, source, say, module, True), [note]
+    try:
+        search = _search(structures, tensors, pairs, evidence, source, say, module, False)
+    except InputError:
+        if given or len(even) == len(pairs):
+            raise
+        note = (
+            f"fit=error: what {place} does with a size that a pool cannot halve, no option here "
+            "does; such sizes are refused"
+        )
+        return _search(structures, tensors, even, evidence, source, say, module, True), [note]
+    if "fit" in search.varied or given:
+        return search, []
+    note = (
+        f"fit={search.best.config.fit}: a size that every pool halves says nothing of others; "
+        "record an odd one to use those"
+    )
+    return search, [note]
+
+
 def _search(
     structures: Sequence[Structure],
     tensors: Tensors,
     pairs: Sequence["Pair"],
-    settled: frozenset[str],
+    evidence: Evidence,
     source: Path,
     say: Callable[[str], None],
-    *,
     module: "nn.Module | None",
     refuses_odd: bool,
 ) -> "Search":
     """Return the one combination that gives what the original gave.
 
     Raises:
-        InputError: none does.
+        InputError: none does; where the original's code is known, with the layer at which it does
+            something else.
     """
     from unet_torch import hidden
 
-    nets = []
+    nets, settled = [], evidence.settled
+    if refuses_odd:
+        settled |= {"fit"}
+        structures = [replace(one, config=replace(one.config, fit="error")) for one in structures]
     for one in structures:
-        if refuses_odd:
-            one = replace(one, config=replace(one.config, fit="error"))
         nets.append(hidden.Candidate(one.config, one.names, rename(one, tensors)))
     convention = None if structures[0].family is None else nets[0].config
     search = hidden.search(nets, pairs, settled=settled, convention=convention, say=say)
@@ -415,13 +485,22 @@ def _search(
     raise InputError(
         f"{source}: none of {search.count} combinations of {', '.join(search.varied)} gives what "
         f"{pairs[0].source} gives; the closest ({search.describe()}) is {search.best.error:.1e} of "
-        f"its scale away, {search.best.allowed:.1e} allowed: "
+        f"its scale away, {search.best.allowed:.1e} allowed{_list_given(evidence)}: "
         + (
             reason
             or "the original does something that this net cannot (another eps, a residual sum, "
-            "another pool), or these are other weights"
+            "another pool), these are other weights, or y was not recorded as "
+            "net.eval()(x).float() of the x beside it"
         )
     )
+
+
+def _list_given(evidence: Evidence) -> str:
+    """List the flags that were given, which may be what is wrong."""
+    if not evidence.settled:
+        return ""
+    values = [f"{name}={getattr(evidence.config, name)}" for name in sorted(evidence.settled)]
+    return f", with {', '.join(values)} as given"
 
 
 def _name_difference(
@@ -464,13 +543,17 @@ def _refuse_hidden(structures: Sequence[Structure], source: Path, evidence: Evid
     open_fields = [name for name in MEANT if name in first.hidden]
     if open_fields:
         meaning = ", ".join(MEANT[name] for name in open_fields)
-        flags = ", ".join(f"{{{name}}}" for name in open_fields)
+        beside = {"norm": "groups", "activation": "negative_slope"}
+        flags = ", ".join(
+            f"{{{name}}}" + (f" (with {{{beside[name]}}})" if name in beside else "")
+            for name in open_fields
+        )
         raise ConfigError(
             UNetConfig,
             f"{{source}}: {{net}}, but its tensors do not say {meaning}{{how}}; or give each by "
             f"its flag: {flags}",
             source=source,
-            net=describe_net(first.config),
+            net=describe_net(first.config, first.hidden),
             how=how,
         )
 

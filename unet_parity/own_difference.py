@@ -42,13 +42,13 @@ def _compare_settings(own: OwnModule, path: str) -> str:
         ours = UNet(own.config).get_submodule(path)
     theirs = own.module.get_submodule(own.layers[path][0])
     differences = [
-        f"{name}={getattr(theirs, name)}, not {getattr(ours, name)}"
+        f"{name}={getattr(theirs, name)} in your module and {getattr(ours, name)} in the file's net"
         for name in SETTINGS
         if hasattr(theirs, name)
         and hasattr(ours, name)
         and getattr(theirs, name) != getattr(ours, name)
     ]
-    return f"{', '.join(differences)} in your module" if differences else ""
+    return ", ".join(differences)
 
 
 def _compare_arrivals(own: OwnModule, trace: Trace, wiring: Wiring, place: Place) -> str:

@@ -84,11 +84,16 @@ def write(target: Path, content: TrainingState | WeightFile) -> list[str]:
             optimizer, scheduler = training_state.to_states(
                 content, origin.groups, template.find_scheduler(origin.content)
             )
+            if content.recipe.schedule.name == "constant":
+                scheduler = None  # what the file had is of an earlier step
     rebuilt = template.rebuild(
         origin.content, weights=tensors, optimizer=optimizer, scheduler=scheduler, step=step
     )
     checkpoint.write_content(target, rebuilt)
-    return _note_what_stays(content, origin)
+    notes = _note_what_stays(content, origin)
+    if scheduler is None and template.find_scheduler(origin.content) is not None:
+        notes.append("the scheduler is left out: the run went on without it")
+    return notes
 
 
 def _list_names(origin: Origin) -> dict[str, str]:

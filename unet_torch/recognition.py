@@ -158,7 +158,8 @@ def recognise_schedule(
     if not names:
         raise InputError(
             "its scheduler is none of StepLR, CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau "
-            f"(it has {', '.join(sorted(keys)) or 'no settings'})"
+            f"(it has {', '.join(sorted(keys)) or 'no settings'}); leave it out with "
+            "--without-scheduler"
         )
     name = names[0]
     if name == "one_cycle":

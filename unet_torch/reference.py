@@ -37,7 +37,9 @@ def build(place: str, arguments: str = "") -> nn.Module:
     """
     file, _, name = place.rpartition(":")
     path = Path(file)
-    if not file or not path.is_file():
+    if file and not path.is_file():
+        raise InputError(f"{place}: there is no file {file}; name it: --reference net.py:UNet")
+    if not file:
         raise InputError(f"{place}: name a file and what it defines: --reference net.py:UNet")
     positional, named = _parse_arguments(arguments)
     try:
@@ -89,6 +91,13 @@ def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tup
         for name, shape in expected.items()
         if name in own and own[name].shape != shape
     ]
+    outside = [n for n, t in tensors.items() if t.ndim == 4 and not n.startswith(prefix)]
+    outside = [n for n in outside if not any(n.endswith(f".{name}") for name in expected)]
+    if outside and not missing:
+        raise InputError(
+            f"{source}: {place} is only a part of its net, without {list_names(outside, 3)}; name "
+            "the class of the whole net"
+        )
     kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
     if any(kinds.values()):
         listed = "; ".join(f"{kind}: {list_names(n, 4)}" for kind, n in kinds.items() if n)

@@ -338,8 +338,9 @@ def _count_steps(moments: Mapping[str, States], scheduler: States | None, step: 
     has_momentum = any(state.get("momentum_buffer") is not None for state in moments.values())
     if scheduler and scheduler["last_epoch"] > 0:
         raise InputError(
-            "SGD keeps no count of its steps, so those for each step of the scheduler are not "
-            "known; save the number beside it as `step`"
+            "SGD does not count its steps, so how many the scheduler takes for one of its own is "
+            "not known; save the number of steps beside it as `step`, or leave the scheduler out "
+            "with --without-scheduler"
         )
     # without a scheduler it only matters whether a momentum has begun
     return 1 if has_momentum else 0
