@@ -310,6 +310,41 @@ def test_layers_that_are_no_modules_are_compared_with_what_is_around_them(wrong,
         assert compared.problems == ()
 
 
+class Scaling(Shared):
+    """Writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(1))
+
+
+def test_a_module_may_write_into_its_input():
+    compared = compare(OWN["shared"], Scaling())
+    assert compared.problems == ()
+
+
+class Padding(Shared):
+    """Pads one of its convolutions by a word, and another one by a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc1_a = nn.Conv2d(3, WIDTHS[0], 3, padding="same")
+        self.enc1_b = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(WIDTHS[0], WIDTHS[0], 3))
+
+
+@pytest.mark.parametrize("padding", [1, (1, 1, 0, 2)], ids=["as_ours", "another"])
+def test_a_layer_that_is_padded_elsewhere_is_compared_with_its_padding(padding):
+    own = OWN["shared"]
+    names = tuple((t.replace("enc1_b", "enc1_b.1"), ours) for t, ours in own.origin().names)
+    module = Padding()
+    module.enc1_b[0] = nn.ZeroPad2d(padding)
+    compared = compare(own, module, origin=Origin(names, {}, None))
+    assert compared.untraced == ("down_1.conv.conv.2",)
+    if padding == 1:
+        assert compared.problems == ()
+    else:
+        assert compared.problems[0].startswith("enc2_a (ours: down_2.conv.conv.0): what reaches")
+
+
 class Tied(Shared):
     """With a convolution under a second name."""
 
