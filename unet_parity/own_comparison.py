@@ -102,7 +102,7 @@ class OwnComparison:
             )
         if self.untraced:
             text += (
-                "; compared together with what is around them, because they are no modules, are not "
+                "; compared with what is around them, because they are no modules, are not "
                 f"called, or pad elsewhere: {list_names(list(self.untraced), 3)}"
             )
         return text
