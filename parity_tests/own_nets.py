@@ -17,13 +17,16 @@ WIDTHS = (4, 6, 8)
 class DoubleConv(nn.Module):
     """milesial's names; ReLUs in the code, in place."""
 
-    def __init__(self, in_channels: int, out_channels: int, eps: float, momentum: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, eps: float, momentum: float, middle: int = 0
+    ):
         super().__init__()
+        middle = middle or out_channels
         self.double_conv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels, eps, momentum),
+            nn.Conv2d(in_channels, middle, 3, padding=1, bias=False),
+            nn.BatchNorm2d(middle, eps, momentum),
             nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.Conv2d(middle, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels, eps, momentum),
         )
 
@@ -48,7 +51,7 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, eps: float, momentum: float):
         super().__init__()
-        self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.up: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
         self.conv = DoubleConv(2 * out_channels, out_channels, eps, momentum)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -65,13 +68,12 @@ class Named(nn.Module):
 
     def __init__(self, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        kinds = {"eps": eps, "momentum": momentum}
         top, middle, neck = WIDTHS
-        self.inc = DoubleConv(3, top, **kinds)
-        self.down1 = Down(top, middle, **kinds)
-        self.down2 = Down(middle, neck, **kinds)
-        self.up1 = Up(neck, middle, **kinds)
-        self.up2 = Up(middle, top, **kinds)
+        self.inc = DoubleConv(3, top, eps, momentum)
+        self.down1 = Down(top, middle, eps, momentum)
+        self.down2 = Down(middle, neck, eps, momentum)
+        self.up1 = Up(neck, middle, eps, momentum)
+        self.up2 = Up(middle, top, eps, momentum)
         self.outc = nn.Conv2d(top, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,6 +81,28 @@ class Named(nn.Module):
         second = self.down1(first)
         x = self.up1(self.down2(second), second)
         return self.outc(self.up2(x, first))
+
+
+class NarrowUp(Up):
+    """An interpolation, and convolutions with half as many channels between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, eps: float, momentum: float):
+        super().__init__(in_channels, out_channels, eps, momentum)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.conv = DoubleConv(in_channels, out_channels, eps, momentum, in_channels // 2)
+
+
+class Narrow(Named):
+    """milesial's bilinear net of three levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        eps, momentum = 1e-5, 0.1
+        self.inc = DoubleConv(3, 4, eps, momentum)
+        self.down1 = Down(4, 8, eps, momentum)
+        self.down2 = Down(8, 8, eps, momentum)
+        self.up1 = NarrowUp(16, 4, eps, momentum)
+        self.up2 = NarrowUp(8, 4, eps, momentum)
 
 
 class Dropping(Named):
@@ -135,6 +159,10 @@ class Shared(nn.Module):
 NAMED = UNetConfig(
     in_channels=3, classes=2, widths=WIDTHS, norm="batch", bias=False, concat="skip_first"
 )
+NARROW = replace(
+    NAMED, widths=(4, 8, 8), up="bilinear_aligned", up_convolution=False, up_widths=(4, 4),
+    up_middle="half", fit="zeros",
+)  # fmt: skip
 SHARED = UNetConfig(in_channels=3, classes=2, widths=WIDTHS, output="sigmoid")
 
 
@@ -164,5 +192,6 @@ def _in_order_of_calls(own: Own) -> Iterator[str]:
 OWN = {
     "named": Own(NAMED, Named),
     "shared": Own(SHARED, Shared),
+    "narrow": Own(NARROW, Narrow),
     "odd": Own(replace(NAMED, fit="zeros"), Named),
 }

@@ -73,7 +73,8 @@ def compare(
 
 
 @pytest.mark.parametrize(
-    ("name", "train"), [("named", False), ("named", True), ("shared", False), ("odd", False)]
+    ("name", "train"),
+    [("named", False), ("named", True), ("shared", False), ("odd", False), ("narrow", True)],
 )
 def test_a_module_under_other_names_is_the_same_net(name, train):
     own = OWN[name]
@@ -83,7 +84,7 @@ def test_a_module_under_other_names_is_the_same_net(name, train):
     assert compared.to_torch < 1e-13
     first = {"shared": "enc1_a"}.get(name, "inc.double_conv.0")
     assert compared.layers[0] == f"{first} (ours: down_1.conv.conv.0)"
-    assert len(compared.layers) == (13 if name == "shared" else 23)
+    assert len(compared.layers) == {"shared": 13, "narrow": 21}.get(name, 23)
     assert compared.agreement is not None
     assert compared.agreement.gradients.keys() >= {"down_1.conv.conv.0.weight", "out.bias"}
     assert bool(compared.agreement.statistics) == (name != "shared")
@@ -126,6 +127,10 @@ def _set_momentum(net):
     net.down1.maxpool_conv[1].double_conv[4].momentum = 0.01
 
 
+def _leave_corners(net):
+    net.up1.up.align_corners = False
+
+
 def _pad_by_reflection(net):
     net.enc2_b.padding_mode = "reflect"
 
@@ -134,6 +139,14 @@ BUGS: dict[str, tuple[str, bool, Callable[[nn.Module], object], str, str]] = {
     "swapped concat": (
         "named", False, _swap, "up1.conv.double_conv.0 (ours: up_1.conv.conv.0): what reaches its "
         "input differs", "a concatenation in the other order",
+    ),
+    "swapped concat of a narrow decoder": (
+        "narrow", False, _swap, "up1.conv.double_conv.0 (ours: up_1.conv.conv.0): what reaches its "
+        "input differs", "a concatenation in the other order",
+    ),
+    "corners that are not aligned": (
+        "narrow", False, _leave_corners,
+        "up1.conv.double_conv.0 (ours: up_1.conv.conv.0): what reaches its input differs", "",
     ),
     "crop for pad": (
         "odd", False, _crop, "up1.conv.double_conv.0 (ours: up_1.conv.conv.0): what reaches its "
@@ -308,6 +321,41 @@ def test_layers_that_are_no_modules_are_compared_with_what_is_around_them(wrong,
         assert compared.problems[0].startswith("bottleneck_a (ours: neck.conv.0): what reaches")
     else:
         assert compared.problems == ()
+
+
+class Scaling(Shared):
+    """Writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(1))
+
+
+def test_a_module_may_write_into_its_input():
+    compared = compare(OWN["shared"], Scaling())
+    assert compared.problems == ()
+
+
+class Padding(Shared):
+    """Pads one of its convolutions by a word, and another one by a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc1_a = nn.Conv2d(3, WIDTHS[0], 3, padding="same")
+        self.enc1_b = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(WIDTHS[0], WIDTHS[0], 3))
+
+
+@pytest.mark.parametrize("padding", [1, (1, 1, 0, 2)], ids=["as_ours", "another"])
+def test_a_layer_that_is_padded_elsewhere_is_compared_with_its_padding(padding):
+    own = OWN["shared"]
+    names = tuple((t.replace("enc1_b", "enc1_b.1"), ours) for t, ours in own.origin().names)
+    module = Padding()
+    module.enc1_b[0] = nn.ZeroPad2d(padding)
+    compared = compare(own, module, origin=Origin(names, {}, None))
+    assert compared.untraced == ("down_1.conv.conv.2",)
+    if padding == 1:
+        assert compared.problems == ()
+    else:
+        assert compared.problems[0].startswith("enc2_a (ours: down_2.conv.conv.0): what reaches")
 
 
 class Tied(Shared):

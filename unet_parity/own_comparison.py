@@ -62,8 +62,8 @@ class OwnComparison:
     Attributes:
         mode: `inference` or `training`.
         layers: the names of those that were compared one by one.
-        untraced: our paths of those that the module has no module for, or does not call: they
-            are compared with what lies between the others.
+        untraced: our paths of those that the module has no module for, does not call, or pads
+            elsewhere: they are compared with what lies between the others.
         agreement: of the whole nets; None if JAX's does not run.
         to_torch: between the module and PyTorch's net here, the largest difference of the logits.
         float32: the module's output in float32, judged as a recorded one; None in training.
@@ -104,8 +104,8 @@ class OwnComparison:
             )
         if self.untraced:
             text += (
-                "; compared together with what is around them, because they are no modules of "
-                f"their own or are not called: {list_names(list(self.untraced), 3)}"
+                "; compared with what is around them, because they are no modules, are not "
+                f"called, or pad elsewhere: {list_names(list(self.untraced), 3)}"
             )
         return text
 

@@ -22,6 +22,7 @@ from unet_spec import InputError, UNetConfig
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.wording import list_names
+from unet_torch.model import UNet
 
 Arrays = dict[str, np.ndarray]
 LAST = "out"  # our path of the layer that gives the logits
@@ -34,8 +35,8 @@ class OwnModule:
 
     Attributes:
         names: (the module's name, our name) of every tensor; tied tensors have several of theirs.
-        layers: our path of every layer that can be run alone, and the module's own paths of it: it
-            has more than one where a tensor is in the module twice.
+        layers: our path of every layer that can be compared alone, and the module's own paths of
+            it: it has more than one where a tensor is in the module twice.
     """
 
     config: UNetConfig
@@ -161,7 +162,23 @@ def match_module(
     copy = deepcopy(module).to(torch.float64)
     filled = {theirs: torch.tensor(tensors[ours]) for theirs, ours in names}
     copy.load_state_dict({**copy.state_dict(), **filled}, strict=True)
-    return OwnModule(config, copy, names, _find_layers(config, names))
+    layers = {
+        ours: theirs
+        for ours, theirs in _find_layers(config, names).items()
+        if _pads_alike(config, ours, copy.get_submodule(theirs[0]))
+    }
+    return OwnModule(config, copy, names, layers)
+
+
+def _pads_alike(config: UNetConfig, path: str, layer: nn.Module) -> bool:
+    """Say whether a layer pads as ours does; if not, the code around it may do that, so that the
+    layer alone says nothing."""
+    with torch.device("meta"):
+        ours = UNet(config).get_submodule(path)
+    if not (isinstance(ours, nn.Conv2d) and isinstance(layer, nn.Conv2d)):
+        return True
+    padding = ours.padding if layer.padding == "same" else layer.padding
+    return padding == ours.padding
 
 
 def _list_pairs(config: UNetConfig, origin: Origin | None) -> list[tuple[str, str]]:

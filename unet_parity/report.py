@@ -147,12 +147,11 @@ def _describe_steps(trajectory: Trajectory) -> str:
 def _describe_recorded(recorded: RecordedOutput) -> str:
     judgement = recorded.judgement
     scale = judgement.scale or 1.0
-    text = (
+    return (
         f"recorded output to float64 (rms): {judgement.error / scale:.1e}, "
         f"up to {judgement.allowed / scale:.1e} is rounding in {judgement.precision}; float32 "
         f"torch here {recorded.torch_error / scale:.1e}, JAX {recorded.jax_error / scale:.1e}"
     )
-    return f"{text}; {hidden}" if (hidden := judgement.explain_precision()) else text
 
 
 def _distance_from_one(ratio: float) -> float:
