@@ -309,10 +309,11 @@ ADVICE = (
     Advice(
         "but its tensors do not say", "unet convert theirs.pth a.safetensors",
         r"(--reference) net\.py:UNet settles it .* (--recorded pair\.npz) .* by its flag: "
-        r"(--config\.concat), (--config\.padding), (--config\.activation), (--config\.output)",
+        r"(--config\.concat), (--config\.padding), (--config\.activation) \(with "
+        r"(--config\.negative-slope)\), (--config\.output)",
         ("unet convert theirs.pth a.safetensors {0} theirs.py:Net --reference-arguments 1",
          "unet convert theirs.pth b.safetensors {1}",
-         "unet convert theirs.pth c.safetensors {2} skip_first {3} same {4} relu {5} sigmoid"),
+         "unet convert theirs.pth c.safetensors {2} skip_first {3} same {4} relu {6} sigmoid"),
     ),
     Advice(
         "its scheduler is none of", "unet convert lambda.pt a.safetensors",
@@ -416,6 +417,7 @@ ADVICE = (
 OTHERWISE = {
     "there is no file {}; name it": "the rows with --reference above name one",
     "is only a part of its net": "the rows with --reference above name a whole net",
+    "or name a size that it takes with --size": "docs/parity.md explains it; test_own_module.py gives sizes",
     "no line gives": "docs/your-own-net.md has a whole map, and its test takes it",
     "two lines give": "docs/your-own-net.md has a whole map, and its test takes it",
     "these are not the slides' names": "test_recognition.py reads such a file in Python",

@@ -172,7 +172,8 @@ WRONG_FILES = {
     ),
     "truncated": (lambda path: path.write_bytes(whole(path)[:-100]), "not a whole safetensors"),
     "cut_in_the_header": (lambda path: path.write_bytes(whole(path)[:50]), "not a whole"),
-    "garbage": (lambda path: path.write_bytes(b"PK\3\4" * 99), "not a whole safetensors file"),
+    "garbage": (lambda path: path.write_bytes(b"\3\4" * 99), "not a whole safetensors file"),
+    "zip": (lambda path: path.write_bytes(b"PK\3\4" * 99), "a PyTorch checkpoint, not a weight"),
     "no_metadata": (
         lambda path: safetensors.numpy.save_file(dict(weights().tensors), path),
         "without this project's metadata",

@@ -271,13 +271,11 @@ def _read_structures(
     structures = structure.recognise(
         {ours: tensors[theirs] for theirs, ours in renamed.items()},
         given=evidence.config, settled=evidence.settled, ties={}, source=str(evidence.names),
+        is_mapped=True,
     )  # fmt: skip
     names = tuple(renamed.items())
-    # the names are a map's, so they are nobody's convention
-    first = structures[0]
-    hidden = (*first.conventions, *first.hidden)
     shapes = {theirs: tensors[theirs].shape for theirs in renamed}
-    return (replace(first, names=names, family=None, conventions=(), hidden=hidden, shapes=shapes),)
+    return (replace(structures[0], names=names, shapes=shapes),)
 
 
 def read_names(path: Path, tensors: Tensors) -> dict[str, str]:

@@ -85,6 +85,7 @@ def recognise(
     settled: frozenset[str],
     ties: Mapping[str, str],
     source: str,
+    is_mapped: bool = False,
 ) -> tuple[Structure, ...]:
     """Recognise the U-Net that tensors are of.
 
@@ -97,6 +98,8 @@ def recognise(
         settled: names of the fields of `given` that somebody typed.
         ties: names of tensors that share memory with another one, with that one's name.
         source: what a refusal calls the tensors, usually the file's path.
+        is_mapped: the names are those that a person gave, so they tell where each layer stands, and
+            no repository's conventions.
 
     Returns:
         The structure that keeps to the order of the file; others behind it where blocks have
@@ -115,6 +118,8 @@ def recognise(
             raise InputError(f"{source}: {refusals.explain(file)}")
         norms = _pair_norms(file, source=source)
         nets = [replace(net, norms=norms) for net in nets]
+    if is_mapped:
+        family = None
     _check_biases(nets[0], source=source)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     structures = []
