@@ -417,7 +417,7 @@ ADVICE = (
 OTHERWISE = {
     "there is no file {}; name it": "the rows with --reference above name one",
     "is only a part of its net": "the rows with --reference above name a whole net",
-    "or name a size that it takes with --size": "docs/parity.md explains it; test_own_module.py gives sizes",
+    "or name a size that it takes with --size": "test_own_module.py gives it sizes",
     "no line gives": "docs/your-own-net.md has a whole map, and its test takes it",
     "two lines give": "docs/your-own-net.md has a whole map, and its test takes it",
     "these are not the slides' names": "test_recognition.py reads such a file in Python",
