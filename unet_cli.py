@@ -185,7 +185,7 @@ def convert(
     """
     check_target(json)
     from unet_convert import conversion
-    from unet_convert.foreign import Evidence
+    from unet_convert.evidence import Evidence
 
     if recorded is not None and reference is not None:
         raise InputError(

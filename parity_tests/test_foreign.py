@@ -12,7 +12,7 @@ import unet_jax
 import unet_torch
 from parity_tests.foreign_nets import NETS
 from unet_convert import conversion
-from unet_convert.foreign import Evidence
+from unet_convert.evidence import Evidence
 from unet_parity.differences import rms
 from unet_parity.oracle import random_tensors
 from unet_spec import InputError, UNetConfig, weight_file

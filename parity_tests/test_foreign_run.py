@@ -13,7 +13,7 @@ import torch
 import unet_jax.recipe
 from parity_tests import shown
 from unet_convert import conversion
-from unet_convert.foreign import Evidence
+from unet_convert.evidence import Evidence
 from unet_jax.training_state import from_training_state, to_training_state
 from unet_parity import training
 from unet_spec import InputError, training_state

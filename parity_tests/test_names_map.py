@@ -8,7 +8,7 @@ import torch
 
 from parity_tests.foreign_nets import NETS
 from unet_convert import conversion
-from unet_convert.foreign import Evidence
+from unet_convert.evidence import Evidence
 from unet_spec import InputError
 
 NET = NETS["NamedByScale"]  # two of its blocks have equal shapes

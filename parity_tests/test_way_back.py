@@ -11,7 +11,7 @@ from torch import nn
 
 from parity_tests.foreign_nets import NETS
 from unet_convert import conversion
-from unet_convert.foreign import Evidence
+from unet_convert.evidence import Evidence
 from unet_spec import InputError, weight_file
 
 NET = NETS["NumberedConvs"]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unet_convert import foreign
-from unet_convert.foreign import Evidence, Recognition
+from unet_convert.evidence import Evidence
+from unet_convert.foreign import Recognition
 from unet_spec import (
     InputError,
     Preprocessing,
