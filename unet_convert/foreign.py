@@ -81,7 +81,8 @@ class Recognition:
         else:
             lines.append(
                 "not in the tensors, taken from the flags and their defaults: "
-                f"{dialects.describe_assumptions(config)}; that is not proven: --recorded or --reference prove it"
+                f"{dialects.describe_assumptions(config)}; that is not proven: --recorded or "
+                "--reference prove it"
             )
         return [*lines, *self.notes]
 
