@@ -121,8 +121,8 @@ def test_what_is_no_plain_value_is_said_to_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("write", "sentence"),
     [
-        (lambda p: p.write_text("<!DOCTYPE html><html>"), "an HTML page, not a checkpoint"),
-        (lambda p: p.write_text("404: Not Found\n"), "a text, not a checkpoint"),
+        (lambda p: p.write_text("<!DOCTYPE html><html>"), "an HTML page, not weights"),
+        (lambda p: p.write_text("404: Not Found\n"), "a text, not weights"),
         (lambda p: torch.save(nn.Conv2d(1, 2, 3), p), "more than tensors"),
         (lambda p: torch.save({"epoch": 3}, p), "no state_dict in it"),
         (lambda p: p.write_bytes(b"PK\x03\x04 cut"), "not a whole PyTorch file"),

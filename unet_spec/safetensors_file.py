@@ -105,10 +105,10 @@ def read_card(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a missing or empty file, a folder, and a Git-LFS pointer.
+    """Refuse a missing or empty file, a folder, a Git-LFS pointer, and a page or a text.
 
     Raises:
-        NotWholeError: there is no file, or nothing in it.
+        NotWholeError: there is no file, nothing in it, or a text.
         InputError: it is a folder or a pointer.
     """
     if path.is_dir():
@@ -118,11 +118,18 @@ def refuse_pointer(path: Path) -> None:
     if not path.is_file():
         raise NotWholeError(f"{path}: there is no such file")
     with path.open("rb") as stream:
-        head = stream.read(40)
+        head = stream.read(512)
     if not head:
         raise NotWholeError(f"{path}: the file is empty; fetch or write it again")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: a Git-LFS pointer, not the weights; run: git lfs pull")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise NotWholeError(
+            f"{path}: an HTML page, not weights: the link led to a page about the file; fetch the "
+            "file itself"
+        )
+    if all(byte in b"\t\n\r\f" or byte >= 32 for byte in head):
+        raise NotWholeError(f"{path}: a text, not weights; fetch or write the file again")
 
 
 def _check_hash(path: Path, expected: str) -> None:

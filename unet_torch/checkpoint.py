@@ -87,7 +87,6 @@ def read_content(path: Path) -> Any:
             run code.
     """
     refuse_pointer(path)
-    _refuse_text(path)
     if _is_program(path):
         raise InputError(
             f"{path}: a TorchScript program, which is not run here; save model.state_dict() of the "
@@ -190,20 +189,6 @@ def _find_ties(tensors: dict[str, Tensor]) -> dict[str, str]:
             ties[name] = first[place]
         first.setdefault(place, name)
     return ties
-
-
-def _refuse_text(path: Path) -> None:
-    """Refuse a page or a text that was saved under the name of a checkpoint."""
-    with path.open("rb") as stream:
-        head = stream.read(512)
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise InputError(
-            f"{path}: an HTML page, not a checkpoint: the link led to a page about the file; fetch "
-            "the file itself"
-        )
-    if all(byte in b"\t\n\r\f" or byte >= 32 for byte in head):
-        raise InputError(f"{path}: a text, not a checkpoint; fetch or write the file again")
 
 
 def _is_program(path: Path) -> bool:
