@@ -18,6 +18,7 @@ from unet_jax.training_state import from_training_state, to_training_state
 from unet_parity import training
 from unet_spec import InputError, training_state
 from unet_spec.training_state import TrainingState
+from unet_torch import reference
 
 torch.set_num_threads(1)
 
@@ -216,6 +217,50 @@ def test_code_that_does_something_else_is_refused_and_its_layer_named(
             tmp_path / "run.pt", tmp_path / "a", evidence=evidence, weights_only=True
         )
     assert not (tmp_path / "a").exists()
+
+
+def test_layers_that_are_defined_in_another_order_than_they_run_are_told_by_the_code(
+    folder, tmp_path
+):
+    """And the slope, the dropout and the states under unknown keys are not lost either."""
+    code = (folder / "my_unet.py").read_text()
+    block = code[code.index("        self.double_conv") : code.index("    def forward(self, x):")]
+    forward = "        return self.double_conv(x)\n"
+    assert forward in code
+    reverse = (
+        "        self.b = nn.Conv2d(outputs, outputs, 3, padding=1)\n"
+        "        self.a = nn.Conv2d(inputs, outputs, 3, padding=1)\n"
+        "        self.drop = nn.Dropout2d(0.1)\n\n"
+    )
+    code = code.replace(block, reverse).replace(
+        forward,
+        "        x = F.leaky_relu(self.a(x), 0.15)\n"
+        "        return self.drop(F.leaky_relu(self.b(x), 0.15))\n",
+    )
+    (tmp_path / "other.py").write_text(code)
+    net = reference.build(f"{tmp_path / 'other.py'}:UNet", "1, 2, width=3").double()
+    optimizer = torch.optim.Adam(net.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    net(torch.randn(1, 1, 32, 32, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    content = {
+        "weights": net.state_dict(), "opt": optimizer.state_dict(),
+        "lr_sched": scheduler.state_dict(),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "run.pt")
+    evidence = Evidence(reference=f"{tmp_path / 'other.py'}:UNet", arguments="1, 2, width=3")
+    result = conversion.convert(tmp_path / "run.pt", tmp_path / "a", evidence=evidence)
+    assert isinstance(result.content, TrainingState)
+    assert result.weights.config.negative_slope == 0.15
+    assert any("the original drops values in training" in line for line in result.sentences())
+    assert not any("another net" in line for line in result.sentences())
+    conversion.convert(tmp_path / "a", tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(back["weights"]) == list(content["weights"])
+    for index, state in content["opt"]["state"].items():
+        assert torch.equal(back["opt"]["state"][index]["exp_avg"], state["exp_avg"]), index
+    assert back["lr_sched"]["last_epoch"] == 1
 
 
 def test_code_that_resizes_odd_maps_is_converted_for_even_sizes(folder, tmp_path):

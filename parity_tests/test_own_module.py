@@ -154,11 +154,12 @@ BUGS: dict[str, tuple[str, bool, Callable[[nn.Module], object], str, str]] = {
     ),
     "eps": (
         "named", False, _set_eps, "down1.maxpool_conv.1.double_conv.1 (ours: down_2.conv.conv.1): "
-        "its output differs", "eps=0.001, not 1e-05 in your module",
+        "its output differs", "eps=0.001 in your module and 1e-05 in the file's net",
     ),
     "momentum": (
         "named", True, _set_momentum, "down1.maxpool_conv.1.double_conv.4 (ours: "
-        "down_2.conv.conv.4): its running_mean differs", "momentum=0.01, not 0.1 in your module",
+        "down_2.conv.conv.4): its running_mean differs",
+        "momentum=0.01 in your module and 0.1 in the file's net",
     ),
     "another slope": (
         "shared", False, lambda net: setattr(net, "slope", 0.2), "enc1_b (ours: "
@@ -182,7 +183,7 @@ BUGS: dict[str, tuple[str, bool, Callable[[nn.Module], object], str, str]] = {
     ),
     "padding by reflection": (
         "shared", False, _pad_by_reflection, "enc2_b (ours: down_2.conv.conv.2): its output "
-        "differs", "padding_mode=reflect, not zeros in your module",
+        "differs", "padding_mode=reflect in your module and zeros in the file's net",
     ),
     "missing sigmoid": (
         "shared", False, lambda net: setattr(net, "end", lambda x: x), "the net: what it gives "

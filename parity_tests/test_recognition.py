@@ -316,7 +316,7 @@ def test_steps_of_an_epoch_are_told_by_the_two_counts(tmp_path):
         (torch.optim.Adam, lambda o: lr_scheduler.LambdaLR(o, lambda e: 1.0), "none of StepLR"),
         (torch.optim.Adam, lambda o: lr_scheduler.ExponentialLR(o, 0.9), "none of StepLR"),
         (lambda p: torch.optim.SGD(p, momentum=0.9), lambda o: lr_scheduler.StepLR(o, 2),
-         "save the number beside it"),
+         "save the number of steps beside it"),
     ],
     ids=["amsgrad", "maximize", "nadam", "radam", "adagrad", "rates", "decays",
          "many groups", "sgd in groups", "frozen",

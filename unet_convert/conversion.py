@@ -174,9 +174,9 @@ def explain(
 
     opened = checkpoint.read(source)
     lines = foreign.explain(opened.tensors, source=source, evidence=evidence, ties=opened.ties)
-    if opened.find(checkpoint.OPTIMIZERS) is not None:
+    if opened.optimizer is not None:
         lines.append("beside it: the state of an optimizer, so JAX can go on with the run")
-    if opened.find(checkpoint.SCHEDULERS) is not None:
+    if opened.scheduler is not None:
         lines.append("beside it: the state of a scheduler")
     return Explanation(source, tuple(lines))
 
@@ -266,7 +266,7 @@ def _read_torch(
     recognition = foreign.recognise(
         opened.tensors, source=source, evidence=evidence, checkpoint=opened, say=say
     )
-    if weights_only or opened.find(checkpoint.OPTIMIZERS) is None:
+    if weights_only or opened.optimizer is None:
         return recognition.weights, recognition, ()
     try:
         state, notes = foreign_run.read(

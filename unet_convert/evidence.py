@@ -137,6 +137,12 @@ def settle(
             "does; such sizes are refused"
         )
         return _search(structures, tensors, even, evidence, source, say, module, True), [note]
+    if module is None and len(pairs[0].x) == 1 and search.best.config.norm == "instance":
+        note = (
+            "one recorded image does not tell instance norm from a batch norm that keeps no "
+            "statistics; record two to be certain"
+        )
+        return search, [note]
     if "fit" in search.varied or given:
         return search, []
     note = (
@@ -182,8 +188,8 @@ def _search(
         + (
             reason
             or "the original does something that this net cannot (another eps, a residual sum, "
-            "another pool), these are other weights, or y was not recorded as "
-            "net.eval()(x).float() of the x beside it"
+            "another pool) or has a slope that is not tried (--config.negative-slope), these are "
+            "other weights, or y was not recorded as net.eval()(x).float() of the x beside it"
         )
     )
 

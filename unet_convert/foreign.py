@@ -132,7 +132,8 @@ def recognise(
         made = reference.build(evidence.reference, evidence.arguments)
         prefix, module = reference.load(made, tensors, place=evidence.reference, source=str(source))
         own = {prefix + name for name in module.state_dict()}
-        inside = {name: tensor for name, tensor in tensors.items() if name in own}
+        order = reference.sort_by_calls(module, prefix, [n for n in tensors if n in own])
+        inside = {name: tensors[name] for name in order}
     else:
         inside = dict(tensors)
     structures = _read_structures(inside, ties, source, evidence)
@@ -141,7 +142,9 @@ def recognise(
     notes: list[str] = []
     if pairs:
         search, notes = settle(structures, tensors, pairs, evidence, source, say, module)
-        first = replace(first, config=search.best.config, names=search.best.names)
+        ours = dict(search.best.names)
+        in_file = tuple((theirs, ours[theirs]) for theirs in tensors if theirs in ours)
+        first = replace(first, config=search.best.config, names=in_file)
     else:
         _refuse_hidden(structures, source, evidence)
     config, names = first.config, first.names
@@ -150,6 +153,11 @@ def recognise(
     if module is not None and prefix is not None:
         from unet_torch import reference
 
+        if reference.has_dropout(module) and config.dropout == 0:
+            notes.append(
+                "the original drops values in training, which no output in inference shows; here "
+                "dropout=0.0, and --config.dropout drops values on the last level and the neck"
+            )
         by_name = dict(names)
         order = [by_name[name] for name in reference.list_parameters(module, prefix)]
     notes.append(

@@ -151,7 +151,8 @@ def _dense(layers: FileLayers) -> str | None:
     if len(grown) > 1:
         return (
             f"it is a dense net, which this project does not have: {grown[0]} takes what the "
-            f"convolution before it took and gave together; {_KEEP}"
+            f"convolution before it took and gave together; {_KEEP}, or, if it is a U-Net whose "
+            "layers are defined in another order than they run, give its code with --reference"
         )
     return None
 

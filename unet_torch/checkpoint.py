@@ -4,7 +4,7 @@ import argparse
 import io
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,21 @@ class Checkpoint:
         """The outermost dict: where the states of optimizer and scheduler lie; {} for none."""
         return self.content if self.place else {}
 
+    @property
+    def optimizer(self) -> tuple[str, dict[str, Any]] | None:
+        """The key and the state of the optimizer beside the tensors; None for none."""
+        return self.find(OPTIMIZERS) or self._find_only(is_optimizer)
+
+    @property
+    def scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        """The key and the state of the scheduler beside the tensors; None for none."""
+        return self.find(SCHEDULERS) or self._find_only(is_scheduler)
+
+    def _find_only(self, is_one: Callable[[Any], bool]) -> tuple[str, dict[str, Any]] | None:
+        """Return the only state of a kind, whatever its key; None where there are several."""
+        states = [(str(key), value) for key, value in self.around.items() if is_one(value)]
+        return states[0] if len(states) == 1 else None
+
     def find(self, keys: tuple[str, ...]) -> tuple[str, dict[str, Any]] | None:
         """Return the first of these keys beside the tensors that holds a state, and the state."""
         for key in keys:
@@ -68,6 +83,16 @@ class Checkpoint:
             if isinstance(value, dict) and value:
                 return key, value
         return None
+
+
+def is_optimizer(value: Any) -> bool:
+    """Say whether a value is what torch's optimizers give as their state."""
+    return isinstance(value, dict) and {"state", "param_groups"} <= value.keys()
+
+
+def is_scheduler(value: Any) -> bool:
+    """Say whether a value is what torch's schedulers give as their state."""
+    return isinstance(value, dict) and "last_epoch" in value
 
 
 def read(path: Path) -> Checkpoint:
@@ -162,7 +187,7 @@ def _list_nets(
         yield place, content
         return
     for key, value in content.items():
-        if key not in OPTIMIZERS:
+        if key not in OPTIMIZERS and not is_optimizer(value):
             yield from _list_nets(value, (*place, key))
 
 

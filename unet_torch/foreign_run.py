@@ -18,7 +18,7 @@ from unet_spec.origin import Origin
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 from unet_torch import checkpoint, template, training_state
-from unet_torch.checkpoint import OPTIMIZERS, SCALERS, SCHEDULERS, STEPS, Checkpoint
+from unet_torch.checkpoint import SCALERS, STEPS, Checkpoint
 
 
 def read(
@@ -37,10 +37,10 @@ def read(
     Raises:
         InputError: an optimizer or a scheduler that no recipe describes.
     """
-    found = opened.find(OPTIMIZERS)
+    found = opened.optimizer
     assert found is not None
     assert weights.origin is not None
-    scheduler = opened.find(SCHEDULERS)
+    scheduler = opened.scheduler
     steps = [opened.around[key] for key in STEPS if type(opened.around.get(key)) is int]
     scaler = opened.find(SCALERS)
     state, groups = training_state.from_states(

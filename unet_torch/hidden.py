@@ -25,7 +25,7 @@ from unet_spec.outputs import apply_output
 from unet_spec.parameters import Tensors
 from unet_torch.model import UNet
 
-SLOPES = (0.01, 0.1, 0.2, 0.05, 0.3)  # of LeakyReLU: torch's, then those of public nets
+SLOPES = (0.01, 0.1, 0.2, 0.05, 0.3, 0.02, 0.15, 0.25)  # of LeakyReLU: torch's, then others
 EXACT = 1e-9  # of the scale, between two float64 runs of one net
 MOST_FINALISTS = 4
 SMALL_PIXELS = 64 * 64

@@ -42,8 +42,6 @@ def read_groups(
     moved = [index for group in groups for index in group["params"]]
     refuse_other_number(len(moved), of_net=len(shapes))
     names = _read_names(groups, shapes, ours_by_theirs)
-    if names is None and len(groups) == 1:
-        names = list(shapes)
     if names is None:
         names = _match_shapes(groups, _read_shapes(optimizer), shapes)
     return tuple(_split(groups, names))
@@ -122,7 +120,8 @@ def _match_shapes(
     if not places:
         raise InputError(
             f"the shapes of what its optimizer keeps in {len(groups)} param groups are not those "
-            "of the net in the order of its parameters"
+            "of the net in the order of its parameters; save the names with it, before "
+            f"optimizer.state_dict(): {HOW_TO_NAME}"
         )
     ((ways, owners),) = places.values()
     if ways > 1:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,39 @@ def run(
             "outputs, and a U-Net here gives one tensor; wrap it in a module that returns that one"
         )
     return y.numpy()
+
+
+@torch.no_grad()
+def sort_by_calls(module: nn.Module, prefix: str, names: Sequence[str]) -> list[str]:
+    """Return the names of a module's tensors in the order in which its layers are called.
+
+    People define layers in other orders than they run. A module that runs on no small image keeps
+    its own order.
+
+    Args:
+        prefix: of the names.
+    """
+    copy, calls = deepcopy(module), dict[str, np.ndarray]()
+    layers = {path: path for path, part in copy.named_modules() if path and part._parameters}
+    watch_modules(copy, layers, calls)
+    first = next(iter(copy.parameters()))
+    # the first layer that is called need not be the first that is defined
+    channels = dict.fromkeys(t.shape[1] for t in copy.parameters() if t.ndim == 4)
+    for count, side in product(channels, (32, 64, 96, 160, 256)):
+        calls.clear()
+        try:
+            copy(torch.zeros(1, count, side, side, dtype=first.dtype))
+            break
+        except (RuntimeError, ValueError, AssertionError, IndexError):
+            continue
+    else:
+        return list(names)
+    places = {path: place for place, path in enumerate(calls)}
+    last = len(places)
+    return sorted(
+        names,
+        key=lambda name: places.get(name.removeprefix(prefix).rpartition(".")[0], last),
+    )
 
 
 @torch.no_grad()

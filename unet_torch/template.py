@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unet_spec import InputError
-from unet_torch.checkpoint import OPTIMIZERS, SCHEDULERS, STEPS, Checkpoint
+from unet_torch.checkpoint import STEPS, Checkpoint
 
 MOST_VALUES = 4096  # of a tensor beside the net, such as the class weights of a loss
 Node = dict[str, Any]
@@ -29,6 +29,10 @@ def describe(checkpoint: Checkpoint, *, of_net: set[str]) -> tuple[Node, list[st
         of_net: names of the tensors that are the net's; they become marks.
     """
     left_out: list[str] = []
+    optimizer, scheduler = (
+        None if found is None else found[0]
+        for found in (checkpoint.optimizer, checkpoint.scheduler)
+    )
     net = checkpoint.content
     for key in checkpoint.place:
         net = net[key]
@@ -41,9 +45,9 @@ def describe(checkpoint: Checkpoint, *, of_net: set[str]) -> tuple[Node, list[st
             ]
             return {_kind_of_dict(value): pairs}
         if place[:-1] == () and place and checkpoint.place:
-            if place[0] in OPTIMIZERS:
+            if place[0] == optimizer:
                 return {"optimizer": isinstance(value, list)}
-            if place[0] in SCHEDULERS:
+            if place[0] == scheduler:
                 state = _describe_value(value, place, visit_beside, left_out)
                 return {"scheduler": state}
             if place[0] in STEPS and type(value) is int:
