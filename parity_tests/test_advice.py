@@ -415,6 +415,8 @@ ADVICE = (
     ),
 )  # fmt: skip
 OTHERWISE = {
+    "whose layers are defined in another order": "test_foreign_run.py gives such a net's code",
+    "the original drops values in training": "a training with --net.dropout is in test_train.py",
     "there is no file {}; name it": "the rows with --reference above name one",
     "is only a part of its net": "the rows with --reference above name a whole net",
     "or name a size that it takes with --size": "test_own_module.py gives it sizes",
