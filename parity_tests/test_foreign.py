@@ -17,6 +17,7 @@ from unet_parity.differences import rms
 from unet_parity.oracle import random_tensors
 from unet_spec import InputError, UNetConfig, weight_file
 from unet_spec.outputs import apply_output
+from unet_spec.structure import recognise
 from unet_torch import hidden
 
 FILE = "parity_tests/foreign_nets.py"
@@ -157,9 +158,26 @@ def test_the_pair_tells_each_hidden_fact(plant):
     tensors = random_tensors(original, seed=3)
     x = np.random.default_rng(0).standard_normal((1, 2, 29, 23)).astype(np.float32)
     y = apply_output(original, hidden.run(original, tensors, x, "float32"), axis=1)
-    start = hidden.Candidate(original, tuple((n, n) for n in tensors), tensors)
-    before = hidden.give_config(start, BASE)
-    found = hidden.search([before], [hidden.Pair(x, y, "pair.npz")])
+    structures = recognise(tensors, given=BASE, settled=frozenset(), ties={}, source="theirs")
+    found = hidden.search(structures, tensors, [hidden.Pair(x, y, "pair.npz")])
+    assert found.best.holds
+    assert found.best.config == original
+
+
+def test_what_the_first_pair_does_not_tell_the_second_does():
+    """Planted: a few finalists only. Of positive numbers no activation shows its slope, so in the
+    first pair all slopes are equally near."""
+    original = UNetConfig(widths=(4, 6), activation="leaky_relu", negative_slope=0.25)
+    tensors = {n: np.abs(t) for n, t in random_tensors(original, seed=1).items()}
+    pairs = []
+    for sign in (1, -1):
+        x = sign * np.abs(np.random.default_rng(0).standard_normal((1, 1, 8, 12)))
+        x = x.astype(np.float32)
+        pairs.append(hidden.Pair(x, hidden.run(original, tensors, x, "float32"), "pair.npz"))
+    structures = recognise(
+        tensors, given=UNetConfig(), settled=frozenset(), ties={}, source="theirs"
+    )
+    found = hidden.search(structures, tensors, pairs)
     assert found.best.holds
     assert found.best.config == original
 
@@ -167,7 +185,7 @@ def test_the_pair_tells_each_hidden_fact(plant):
 def test_an_original_that_does_something_else_is_refused_with_the_closest(foreign, tmp_path):
     _, _, folder, x, y, _ = foreign
     np.savez(tmp_path / "pair.npz", x=x, y=y + 0.1 * y.std() * np.sin(y))
-    with pytest.raises(InputError, match=r"none of \d+ combinations .* the closest \(concat="):
+    with pytest.raises(InputError, match=r"none of \d+ combinations .* the closest \(padding="):
         conversion.convert(
             folder / "theirs.pth", tmp_path / "a", evidence=Evidence(recorded=tmp_path / "pair.npz")
         )

@@ -263,6 +263,27 @@ def test_layers_that_are_defined_in_another_order_than_they_run_are_told_by_the_
     assert back["lr_sched"]["last_epoch"] == 1
 
 
+def test_what_a_pair_does_not_tell_is_said_to_be_the_convention(folder, tmp_path):
+    """Of positive numbers no activation shows its slope."""
+    theirs = Theirs(folder)
+    with torch.no_grad():
+        for parameter in theirs.net.parameters():
+            parameter.abs_()
+    theirs.save(tmp_path / "run.pt")
+    x = torch.rand(2, 1, 33, 35, dtype=torch.float64)
+    with torch.no_grad():
+        np.savez(tmp_path / "pair.npz", x=x.numpy(), y=theirs.net.eval()(x.float().double()))
+    evidence = Evidence(recorded=tmp_path / "pair.npz")
+    result = conversion.convert(
+        tmp_path / "run.pt", tmp_path / "a", evidence=evidence, weights_only=True
+    )
+    assert result.weights.config.activation == "relu"
+    (line,) = [line for line in result.sentences() if "the only one of" in line]
+    assert line.endswith(
+        "but activation, which it does not tell, is the convention of milesial/Pytorch-UNet"
+    )
+
+
 def test_code_that_resizes_odd_maps_is_converted_for_even_sizes(folder, tmp_path):
     theirs = Theirs(folder)
     theirs.save(tmp_path / "run.pt")

@@ -29,12 +29,18 @@ def averaged():
 
 
 def of_lightning():
-    optimizer = torch.optim.Adam(NET.make().parameters())
+    module = NET.make()
+    optimizer = torch.optim.Adam(module.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    scheduler.step()
     return {
-        "epoch": 3, "global_step": 0, "pytorch-lightning_version": "2.4.0",
+        "epoch": 3, "global_step": 1, "pytorch-lightning_version": "2.4.0",
         "state_dict": {**{f"model.{n}": t for n, t in plain().items()},
                        "criterion.weight": torch.tensor([1.0, 5.0])},
-        "optimizer_states": [optimizer.state_dict()], "lr_schedulers": [],
+        "optimizer_states": [optimizer.state_dict()], "lr_schedulers": [scheduler.state_dict()],
         "hyper_parameters": {"lr": 1e-3, "widths": (5, 8, 12), "best": float("inf")},
     }  # fmt: skip
 

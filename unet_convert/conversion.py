@@ -60,7 +60,7 @@ class Conversion:
             )
         else:
             count = len(state.tensors)
-            result = f"{count} tensors read, {count} written, none left over"
+            result = f"all {count} tensors of the net"
         known = [] if self.recognition is None else self.recognition.sentences()
         return [*known, *self.notes, f"{self.source} -> {self.target}: {result}"]
 

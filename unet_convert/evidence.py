@@ -1,7 +1,7 @@
 """What settles the facts that no tensor shows: what the original gave, recorded or by its code."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors
 from unet_spec.recorded import read_recorded
 from unet_spec.structure import Structure, rename
+from unet_spec.structure import settle as settle_fields
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from unet_torch.hidden import Candidate, Pair, Search
+    from unet_torch.hidden import Pair, Search
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,28 @@ class Evidence:
     reference: str | None = None
     arguments: str = ""
     names: Path | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A `Case` is a net of which a file shows a part.
+
+    Attributes:
+        structures: what the tensors say; several where they leave open which block is which.
+        tensors: under the names by which they were recognised.
+        theirs: their names by those; others only where a map gave names.
+        source: the file.
+        module: the original's own, with these tensors in it, or None.
+        say: is called with a line when something takes a while.
+    """
+
+    structures: Sequence[Structure]
+    tensors: Tensors
+    theirs: Mapping[str, str]
+    source: Path
+    evidence: Evidence
+    module: "nn.Module | None"
+    say: Callable[[str], None]
 
 
 def collect_pairs(first: Structure, module: "nn.Module | None", evidence: Evidence) -> list["Pair"]:
@@ -99,7 +122,7 @@ def _record(module: "nn.Module", config: UNetConfig, place: str) -> list["Pair"]
             if config.norm == "batch" and not reference.has_dropout(module):
                 trained = try_size(height, width, in_training=True)
             return [pair for pair in (even, odd, trained) if pair is not None]
-    x = torch.zeros(1, config.in_channels, 64, 64)
+    x = torch.zeros(1, config.in_channels, 64, 64, dtype=torch.float64)
     try:
         module(x)
     except Exception as error:  # whatever a stranger's net raises
@@ -108,27 +131,19 @@ def _record(module: "nn.Module", config: UNetConfig, place: str) -> list["Pair"]
     raise InputError(f"{place}: it runs on no small image; give a recorded pair: --recorded")
 
 
-def settle(
-    structures: Sequence[Structure],
-    tensors: Tensors,
-    pairs: Sequence["Pair"],
-    evidence: Evidence,
-    source: Path,
-    say: Callable[[str], None],
-    module: "nn.Module | None",
-) -> tuple["Search", list[str]]:
-    """Return the one combination that gives what the original gave, and notes on `fit`.
+def settle(case: Case, pairs: Sequence["Pair"]) -> tuple["Search", list[str]]:
+    """Return the one combination that gives what the original gave, and notes on what it leaves.
 
     Raises:
         InputError: none does.
     """
-    place, given = evidence.reference, "fit" in evidence.settled
+    place, given = case.evidence.reference, "fit" in case.evidence.settled
     even = [pair for pair in pairs if pair.x.shape == pairs[0].x.shape]
-    if module is not None and len(even) == len(pairs) and not given:
+    if case.module is not None and len(even) == len(pairs) and not given:
         note = f"fit=error: {place} takes no size that a pool cannot halve"
-        return _search(structures, tensors, pairs, evidence, source, say, module, True), [note]
+        return _search(case, pairs, refuses_odd=True), [note]
     try:
-        search = _search(structures, tensors, pairs, evidence, source, say, module, False)
+        search = _search(case, pairs)
     except InputError:
         if given or len(even) == len(pairs):
             raise
@@ -136,33 +151,26 @@ def settle(
             f"fit=error: what {place} does with a size that a pool cannot halve, no option here "
             "does; such sizes are refused"
         )
-        return _search(structures, tensors, even, evidence, source, say, module, True), [note]
-    if module is None and len(pairs[0].x) == 1 and search.best.config.norm == "instance":
-        note = (
+        return _search(case, even, refuses_odd=True), [note]
+    notes = []
+    if "fit" not in search.varied and not given:
+        notes.append(
+            f"fit={search.best.config.fit}: a size that every pool halves says nothing of others; "
+            "record an odd one to use those"
+        )
+    if case.module is None and len(pairs[0].x) == 1 and search.best.config.norm == "instance":
+        notes.append(
             "one recorded image does not tell instance norm from a batch norm that keeps no "
             "statistics; record two to be certain"
         )
-        return search, [note]
-    if "fit" in search.varied or given:
-        return search, []
-    note = (
-        f"fit={search.best.config.fit}: a size that every pool halves says nothing of others; "
-        "record an odd one to use those"
-    )
-    return search, [note]
+    return search, notes
 
 
-def _search(
-    structures: Sequence[Structure],
-    tensors: Tensors,
-    pairs: Sequence["Pair"],
-    evidence: Evidence,
-    source: Path,
-    say: Callable[[str], None],
-    module: "nn.Module | None",
-    refuses_odd: bool,
-) -> "Search":
+def _search(case: Case, pairs: Sequence["Pair"], *, refuses_odd: bool = False) -> "Search":
     """Return the one combination that gives what the original gave.
+
+    Args:
+        refuses_odd: of a size that a pool cannot halve nothing is known, so it is refused.
 
     Raises:
         InputError: none does; where the original's code is known, with the layer at which it does
@@ -170,27 +178,25 @@ def _search(
     """
     from unet_torch import hidden
 
-    nets, settled = [], evidence.settled
+    structures, fixed = case.structures, frozenset[str]()
     if refuses_odd:
-        settled |= {"fit"}
-        structures = [replace(one, config=replace(one.config, fit="error")) for one in structures]
-    for one in structures:
-        nets.append(hidden.Candidate(one.config, one.names, rename(one, tensors)))
-    convention = None if structures[0].family is None else nets[0].config
-    search = hidden.search(nets, pairs, settled=settled, convention=convention, say=say)
+        structures = [settle_fields(one, fit="error") for one in structures]
+        fixed = frozenset({"fit"})
+    search = hidden.search(structures, case.tensors, pairs, fixed=fixed, say=case.say)
     if search.best.holds:
         return search
-    reason = "" if module is None else _name_difference(nets[0], search.varied, module, pairs[0])
+    reason = (
+        "the original does something that this net cannot (another eps, a residual sum, another "
+        "pool) or has a slope that is not tried (--config.negative-slope), these are other "
+        "weights, or y was not recorded as net.eval()(x).float() of the x beside it"
+    )
+    if case.module is not None:
+        reason = _name_difference(structures[0], case, search.varied, pairs[0]) or reason
     raise InputError(
-        f"{source}: none of {search.count} combinations of {', '.join(search.varied)} gives what "
-        f"{pairs[0].source} gives; the closest ({search.describe()}) is {search.best.error:.1e} of "
-        f"its scale away, {search.best.allowed:.1e} allowed{_list_given(evidence)}: "
-        + (
-            reason
-            or "the original does something that this net cannot (another eps, a residual sum, "
-            "another pool) or has a slope that is not tried (--config.negative-slope), these are "
-            "other weights, or y was not recorded as net.eval()(x).float() of the x beside it"
-        )
+        f"{case.source}: none of {search.count} combinations of {', '.join(search.varied)} gives "
+        f"what {pairs[0].source} gives; the closest ({search.describe()}) is "
+        f"{search.best.error:.1e} of its scale away, {search.best.allowed:.1e} allowed"
+        f"{_list_given(case.evidence)}: {reason}"
     )
 
 
@@ -202,21 +208,21 @@ def _list_given(evidence: Evidence) -> str:
     return f", with {', '.join(values)} as given"
 
 
-def _name_difference(
-    net: "Candidate", fields: Sequence[str], module: "nn.Module", pair: "Pair"
-) -> str:
-    """Say where the original first does something else than the closest net; empty where JAX,
-    with which the layers are compared, is not installed, or they cannot be compared."""
+def _name_difference(structure: Structure, case: Case, fields: Sequence[str], pair: "Pair") -> str:
+    """Say where the original first does something else than the nearest net; empty where JAX,
+    with which the layers are compared, is not installed."""
+    assert case.module is not None
     if importlib.util.find_spec("jax") is None:
         return ""
     from unet_parity.own_comparison import name_first_difference
     from unet_torch import hidden, reference
 
-    layers = reference.trace_convolutions(module, net.names, pair.x)
-    best = hidden.find_nearest_by_layers(net, fields, pair.x, layers)
+    names = [(case.theirs[name], ours) for name, ours in structure.names]
+    layers = reference.trace_convolutions(case.module, names, pair.x)
+    nearest = hidden.find_nearest_by_layers(structure, case.tensors, fields, pair.x, layers)
+    origin = Origin(tuple((case.theirs[name], ours) for name, ours in nearest.names), {}, None)
+    tensors = rename(nearest, case.tensors)
     try:
-        return name_first_difference(
-            best.config, module, best.tensors, Origin(best.names, {}, None)
-        )
+        return name_first_difference(nearest.config, case.module, tensors, origin)
     except InputError as error:
         return str(error)

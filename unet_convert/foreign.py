@@ -7,18 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unet_convert import names_map
-from unet_convert.evidence import Evidence, collect_pairs, settle
-from unet_spec import InputError, UNetConfig, dialects, structure
+from unet_convert.evidence import Case, Evidence, collect_pairs, settle
+from unet_spec import InputError, UNetConfig
+from unet_spec import structure as structure_of
 from unet_spec.environment import need
 from unet_spec.errors import ConfigError
 from unet_spec.families import OWN
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
-from unet_spec.structure import Structure, describe, interpolation_error, norm_error, rename
+from unet_spec.structure import (
+    INTERPOLATIONS,
+    WITHOUT_STATISTICS,
+    Structure,
+    describe,
+    interpolation_error,
+    norm_error,
+    rename,
+)
 from unet_spec.weight_file import WeightFile
 from unet_spec.wording import list_names
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from unet_torch.checkpoint import Checkpoint
     from unet_torch.hidden import Search
 
@@ -62,26 +73,26 @@ class Recognition:
         """What was recognised, for people."""
         config = self.weights.config
         lines = [describe_net(config), *list_modules(self.structure)]
-        if self.search is not None:
-            best, count = self.search.best, self.search.count
+        family, search = self.structure.family, self.search
+        if search is not None:
             lines.append(
-                f"{self.search.describe()}: the only one of {count} combinations that gives "
-                f"{self.sources}: {best.error:.1e} of its scale away, {best.allowed:.1e} allowed, "
-                f"the next one {self.search.next_error:.1e}"
+                f"{search.describe()}: the only one of {search.count} combinations that gives "
+                f"{self.sources}: {search.best.error:.1e} of its scale away, "
+                f"{search.best.allowed:.1e} allowed, the next one {search.next_error:.1e}"
             )
-        elif self.structure.family not in (None, OWN):
-            family = self.structure.family
-            assert family is not None
-            doubt = f" ({family.doubt})" if family.doubt else ""
-            lines.append(
-                f"by the names, this is {family.name}{doubt}, and so by its convention: "
-                f"{dialects.describe_assumptions(config)}; that is not proven: --recorded or "
-                "--reference prove it"
-            )
+            if search.left_open:
+                assert family is not None
+                lines[-1] += (
+                    f"; but {', '.join(search.left_open)}, which it does not tell, is the "
+                    f"convention of {family.name}"
+                )
         else:
+            how = "not in the tensors, taken from the flags and their defaults"
+            if family is not None and family is not OWN:
+                doubt = f" ({family.doubt})" if family.doubt else ""
+                how = f"by the names, this is {family.name}{doubt}, and so by its convention"
             lines.append(
-                "not in the tensors, taken from the flags and their defaults: "
-                f"{dialects.describe_assumptions(config)}; that is not proven: --recorded or "
+                f"{how}: {_describe_assumptions(config)}; that is not proven: --recorded or "
                 "--reference prove it"
             )
         return [*lines, *self.notes]
@@ -123,65 +134,120 @@ def recognise(
         InputError: no U-Net of `UNetConfig`, with the reason; hidden facts that nothing settles;
             or a recorded output that no combination of them gives.
     """
-    module = prefix = None
-    ties = {} if checkpoint is None else checkpoint.ties
+    original = None
+    inside = dict(tensors)
     if evidence.reference is not None:
         need("torch")
         from unet_torch import reference
 
-        made = reference.build(evidence.reference, evidence.arguments)
-        prefix, module = reference.load(made, tensors, place=evidence.reference, source=str(source))
-        own = {prefix + name for name in module.state_dict()}
-        order = reference.sort_by_calls(module, prefix, [n for n in tensors if n in own])
-        inside = {name: tensors[name] for name in order}
-    else:
-        inside = dict(tensors)
-    structures = _read_structures(inside, ties, source, evidence)
-    pairs = collect_pairs(structures[0], module, evidence)
-    first, search = structures[0], None
+        original = reference.build_original(
+            evidence.reference, evidence.arguments, tensors, source=str(source)
+        )
+        inside = {name: tensors[name] for name in original.names}
+    module = None if original is None else original.module
+    ties = {} if checkpoint is None else checkpoint.ties
+    case = _read_case(inside, ties, source, evidence, module, say)
+    structure, search = case.structures[0], None
     notes: list[str] = []
+    pairs = collect_pairs(structure, module, evidence)
     if pairs:
-        search, notes = settle(structures, tensors, pairs, evidence, source, say, module)
-        ours = dict(search.best.names)
-        in_file = tuple((theirs, ours[theirs]) for theirs in tensors if theirs in ours)
-        first = replace(first, config=search.best.config, names=in_file)
+        search, notes = settle(case, pairs)
+        structure = search.best.structure
     else:
-        _refuse_hidden(structures, source, evidence)
-    config, names = first.config, first.names
-    by_ours = rename(first, tensors)
-    order = [ours for theirs, ours in names]
-    if module is not None and prefix is not None:
-        from unet_torch import reference
-
-        if reference.has_dropout(module) and config.dropout == 0:
-            notes.append(
-                "the original drops values in training, which no output in inference shows; here "
-                "dropout=0.0, and --config.dropout drops values on the last level and the neck"
-            )
-        by_name = dict(names)
-        order = [by_name[name] for name in reference.list_parameters(module, prefix)]
-    notes.append(
-        f"images will be prepared with normalize={evidence.preprocessing.normalize}; no file of "
-        "PyTorch says how the original's were: --preprocessing.normalize image, range or none"
-    )
+        _refuse_hidden(case.structures, source, evidence)
+    config, weights = structure.config, rename(structure, case.tensors)
+    structure = _name_as_in_file(structure, case.theirs, list(tensors))
+    ours = dict(structure.names)
+    order = list(ours) if original is None else original.parameters
     trained = {p.name for p in parameters(config) if p.trained}
-    origin, left_out = _describe_origin(names, checkpoint)
-    if beside := [name for name in tensors if name not in dict(names)]:
-        notes.append(f"beside the net, kept for the way back: {list_names(beside, 4)}")
-    if checkpoint is not None and checkpoint.elsewhere:
-        notes.append(f"left out, tensors of another net: {', '.join(checkpoint.elsewhere)}")
-    if left_out:
-        notes.append(f"left out, no plain values: {list_names(left_out, 4)}")
+    origin, left_out = _describe_origin(structure.names, checkpoint)
     return Recognition(
         WeightFile(
-            config, by_ours, evidence.preprocessing, origin=None if is_plain(origin) else origin
+            config, weights, evidence.preprocessing, origin=None if is_plain(origin) else origin
         ),
-        first,
+        structure,
         search,
         " and ".join(dict.fromkeys(pair.source for pair in pairs)),
-        tuple(dict.fromkeys(name for name in order if name in trained)),
-        tuple(notes),
+        tuple(dict.fromkeys(ours[name] for name in order if ours[name] in trained)),
+        (
+            *notes,
+            *_note_what_training_needs(config, evidence, has_dropout=bool(
+                original is not None and original.has_dropout)),
+            *_note_what_stays([n for n in tensors if n not in ours], left_out, checkpoint),
+        ),
+    )  # fmt: skip
+
+
+def _read_case(
+    tensors: Tensors,
+    ties: Mapping[str, str],
+    source: Path,
+    evidence: Evidence,
+    module: "nn.Module | None" = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Case:
+    """Return what the tensors say, under their own names or under those of a map."""
+    if evidence.names is None:
+        theirs = {name: name for name in tensors}
+    else:
+        mapped = names_map.read(evidence.names, tensors)
+        theirs = {ours: name for name, ours in mapped.items()}
+        tensors, ties = {ours: tensors[name] for name, ours in mapped.items()}, {}
+    structures = structure_of.recognise(
+        tensors, given=evidence.config, settled=evidence.settled, ties=ties,
+        source=str(evidence.names or source), is_mapped=evidence.names is not None,
+    )  # fmt: skip
+    if evidence.names is not None:  # whoever wrote the map has said which block is which
+        structures = structures[:1]
+    return Case(structures, tensors, theirs, source, evidence, module, say)
+
+
+def _name_as_in_file(
+    structure: Structure, theirs: Mapping[str, str], order: Sequence[str]
+) -> Structure:
+    """Return a structure with the names of the file, in its order.
+
+    Args:
+        theirs: their names by those under which the tensors were recognised.
+        order: of the names in the file.
+    """
+    ours = {theirs[name]: our_name for name, our_name in structure.names}
+    return replace(
+        structure,
+        names=tuple((name, ours[name]) for name in order if name in ours),
+        shapes={theirs[name]: shape for name, shape in structure.shapes.items()},
     )
+
+
+def _note_what_training_needs(
+    config: UNetConfig, evidence: Evidence, *, has_dropout: bool
+) -> list[str]:
+    """Say what of the original's training no tensor and no output shows."""
+    notes = [
+        f"images will be prepared with normalize={evidence.preprocessing.normalize}; no file of "
+        "PyTorch says how the original's were: --preprocessing.normalize image, range or none"
+    ]
+    if has_dropout and config.dropout == 0:
+        notes.append(
+            "the original drops values in training, which no output in inference shows; here "
+            "dropout=0.0, and --config.dropout drops values on the last level and the neck"
+        )
+    return notes
+
+
+def _note_what_stays(
+    beside: Sequence[str], left_out: Sequence[str], checkpoint: "Checkpoint | None"
+) -> list[str]:
+    """Say what else the file holds, and whether it goes back."""
+    notes = []
+    if beside:
+        notes.append(f"beside the net, kept for the way back: {list_names(beside, 4)}")
+    if checkpoint is not None and checkpoint.elsewhere:
+        places = list_names(checkpoint.elsewhere, 4)
+        notes.append(f"left out, tensors of another net: {places}")
+    if left_out:
+        notes.append(f"left out, no plain values: {list_names(left_out, 4)}")
+    return notes
 
 
 def describe_net(config: UNetConfig, hidden: Sequence[str] = ()) -> str:
@@ -217,8 +283,9 @@ def explain(
     Raises:
         InputError: no U-Net of `UNetConfig`, with the reason.
     """
-    structures = _read_structures(tensors, ties, source, evidence)
-    first = structures[0]
+    case = _read_case(tensors, ties, source, evidence)
+    structures = case.structures
+    first = _name_as_in_file(structures[0], case.theirs, list(tensors))
     lines = [f"{source}: {describe_net(first.config, first.hidden)}", *list_modules(first)]
     if first.family is not None:
         lines.append(f"by the names, this is {first.family.name}")
@@ -235,25 +302,6 @@ def is_plain(origin: Origin | None) -> bool:
         return True
     own = all(theirs == ours for theirs, ours in origin.names)
     return own and not origin.dtypes and origin.content is None
-
-
-def _read_structures(
-    tensors: Tensors, ties: Mapping[str, str], source: Path, evidence: Evidence
-) -> tuple[Structure, ...]:
-    """Return what the tensors say, under their own names or under those of a map."""
-    if evidence.names is None:
-        return structure.recognise(
-            tensors, given=evidence.config, settled=evidence.settled, ties=ties, source=str(source)
-        )
-    renamed = names_map.read(evidence.names, tensors)
-    structures = structure.recognise(
-        {ours: tensors[theirs] for theirs, ours in renamed.items()},
-        given=evidence.config, settled=evidence.settled, ties={}, source=str(evidence.names),
-        is_mapped=True,
-    )  # fmt: skip
-    names = tuple(renamed.items())
-    shapes = {theirs: tensors[theirs].shape for theirs in renamed}
-    return (replace(structures[0], names=names, shapes=shapes),)
 
 
 def _refuse_hidden(structures: Sequence[Structure], source: Path, evidence: Evidence) -> None:
@@ -306,3 +354,19 @@ def _describe_origin(
         return Origin(tuple(names), dict(sorted(dtypes.items())), None), []
     content, left_out = template.describe(checkpoint, of_net=theirs)
     return Origin(tuple(names), dict(sorted(dtypes.items())), content), left_out
+
+
+def _describe_assumptions(config: UNetConfig) -> str:
+    """Describe the axes that no tensor shows, so that a person can check them."""
+    hidden = ["padding", "activation", "concat", "fit", "dropout", "output"]
+    if config.activation == "leaky_relu":
+        hidden.append("negative_slope")
+    if config.norm != "none":
+        hidden.append("norm_place")
+    if config.norm in WITHOUT_STATISTICS:
+        hidden.append("norm")
+    if config.norm == "group":
+        hidden.append("groups")
+    if config.up in INTERPOLATIONS:
+        hidden.append("up")
+    return ", ".join(f"{name}={getattr(config, name)}" for name in hidden)

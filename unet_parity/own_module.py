@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.wording import list_names
 from unet_torch.model import UNet
+from unet_torch.reference import find_prefix, take_output
 
 Arrays = dict[str, np.ndarray]
 LAST = "out"  # our path of the layer that gives the logits
@@ -194,9 +194,9 @@ def _match_names(own: list[str], pairs: list[tuple[str, str]]) -> tuple[tuple[st
     Names in a file may have a prefix that the module does not have (`module.`), or the reverse.
     """
     ours = dict(pairs)
-    to_file = {name: f"{_find_prefix(own, list(ours))}{name}" for name in own}
+    to_file = {name: f"{find_prefix(own, list(ours))}{name}" for name in own}
     if not any(name in ours for name in to_file.values()):
-        prefix = _find_prefix(list(ours), own)
+        prefix = find_prefix(list(ours), own)
         to_file = {name: name.removeprefix(prefix) for name in own}
     missing = [name for name in ours if name not in to_file.values()]
     unexpected = [name for name, of_file in to_file.items() if of_file not in ours]
@@ -214,13 +214,6 @@ def _match_names(own: list[str], pairs: list[tuple[str, str]]) -> tuple[tuple[st
             "name the class of these weights, and give its constructor their arguments"
         )
     return tuple((name, ours[of_file]) for name, of_file in to_file.items() if of_file in ours)
-
-
-def _find_prefix(names: list[str], longer: list[str]) -> str:
-    """Return what stands before most names in a list of longer ones; the shortest of equals."""
-    ends = {each[: -len(name)] for each in longer for name in names[:1] if each.endswith(name)}
-    prefixes = sorted((p for p in ends if p.endswith(".") or not p), key=len) or [""]
-    return max(prefixes, key=lambda p: len({f"{p}{name}" for name in names} & set(longer)))
 
 
 def _find_layers(
@@ -251,7 +244,7 @@ def _find_layers(
 
 def _call(model: nn.Module, x: Tensor) -> Tensor:
     try:
-        output: Any = model(x)
+        output = model(x)
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's code raises
@@ -260,13 +253,4 @@ def _call(model: nn.Module, x: Tensor) -> Tensor:
             f"the reference does not run on {size} pixels in {str(x.dtype).removeprefix('torch.')}:"
             f" {type(error).__name__}: {error}; mend it, or name a size that it takes with --size"
         ) from error
-    if isinstance(output, list | tuple) and len(output) == 1:
-        output = output[0]
-    if isinstance(output, Mapping) and len(output) == 1:
-        output = next(iter(output.values()))
-    if not isinstance(output, Tensor):
-        raise InputError(
-            f"the reference gives a {type(output).__name__}, and a U-Net here gives one tensor; "
-            "wrap it in a module that returns that one"
-        )
-    return output
+    return take_output(output)

@@ -48,8 +48,14 @@ class Origin:
         return {theirs: tensors[ours] for theirs, ours in self.names}
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the origin as plain values, of which JSON can be made."""
-        return asdict(self)
+        """Return the origin as plain values, of which JSON can be made.
+
+        Settings are pairs, because the keys of a card are sorted and these keep their order.
+        """
+        plain = asdict(self)
+        for group in plain["groups"]:
+            group["settings"] = list(group["settings"].items())
+        return plain
 
     @classmethod
     def from_plain(cls, plain: Any) -> "Origin":

@@ -83,6 +83,7 @@ def read_card(path: Path) -> dict[str, Any] | None:
         NotWholeError, InputError: as `read`.
     """
     refuse_pointer(path)
+    refuse_text(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -105,10 +106,10 @@ def read_card(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a missing or empty file, a folder, a Git-LFS pointer, and a page or a text.
+    """Refuse a missing or empty file, a folder, and a Git-LFS pointer.
 
     Raises:
-        NotWholeError: there is no file, nothing in it, or a text.
+        NotWholeError: there is no file, or nothing in it.
         InputError: it is a folder or a pointer.
     """
     if path.is_dir():
@@ -118,11 +119,21 @@ def refuse_pointer(path: Path) -> None:
     if not path.is_file():
         raise NotWholeError(f"{path}: there is no such file")
     with path.open("rb") as stream:
-        head = stream.read(512)
+        head = stream.read(40)
     if not head:
         raise NotWholeError(f"{path}: the file is empty; fetch or write it again")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: a Git-LFS pointer, not the weights; run: git lfs pull")
+
+
+def refuse_text(path: Path) -> None:
+    """Refuse a page or a text under the name of a file of weights.
+
+    Raises:
+        NotWholeError: it is one.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(512)
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise NotWholeError(
             f"{path}: an HTML page, not weights: the link led to a page about the file; fetch the "

@@ -50,6 +50,8 @@ class Structure:
             a layer under two names both, with one name of ours.
         hidden: fields of the config that nothing has settled. `norm` hides `groups` too, and
             `activation` hides `negative_slope`.
+        unshown: fields of the config that neither a tensor nor a flag shows, those that the family
+            has settled included.
         family: the repository whose names these are, or None.
         conventions: the fields that the family has settled.
         beside: their names of tensors that are not the net's.
@@ -62,6 +64,7 @@ class Structure:
     config: UNetConfig
     names: tuple[tuple[str, str], ...]
     hidden: tuple[str, ...]
+    unshown: tuple[str, ...]
     family: Family | None
     conventions: tuple[str, ...]
     beside: tuple[str, ...]
@@ -128,7 +131,10 @@ def recognise(
         _refuse_contradiction(shown, given, settled, source=source)
         values, hidden, conventions = _settle(net, shown, family, given, settled)
         config = replace(given, **shown, **values)
-        structure = Structure(config, (), hidden, family, conventions, file.beside, (), shapes, net)
+        structure = Structure(
+            config, (), hidden, tuple(_list_unshown(net, shown, given, settled)), family,
+            conventions, file.beside, (), shapes, net,
+        )  # fmt: skip
         structures.append(settle(structure))
         check_tensors(config, rename(structures[-1], tensors), source=source)
     return tuple(structures)
@@ -370,6 +376,17 @@ def _settle(
             value = value if value in possible else possible[0]
         values[name] = value
     return values, tuple(hidden), tuple(conventions)
+
+
+def _list_unshown(
+    net: NetLayers, shown: Mapping[str, Any], given: UNetConfig, settled: frozenset[str]
+) -> Iterator[str]:
+    """Yield the fields that neither a tensor nor a flag shows."""
+    for name in _list_hidden(net, shown):
+        if name in settled:
+            yield from _list_details(name, getattr(given, name), settled)
+        else:
+            yield name
 
 
 def _list_hidden(net: NetLayers, shown: Mapping[str, Any]) -> Iterator[str]:

@@ -17,10 +17,15 @@ from torch import Tensor
 from unet_spec import InputError
 from unet_spec.files import atomic_write
 from unet_spec.parameters import Tensors
-from unet_spec.safetensors_file import refuse_pointer
+from unet_spec.safetensors_file import refuse_pointer, refuse_text
 
-OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
-SCHEDULERS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "lr_scheduler_state_dict")
+OPTIMIZERS = (
+    "optimizer", "optimizer_state_dict", "optimizer_state", "optimizer_states", "optim",
+)  # fmt: skip
+SCHEDULERS = (
+    "scheduler", "lr_scheduler", "scheduler_state_dict", "lr_scheduler_state_dict",
+    "lr_schedulers",
+)  # fmt: skip
 SCALERS = ("scaler", "grad_scaler", "scaler_state_dict", "amp")
 STEPS = ("step", "global_step", "iteration")
 WEIGHTS = ("state_dict", "model_state_dict", "ema_model_state_dict", "model", "net", "unet")
@@ -112,6 +117,7 @@ def read_content(path: Path) -> Any:
             run code.
     """
     refuse_pointer(path)
+    refuse_text(path)
     if _is_program(path):
         raise InputError(
             f"{path}: a TorchScript program, which is not run here; save model.state_dict() of the "

@@ -6,7 +6,6 @@ the others miss it by far more than rounding.
 """
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +19,17 @@ import torch
 from torch import nn
 
 from unet_spec import InputError, UNetConfig, geometry
+from unet_spec.families import OWN
 from unet_spec.judgement import judge_output
 from unet_spec.outputs import apply_output
 from unet_spec.parameters import Tensors
+from unet_spec.structure import Structure, rename, settle
 from unet_torch.model import UNet
 
 SLOPES = (0.01, 0.1, 0.2, 0.05, 0.3, 0.02, 0.15, 0.25)  # of LeakyReLU: torch's, then others
 EXACT = 1e-9  # of the scale, between two float64 runs of one net
-MOST_FINALISTS = 4
+FEWEST_FINALISTS = 4
+ROUGH = 1e-5  # of the scale: what float32 hides in the first comparison
 SMALL_PIXELS = 64 * 64
 SECONDS_OF_SILENCE = 10
 
@@ -56,20 +58,21 @@ class Candidate:
     """A `Candidate` is a net and how far it is from the recorded outputs.
 
     Attributes:
-        tensors: by our names.
-        names: (their name, our name).
+        structure: the net, with a value for every hidden fact.
         error: root mean square of the difference, over the scale of the output: the largest of
             all pairs.
         allowed: what rounding explains, likewise.
         own_error: error of the net here in float32, likewise.
     """
 
-    config: UNetConfig
-    names: tuple[tuple[str, str], ...]
-    tensors: Tensors
+    structure: Structure
     error: float = math.inf
     allowed: float = 0.0
     own_error: float = 0.0
+
+    @property
+    def config(self) -> UNetConfig:
+        return self.structure.config
 
     @property
     def holds(self) -> bool:
@@ -85,36 +88,18 @@ class Search:
         count: number of combinations.
         next_error: error of the closest other one; infinite where there is none.
         varied: names of the fields that were varied.
+        left_open: those that the outputs do not tell, so that a repository's convention did.
     """
 
     best: Candidate
     count: int
     next_error: float
     varied: tuple[str, ...]
+    left_open: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return what the fields are, in words."""
         return describe_fields(self.best.config, self.varied)
-
-
-def list_hidden(config: UNetConfig, *, settled: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Name the fields that no tensor of this net shows.
-
-    Args:
-        settled: fields that somebody has settled.
-    """
-    fields = ["concat", "padding", "fit", "activation", "output"]
-    if "activation" in settled and config.activation == "leaky_relu":
-        fields.append("negative_slope")
-    if config.norm != "none":
-        fields.append("norm_place")
-    if config.norm in ("group", "instance"):
-        fields.append("norm")
-    if "norm" in settled and config.norm == "group":
-        fields.append("groups")
-    if config.up != "transposed":
-        fields.append("up")
-    return tuple(field for field in fields if field not in settled)
 
 
 def describe_fields(config: UNetConfig, fields: Sequence[str]) -> str:
@@ -128,63 +113,70 @@ def describe_fields(config: UNetConfig, fields: Sequence[str]) -> str:
 
 
 def search(
-    nets: Sequence[Candidate],
+    structures: Sequence[Structure],
+    tensors: Tensors,
     pairs: Sequence[Pair],
     *,
-    settled: frozenset[str] = frozenset(),
-    convention: UNetConfig | None = None,
+    fixed: frozenset[str] = frozenset(),
     say: Callable[[str], None] = lambda text: None,
 ) -> Search:
     """Search all combinations of hidden facts for the one that gives the recorded outputs.
 
     Args:
-        nets: the net as far as its tensors show it; several where they leave it open which block
-            stands where.
-        settled: fields that are not varied.
-        convention: the config of a well-known repository, which settles what the outputs leave
-            open.
+        structures: the net as far as its tensors show it; several where they leave it open which
+            block stands where. What the outputs leave open, its repository's convention settles.
+        tensors: by their names.
+        fixed: fields that are not varied.
         say: is called with a line now and then.
 
     Raises:
         InputError: outputs of a size that no combination gives, or that several combinations
             give.
     """
-    if all(_is_even(nets[0].config, pair) for pair in pairs):
-        settled |= {"fit"}  # it says nothing of sizes that the pools halve
-    varied = list_hidden(nets[0].config, settled=settled)
+    first = structures[0]
+    if all(_is_even(first.config, pair) for pair in pairs):
+        fixed |= {"fit"}  # it says nothing of sizes that the pools halve
+    varied = tuple(field for field in first.unshown if field not in fixed)
     candidates = [
-        give_config(net, config)
-        for net in nets
-        for config in list_combinations(net.config, varied)
-        if all(_fits_size(config, pair) for pair in pairs)
+        Candidate(net)
+        for structure in structures
+        for net in list_combinations(structure, varied)
+        if all(_fits_size(net.config, pair) for pair in pairs)
     ]
     if not candidates:
-        raise InputError(_explain_sizes(nets[0].config, pairs[0]))
+        raise InputError(_explain_sizes(first.config, pairs[0]))
     say(f"comparing {len(candidates)} combinations of {', '.join(varied)} with {pairs[0].source}")
     with _few_threads(pairs[0]):
-        screened = _say_progress(_screen(candidates, pairs[0]), len(candidates), say)
+        screened = _say_progress(_screen(candidates, tensors, pairs[0]), len(candidates), say)
         measured = sorted(screened, key=lambda candidate: candidate.error)
-        finalists = [_judge(c, pairs) for c in measured[:MOST_FINALISTS]]
+        count = _count_finalists(measured)
+        finalists = [_judge(candidate, tensors, pairs) for candidate in measured[:count]]
     finalists.sort(key=lambda candidate: candidate.error)
     holding = [candidate for candidate in finalists if candidate.holds]
+    left_open: tuple[str, ...] = ()
     if len(holding) > 1:
-        holding = [one for one in holding if one.config == convention] or holding
-    if len(holding) > 1:
-        names = [n for n in varied if len({getattr(c.config, n) for c in holding}) > 1]
-        listed = " and ".join(describe_fields(c.config, names) for c in holding)
-        raise InputError(
-            f"{pairs[0].source}: it does not tell {listed or 'equal blocks'} apart; record a "
-            "larger image, with more in it"
-        )
+        left_open = _list_differences(holding, varied)
+        conventional = [one for one in holding if _is_conventional(one, first)]
+        if not conventional:
+            listed = " and ".join(describe_fields(one.config, left_open) for one in holding)
+            raise InputError(
+                f"{pairs[0].source}: it does not tell {listed or 'equal blocks'} apart; record a "
+                "larger image, with more in it"
+            )
+        holding = conventional
     best = holding[0] if holding else finalists[0]
-    others = [c.error for c in (*finalists, *measured[MOST_FINALISTS:]) if not c.holds]
-    return Search(best, len(candidates), min((e for e in others if e != best.error),
-                                             default=math.inf), varied)  # fmt: skip
+    others = [one.error for one in (*finalists, *measured[count:]) if not one.holds]
+    next_error = min((error for error in others if error != best.error), default=math.inf)
+    return Search(best, len(candidates), next_error, varied, left_open)
 
 
 def find_nearest_by_layers(
-    net: Candidate, fields: Sequence[str], x: np.ndarray, layers: Mapping[str, np.ndarray]
-) -> Candidate:
+    structure: Structure,
+    tensors: Tensors,
+    fields: Sequence[str],
+    x: np.ndarray,
+    layers: Mapping[str, np.ndarray],
+) -> Structure:
     """Return the combination in which the most layers give what the original's give.
 
     Where none gives the original's output, the one that comes nearest to it does so by chance; this
@@ -195,51 +187,51 @@ def find_nearest_by_layers(
         x: the input (b, in_channels, h, w).
         layers: by our paths, the float64 outputs of the original's convolutions.
     """
-    best, most = net, -1
-    for config in list_combinations(net.config, [f for f in fields if f != "output"]):
-        candidate = give_config(net, config)
-        if not all(geometry.is_legal(config, size) for size in x.shape[2:]):
+    best, most = structure, -1
+    for net in list_combinations(structure, [field for field in fields if field != "output"]):
+        if not all(geometry.is_legal(net.config, size) for size in x.shape[2:]):
             continue
         outputs: dict[str, np.ndarray] = {}
-        run(config, candidate.tensors, x, "float64", watch=(tuple(layers), outputs))
+        run(net.config, rename(net, tensors), x, "float64", watch=(tuple(layers), outputs))
         count = sum(
             outputs[path].shape == layer.shape and _relative(outputs[path], layer) < EXACT
             for path, layer in layers.items()
         )
         if count > most:
-            best, most = candidate, count
+            best, most = net, count
     return best
 
 
-def list_combinations(config: UNetConfig, fields: Sequence[str]) -> Iterator[UNetConfig]:
-    """Return the config with every combination of values of some fields, its own first."""
-    options = [_list_options(config, field) for field in fields]
+def list_combinations(structure: Structure, fields: Sequence[str]) -> Iterator[Structure]:
+    """Return the net with every combination of values of some fields, its own first."""
+    options = [_list_options(structure.config, field) for field in fields]
     for values in product(*options):
         changes = {name: value for value in values for name, value in value.items()}
         try:
-            yield replace(config, **changes)
+            yield settle(structure, **changes)
         except InputError:  # values that exclude one another
             continue
 
 
-def give_config(net: Candidate, config: UNetConfig) -> Candidate:
-    """Return a net with another config; where norms stand elsewhere, their names say so."""
-    if config.norm == "none" or config.norm_place == net.config.norm_place:
-        return replace(net, config=config)
-    offset = 1 if config.norm_place == "before" else 2
+def _is_conventional(candidate: Candidate, first: Structure) -> bool:
+    """Say whether a candidate is what the code of a well-known repository does."""
+    if first.family is None or first.family is OWN:  # our own default is no fact about a file
+        return False
+    return candidate.config == first.config and candidate.structure.names == first.names
 
-    def rename(name: str) -> str:
-        match = re.fullmatch(r"(.*\.conv|neck)\.conv\.(\d+)(\..*)", name)
-        if match is None or int(match[2]) % 3 == 0:
-            return name
-        return f"{match[1]}.conv.{int(match[2]) // 3 * 3 + offset}{match[3]}"
 
-    return replace(
-        net,
-        config=config,
-        names=tuple((theirs, rename(ours)) for theirs, ours in net.names),
-        tensors={rename(ours): tensor for ours, tensor in net.tensors.items()},
-    )
+def _count_finalists(measured: Sequence[Candidate]) -> int:
+    """Count the candidates that are measured in float64: a few, and all that one image in float32
+    does not tell from the nearest."""
+    nearest = measured[0].error
+    close = sum(one.error <= 10 * nearest + ROUGH for one in measured)
+    return max(close, FEWEST_FINALISTS)
+
+
+def _list_differences(candidates: Sequence[Candidate], fields: Sequence[str]) -> tuple[str, ...]:
+    """Name the fields in which candidates differ."""
+    configs = [candidate.config for candidate in candidates]
+    return tuple(name for name in fields if len({getattr(c, name) for c in configs}) > 1)
 
 
 def _list_options(config: UNetConfig, field: str) -> list[dict[str, Any]]:
@@ -311,16 +303,17 @@ def _fits_size(config: UNetConfig, pair: Pair) -> bool:
     )
 
 
-def _screen(candidates: Sequence[Candidate], pair: Pair) -> Iterator[Candidate]:
+def _screen(candidates: Sequence[Candidate], tensors: Tensors, pair: Pair) -> Iterator[Candidate]:
     """Measure candidates roughly: in float32, by the first image. Nets that differ only in what
     comes after the logits are run once."""
     logits: dict[Any, np.ndarray] = {}
     x, y = pair.x[:1], pair.y[:1].astype(np.float64)
     for candidate in candidates:
-        key = replace(candidate.config, output="logits"), candidate.names
+        net = candidate.structure
+        key = replace(net.config, output="logits"), net.names
         if key not in logits:
-            logits[key] = run(candidate.config, candidate.tensors, x, "float32")
-        output = apply_output(candidate.config, logits[key].astype(np.float64), axis=1)
+            logits[key] = run(net.config, rename(net, tensors), x, "float32")
+        output = apply_output(net.config, logits[key].astype(np.float64), axis=1)
         error = _relative(output, y)
         yield replace(candidate, error=error if math.isfinite(error) else math.inf)
 
@@ -336,11 +329,11 @@ def _say_progress(
         yield candidate
 
 
-def _judge(candidate: Candidate, pairs: Sequence[Pair]) -> Candidate:
+def _judge(candidate: Candidate, tensors: Tensors, pairs: Sequence[Pair]) -> Candidate:
     """Measure a candidate in float64, by all pairs."""
     judged = []
     for pair in pairs:
-        outputs = partial(_give_output, candidate, pair)
+        outputs = partial(_give_output, candidate.structure, tensors, pair)
         judgement = judge_output(pair.y, outputs("float64"), partial(_run_one, outputs))
         scale = judgement.scale or 1.0
         allowed = EXACT if pair.is_exact else judgement.allowed / scale
@@ -349,9 +342,9 @@ def _judge(candidate: Candidate, pairs: Sequence[Pair]) -> Candidate:
     return replace(candidate, error=error, allowed=allowed, own_error=own)
 
 
-def _give_output(candidate: Candidate, pair: Pair, dtype: str) -> np.ndarray:
-    logits = run(candidate.config, candidate.tensors, pair.x, dtype, in_training=pair.in_training)
-    return apply_output(candidate.config, logits, axis=1)
+def _give_output(net: Structure, tensors: Tensors, pair: Pair, dtype: str) -> np.ndarray:
+    logits = run(net.config, rename(net, tensors), pair.x, dtype, in_training=pair.in_training)
+    return apply_output(net.config, logits, axis=1)
 
 
 def _run_one(run: Callable[[str], np.ndarray], dtype: str) -> list[np.ndarray]:
@@ -396,8 +389,9 @@ def watch_modules(
         paths: the name in the dict by the module's path.
     """
 
-    def write(name: str, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        outputs[name] = output.detach().clone().numpy()
+    def write(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs[name] = output.detach().clone().numpy()
 
     for path, name in paths.items():
         model.get_submodule(path).register_forward_hook(partial(write, name))

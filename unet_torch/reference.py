@@ -7,21 +7,59 @@ import ast
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors, check_tensors
 from unet_spec.wording import list_names
 from unet_torch.hidden import watch_modules
+
+
+@dataclass(frozen=True)
+class Original:
+    """An `Original` is somebody's own module with the tensors of their file.
+
+    Attributes:
+        module: in inference mode and in float64.
+        names: of its tensors in the file, in the order in which its layers are called.
+        parameters: of its trained parameters in the file, in the order in which an optimizer
+            numbers them.
+        has_dropout: it draws random numbers in training.
+    """
+
+    module: nn.Module
+    names: tuple[str, ...]
+    parameters: tuple[str, ...]
+    has_dropout: bool
+
+
+def build_original(place: str, arguments: str, tensors: Tensors, *, source: str) -> Original:
+    """Return the module that FILE.py:NAME gives, with the tensors of a file.
+
+    Args:
+        tensors: by their names in the file; what is not the module's stays out.
+
+    Raises:
+        InputError: as `build` and `load`.
+    """
+    prefix, module = load(build(place, arguments), tensors, place=place, source=source)
+    own = {prefix + name for name in module.state_dict()}
+    return Original(
+        module,
+        tuple(sort_by_calls(module, prefix, [name for name in tensors if name in own])),
+        tuple(prefix + name for name, _ in module.named_parameters()),
+        has_dropout(module),
+    )
 
 
 def build(place: str, arguments: str = "") -> nn.Module:
@@ -81,7 +119,7 @@ def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tup
         InputError: they are not; it names what is missing, unexpected or mis-shaped.
     """
     names = list(module.state_dict())
-    prefix = _find_prefix(names, tensors)
+    prefix = find_prefix(names, tensors)
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     # an old torch had no counts of batches; torch itself takes them as 0
@@ -112,15 +150,6 @@ def load(module: nn.Module, tensors: Tensors, *, place: str, source: str) -> tup
     return prefix, copy.eval()
 
 
-def list_parameters(module: nn.Module, prefix: str) -> list[str]:
-    """Name the trained parameters in the order in which an optimizer numbers them.
-
-    Args:
-        prefix: of their names in the file.
-    """
-    return [prefix + name for name, _ in module.named_parameters()]
-
-
 @torch.no_grad()
 def run(
     module: nn.Module, x: np.ndarray, *, dtype: torch.dtype, in_training: bool = False
@@ -135,19 +164,28 @@ def run(
     """
     copy = deepcopy(module).to(dtype).train(in_training)
     try:
-        y: Any = copy(torch.from_numpy(x).to(dtype))
-    except (RuntimeError, ValueError, AssertionError, IndexError):
+        y = copy(torch.from_numpy(x).to(dtype))
+    except Exception:  # whatever a stranger's net raises
         return None
-    if isinstance(y, list | tuple) and len(y) == 1:
-        y = y[0]
-    if isinstance(y, Mapping) and len(y) == 1:
-        y = next(iter(y.values()))
-    if not isinstance(y, torch.Tensor):
+    return take_output(y).numpy()
+
+
+def take_output(output: Any) -> Tensor:
+    """Return the one tensor that a module gives, also out of a list, a tuple or a dict.
+
+    Raises:
+        InputError: it gives anything else.
+    """
+    if isinstance(output, list | tuple) and len(output) == 1:
+        output = output[0]
+    if isinstance(output, Mapping) and len(output) == 1:
+        output = next(iter(output.values()))
+    if not isinstance(output, Tensor):
         raise InputError(
-            f"the reference gives a {type(y).__name__} of {len(y) if hasattr(y, '__len__') else 1} "
-            "outputs, and a U-Net here gives one tensor; wrap it in a module that returns that one"
+            f"the reference gives a {type(output).__name__}, and a U-Net here gives one tensor; "
+            "wrap it in a module that returns that one"
         )
-    return y.numpy()
+    return output
 
 
 @torch.no_grad()
@@ -171,7 +209,7 @@ def sort_by_calls(module: nn.Module, prefix: str, names: Sequence[str]) -> list[
         try:
             copy(torch.zeros(1, count, side, side, dtype=first.dtype))
             break
-        except (RuntimeError, ValueError, AssertionError, IndexError):
+        except Exception:  # whatever a stranger's net raises
             continue
     else:
         return list(names)
@@ -290,13 +328,8 @@ def _list_modules(module: Any) -> str:
     return f"; its modules: {list_names(classes, 8)}" if classes else ""
 
 
-def _find_prefix(names: list[str], tensors: Tensors) -> str:
-    """Return the prefix with which most of a module's names are in a file; the shortest of
-    equals."""
-    if not names:
-        return ""
-    prefixes = {n[: -len(name)] for n in tensors for name in names if n.endswith(name)}
-    candidates = [p for p in prefixes if p == "" or p.endswith(".")] or [""]
-    return max(
-        sorted(candidates, key=len), key=lambda p: sum(f"{p}{name}" in tensors for name in names)
-    )
+def find_prefix(names: Sequence[str], longer: Collection[str]) -> str:
+    """Return what stands before most of some names in longer ones; the shortest of equals."""
+    ends = {each[: -len(name)] for each in longer for name in names if each.endswith(name)}
+    prefixes = sorted((p for p in ends if p.endswith(".") or not p), key=len) or [""]
+    return max(prefixes, key=lambda prefix: sum(f"{prefix}{name}" in longer for name in names))

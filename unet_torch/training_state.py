@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_spec import InputError, Preprocessing, UNetConfig, dialects, training_state
+from unet_spec import InputError, Preprocessing, UNetConfig, own_names, training_state
 from unet_spec.fields import from_json
 from unet_spec.origin import Group
 from unet_spec.recipe import Recipe
@@ -290,7 +290,7 @@ def _of_checkpoint(
         loaded = WeightFile(net, opened.tensors, preprocessing, tuple(card["class_names"]))
         order = list(opened.tensors)
     else:
-        loaded, order = dialects.read_own(
+        loaded, order = own_names.read_own(
             opened.tensors, given=config, ties=opened.ties, source=source
         )
     optimizer, scaler = _first(content, OPTIMIZERS), _first(content, _SCALERS)

@@ -1,4 +1,4 @@
-"""A foreign file with the slides' names: the weights in it, and what its tensors do not say."""
+"""A file of somebody else with the slides' names, and the weights in it."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -9,8 +9,6 @@ from unet_spec.families import OWN
 from unet_spec.parameters import Tensors
 from unet_spec.structure import interpolation_error, norm_error, recognise, rename
 from unet_spec.weight_file import WeightFile
-
-_HIDDEN = ("padding", "groups", "activation", "concat", "fit", "dropout", "output")
 
 
 def read_own(
@@ -40,9 +38,3 @@ def read_own(
         raise interpolation_error(given, source=source)
     order = list(dict.fromkeys(ours for _, ours in structure.names))
     return WeightFile(structure.config, rename(structure, tensors)), order
-
-
-def describe_assumptions(config: UNetConfig) -> str:
-    """Describe the axes that no tensor shows, so that a person can check them."""
-    hidden = [name for name in _HIDDEN if name != "groups" or config.norm == "group"]
-    return ", ".join(f"{name}={getattr(config, name)}" for name in hidden)
