@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Fixed, Positional, Suppress, arg
 
@@ -17,6 +17,9 @@ from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.environment import need
 from unet_spec.files import atomic_write, refuse_existing
 from unet_train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from unet_spec.weight_file import WeightFile
 
 Json = Annotated[Path | None, arg(metavar="FILE")]
 Typed = Annotated[Fixed[Command], Suppress]
@@ -266,7 +269,6 @@ def verify(
     from unet_parity import inputs, verify
     from unet_parity import report as tables
     from unet_spec import weight_file
-    from unet_spec.recorded import read_recorded
 
     loaded = None if weights is None else weight_file.read(weights)
     if loaded is not None:
@@ -274,15 +276,7 @@ def verify(
         config = loaded.config
     if size is not None:
         inputs.check_size(config, size)
-    x = y = None
-    if image is not None:
-        import unet_image
-
-        preprocessing = loaded.preprocessing if loaded else Preprocessing()
-        x = inputs.crop_middle(unet_image.read_pages(image)[0], config, preprocessing, source=image)
-    if recorded is not None:
-        x, y = read_recorded(recorded)
-        inputs.check_recorded(x, config, source=recorded)
+    x, y = _read_input(image, recorded, loaded, config)
     origin = None if loaded is None else loaded.origin
     module = None
     if reference is not None:
@@ -339,6 +333,27 @@ def bench(*, quick: bool = False, json: Json = None, command: Typed = Command())
 VERBS: dict[str, Callable[..., int]] = {
     verb.__name__: verb for verb in (demo, train, predict, convert, verify, bench)
 }
+
+
+def _read_input(
+    image: Path | None, recorded: Path | None, loaded: "WeightFile | None", config: UNetConfig
+) -> tuple[Any, Any]:
+    """Return the input (b, in_channels, h, w) that `verify` is given, and a recorded output of it;
+    None for each that is not given."""
+    from unet_parity import inputs
+    from unet_spec.recorded import read_recorded
+
+    if image is not None:
+        import unet_image
+
+        preprocessing = loaded.preprocessing if loaded else Preprocessing()
+        pixels = unet_image.read_pages(image)[0]
+        return inputs.crop_middle(pixels, config, preprocessing, source=image), None
+    if recorded is not None:
+        x, y = read_recorded(recorded)
+        inputs.check_recorded(x, config, source=recorded)
+        return x, y
+    return None, None
 
 
 def _load(weights: Path, framework: str | None) -> tuple[Any, Callable[[Any, Any], Any]]:
