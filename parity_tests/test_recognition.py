@@ -248,7 +248,7 @@ def test_what_changes_on_the_way_to_jax_is_said(tmp_path):
     best = content["lr_scheduler"]["best"]
     (of_plateau, of_scaler) = torch_state.describe_changes(state, scaler={"scale": 1.0})
     assert of_plateau.startswith(f"the best value that its plateau saw is {best:.4g}; plateau in")
-    assert of_scaler.startswith("the state of AMP's GradScaler is left out: ")
+    assert of_scaler.startswith("AMP's GradScaler is not used: ")
     constant = torch_state.from_content(
         content, NET, source=tmp_path / "run.pt", without_scheduler=True
     )

@@ -84,8 +84,6 @@ def write(target: Path, content: TrainingState | WeightFile) -> list[str]:
             optimizer, scheduler = training_state.to_states(
                 content, origin.groups, template.find_scheduler(origin.content)
             )
-            if content.recipe.schedule.name == "constant":
-                scheduler = None  # what the file had is of an earlier step
     rebuilt = template.rebuild(
         origin.content, weights=tensors, optimizer=optimizer, scheduler=scheduler, step=step
     )

@@ -79,13 +79,12 @@ def to_states(
             Their settings come back as they were, but for the learning rate and the momentum.
             Where the run has another optimizer by now, or without them, they are those of
             `unet_torch.recipe.build`.
-        scheduler: the state that the scheduler had, whose other entries come back likewise. If the
-            run left the scheduler out, it comes back as it was.
+        scheduler: the state that the scheduler had, whose other entries come back likewise. A run
+            that left the scheduler out has none to give back: that state is of an earlier step.
     """
     if not groups or not _has_optimizer(state, groups):
         groups = groups_of_recipe(state)
-    is_left_out = state.recipe.schedule.name == "constant"
-    if scheduler is None or is_left_out or _has_schedule(state, groups, scheduler):
+    if scheduler is not None and _has_schedule(state, groups, scheduler):
         return make_states(state, groups, scheduler)
     return make_states(state, groups)
 
@@ -101,7 +100,7 @@ def make_states(
     template = _build(state)[1]
     optimizer = _make_optimizer_state(state, groups)
     if template is None:
-        return optimizer, None if scheduler is None else dict(scheduler)
+        return optimizer, None
     plain = template.state_dict() if scheduler is None else dict(scheduler)
     return optimizer, _advance(state, template, plain, len(groups))
 
@@ -151,8 +150,8 @@ def describe_changes(
         )
     if scaler:
         sentences.append(
-            "the state of AMP's GradScaler is left out: `unet train` computes in float32 or "
-            "bfloat16, whose losses need no scaling"
+            "AMP's GradScaler is not used: `unet train` computes in float32 or bfloat16, whose "
+            "losses need no scaling; its state goes back as it came"
         )
     return sentences
 
