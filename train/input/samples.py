@@ -4,19 +4,18 @@ All images are read, and held in memory, before the first step: none can go miss
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 import unet_image
 from unet_spec import InputError, Preprocessing, UNetConfig
-from unet_spec.errors import ConfigError
 from unet_spec.preprocessing import prepare
 
 from ..config import DataConfig, TrainConfig
 from . import synthetic
 from .border_weights import border_weights, label_objects
 from .masks import Stored, check_settings, to_truth
+from .pairs import list_pairs
 
 
 @dataclass(frozen=True)
@@ -64,33 +63,18 @@ def read_samples(
         InputError: an image without a mask or the reverse, other shapes, values that are no
             classes, a file that is not a whole image, settings that do not fit the net.
     """
-    if data.images is None or data.masks is None:
-        raise ConfigError(data, "{images} and {masks} say what is read; give both")
     check_settings(data, net)
     samples = []
-    for image_path, mask_path in _pair_files(data.images, data.masks):
-        images = unet_image.read_pages(image_path)
-        masks = unet_image.read_pages(mask_path, indices=data.mask_values != "colours")
-        if len(images) != len(masks):
-            raise InputError(
-                f"{mask_path}: {len(masks)} pages for the {len(images)} of {image_path}; "
-                "a stack needs one mask for each image"
-            )
-        for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            page = f"[{number}]" if len(images) > 1 else ""
-            where = f"{mask_path}{page}"
-            truth = to_truth(mask, data=data, net=net, ignore_index=ignore_index, source=where)
-            if truth.mask.shape != image.shape[:2]:
-                raise InputError(
-                    f"{where}: the mask is {truth.mask.shape} and its image {image_path} is "
-                    f"{image.shape[:2]} (height, width); they must be the same"
-                )
-            name = f"{image_path.name}{page}"
-            try:
-                sample = make_sample(name, image, truth.mask, net, preprocessing)
-            except InputError as error:
-                raise InputError(f"{image_path}{page}: {error}") from error
-            samples.append(replace(sample, objects=truth.objects, stored=truth.stored))
+    for pair in list_pairs(data):
+        image = unet_image.read_page(pair.image, alpha=pair.image.shape[2:] == (net.in_channels,))
+        mask = unet_image.read_page(pair.mask, indices=data.mask_values != "colours")
+        source = pair.mask.place
+        truth = to_truth(mask, data=data, net=net, ignore_index=ignore_index, source=source)
+        try:
+            sample = make_sample(pair.image.name, image, truth.mask, net, preprocessing)
+        except InputError as error:
+            raise InputError(f"{pair.image.place}: {error}") from error
+        samples.append(replace(sample, objects=truth.objects, stored=truth.stored))
     return samples
 
 
@@ -132,50 +116,3 @@ def _add_border_weights(config: TrainConfig, sample: Sample) -> Sample:
         objects = label_objects(sample.mask, ignore_index=config.loss.ignore_index)
     weight = border_weights(objects, w0=config.loss.border_w0, sigma_px=config.loss.border_sigma_px)
     return replace(sample, weight=weight)
-
-
-def _pair_files(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Return each image with its mask: two files, or those of the same stem in two folders.
-
-    Raises:
-        InputError: a file without its other half, or two files of the same stem.
-    """
-    image_paths, mask_paths = unet_image.list_images(images), unet_image.list_images(masks)
-    if images.is_file() and masks.is_file():
-        return [(images, masks)]
-    masks_by_stem = _index_by_stem(mask_paths)
-    images_by_stem = _index_by_stem(image_paths)
-    _refuse_lonely(images_by_stem, masks_by_stem, what="image", missing="mask", folder=masks)
-    _refuse_lonely(masks_by_stem, images_by_stem, what="mask", missing="image", folder=images)
-    return [(path, masks_by_stem[stem]) for stem, path in images_by_stem.items()]
-
-
-def _index_by_stem(paths: list[Path]) -> dict[str, Path]:
-    """Return paths by their names without suffix.
-
-    Raises:
-        InputError: two paths of the same stem.
-    """
-    by_stem: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in by_stem:
-            raise InputError(f"{path}: {by_stem[path.stem].name} has the same name; rename one")
-        by_stem[path.stem] = path
-    return by_stem
-
-
-def _refuse_lonely(
-    paths: dict[str, Path], others: dict[str, Path], *, what: str, missing: str, folder: Path
-) -> None:
-    """Refuse paths whose stem is not among the others.
-
-    Raises:
-        InputError: it names the first such path and says how many more there are.
-    """
-    lonely = [path for stem, path in paths.items() if stem not in others]
-    if lonely:
-        more = f" (and {len(lonely) - 1} more like it)" if len(lonely) > 1 else ""
-        raise InputError(
-            f"{lonely[0]}: no {missing} named {lonely[0].stem}.* in {folder}{more}; "
-            f"every {what} needs one"
-        )

@@ -1,0 +1,31 @@
+"""Image files: listed, measured and read into arrays, and pictures of what a net saw in them."""
+
+from unet_image.files import SUFFIXES, list_images
+from unet_image.pages import Page, measure_pages, read_page, read_pages
+from unet_image.pictures import (
+    PALETTE,
+    PREDICTED,
+    TRUE,
+    make_visible,
+    outline,
+    overlay,
+    write_mask,
+    write_picture,
+)
+
+__all__ = [
+    "PALETTE",
+    "PREDICTED",
+    "SUFFIXES",
+    "TRUE",
+    "Page",
+    "list_images",
+    "make_visible",
+    "measure_pages",
+    "outline",
+    "overlay",
+    "read_page",
+    "read_pages",
+    "write_mask",
+    "write_picture",
+]
