@@ -13,7 +13,7 @@ from unet_parity.oracle import random_tensors
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.outputs import apply_output
 from unet_spec.prediction import border
-from unet_spec.preprocessing import prepare
+from unet_spec.preprocessing import Statistics, apply, measure, prepare
 from unet_spec.weight_file import WeightFile
 
 GRAY = UNetConfig(in_channels=1, classes=4, widths=(6, 8, 10))
@@ -460,12 +460,59 @@ def test_what_is_not_an_image_is_refused_with_its_shape(shape):
     assert "an image is (h, w) or (h, w, c)" in str(refusal.value)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "infinite"])
+@pytest.mark.parametrize(
+    "value", [np.nan, np.inf, 1e300, 2e38], ids=["nan", "infinite", "beyond float32", "beyond half"]
+)
 def test_image_with_undefined_values_is_refused(value):
     image = np.ones((5, 7))
     image[2, 3] = value
     with pytest.raises(InputError, match="the image holds NaN or infinite values"):
         prepare(image, channels=1, preprocessing=NONE)
+
+
+def test_image_of_complex_values_is_refused():
+    with pytest.raises(InputError, match="integers, bools or floats, not complex64"):
+        prepare(np.ones((5, 7), np.complex64), channels=1, preprocessing=NONE)
+
+
+def test_image_of_the_smallest_differences_stays_finite():
+    image = np.zeros((5, 7), np.float32)
+    image[2, 3] = np.float32(1e-45)  # its deviation is 0 in float32
+    assert np.isfinite(prepare(image, channels=1, preprocessing=IMAGE)).all()
+
+
+SIDES = st.integers(1, 9)
+ARRAYS = st.builds(
+    lambda kind, height, width, channels, seed: picture((height, width, *channels), kind, seed),
+    st.sampled_from([np.uint8, np.uint16, np.int16, np.int64, np.float16, np.float32, np.float64]),
+    SIDES, SIDES, st.sampled_from([(), (1,), (3,)]), st.integers(0, 1000),
+)  # fmt: skip
+PREPROCESSINGS = st.builds(
+    Preprocessing, st.sampled_from(["image", "range", "none"]), st.booleans()
+)
+
+
+@given(ARRAYS, PREPROCESSINGS, st.sampled_from([1, 3]), st.data())
+def test_part_with_the_statistics_of_the_whole_is_the_part_of_the_whole(
+    image, preprocessing, channels, data
+):
+    settings = {"channels": channels, "preprocessing": preprocessing}
+    whole, statistics = prepare(image, **settings), measure(image, **settings)
+    np.testing.assert_array_equal(apply(image, statistics, **settings), whole, strict=True)
+    height, width = image.shape[:2]
+    top = data.draw(st.integers(0, height - 1))
+    left = data.draw(st.integers(0, width - 1))
+    part = slice(top, data.draw(st.integers(top + 1, height))), slice(left, None)
+    prepared = apply(image[part], statistics, **settings)
+    np.testing.assert_array_equal(prepared.view(np.uint32), whole[part].view(np.uint32))
+
+
+def test_statistics_change_nothing_where_the_whole_image_does_not_count():
+    image = picture((5, 7), np.uint8)
+    for preprocessing in (NONE, RANGE):
+        assert measure(image, channels=1, preprocessing=preprocessing) == Statistics(0, 1)
+    measured = measure(image, channels=1, preprocessing=IMAGE)
+    np.testing.assert_allclose((measured.mean, measured.deviation), (image.mean(), image.std()))
 
 
 def test_the_image_is_not_written_to():

@@ -8,6 +8,9 @@ import numpy as np
 from unet_spec.errors import InputError
 from unet_spec.fields import check_types
 
+LARGEST_VALUE = float(np.finfo(np.float32).max) / 2
+"""An image holds no value beyond this one, so that no difference of two leaves float32."""
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -42,8 +45,19 @@ class Preprocessing:
         check_types(self)
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """A `Statistics` holds what `apply` subtracts and divides by.
+
+    Both are measured over a whole image where `normalize` is "image"; else they change nothing.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
 def prepare(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -> np.ndarray:
-    """Return the net's input: float32 (h, w, channels).
+    """Return the net's input of a whole image: float32 (h, w, channels).
 
     Args:
         image: (h, w) or (h, w, c) with c = 1, 3 or 4 (the fourth, alpha, is dropped); for
@@ -51,20 +65,70 @@ def prepare(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -
         channels: of the net. 1 turns colour into luma (BT.601), 3 repeats gray.
 
     Raises:
-        InputError: another shape, or channels that do not fit.
+        InputError: another shape or type, channels that do not fit, or undefined values.
     """
+    values = _make_values(image, channels, preprocessing)
+    return _scale(values, _measure(values, preprocessing))
+
+
+def measure(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -> Statistics:
+    """Measure an image as `apply` needs it for the parts of that image.
+
+    `apply(image[part], measure(image))` equals `prepare(image)[part]` in every bit.
+
+    Args:
+        image, channels: as for `prepare`.
+
+    Raises:
+        InputError: as in `prepare`.
+    """
+    return _measure(_make_values(image, channels, preprocessing), preprocessing)
+
+
+def apply(
+    part: np.ndarray, statistics: Statistics, *, channels: int, preprocessing: Preprocessing
+) -> np.ndarray:
+    """Return the net's input of a part of an image: float32 (h, w, channels).
+
+    Args:
+        part: as the image for `prepare`.
+        statistics: what `measure` gave for the whole image.
+        channels: as for `prepare`.
+
+    Raises:
+        InputError: as in `prepare`.
+    """
+    return _scale(_make_values(part, channels, preprocessing), statistics)
+
+
+def _make_values(image: np.ndarray, channels: int, preprocessing: Preprocessing) -> np.ndarray:
+    """Return an image as float32 (h, w, channels) before any statistics; each pixel by itself."""
     values = _with_channels(image, channels)
-    if not np.isfinite(values).all():
-        raise InputError("the image holds NaN or infinite values; mend it before it is used")
+    # a NaN is not at most anything
+    if not (np.abs(values) <= LARGEST_VALUE).all():
+        raise InputError(
+            f"the image holds NaN or infinite values, or some beyond {LARGEST_VALUE:.1e}; mend it "
+            "before it is used"
+        )
     if preprocessing.normalize == "range" and np.issubdtype(image.dtype, np.integer):
         values = values / np.float32(np.iinfo(image.dtype).max)
     if preprocessing.sqrt:
         values = np.sign(values) * np.sqrt(np.abs(values))
-    if preprocessing.normalize == "image":
-        deviation = values.std(dtype=np.float64)
-        centred = values - np.float32(values.mean(dtype=np.float64))
-        return centred / np.float32(deviation) if deviation > 0 else centred
     return values
+
+
+def _measure(values: np.ndarray, preprocessing: Preprocessing) -> Statistics:
+    if preprocessing.normalize != "image":
+        return Statistics()
+    deviation = np.float32(values.std(dtype=np.float64))
+    # an image of one value is only centred
+    return Statistics(float(values.mean(dtype=np.float64)), float(deviation) or 1.0)
+
+
+def _scale(values: np.ndarray, statistics: Statistics) -> np.ndarray:
+    if statistics == Statistics():
+        return values
+    return (values - np.float32(statistics.mean)) / np.float32(statistics.deviation)
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -72,7 +136,10 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
         image = image[..., None]
     if image.ndim != 3 or 0 in image.shape:
         raise InputError(f"an image is (h, w) or (h, w, c), got the shape {image.shape}")
-    values = image.astype(np.float32)
+    if image.dtype.kind not in "biuf":
+        raise InputError(f"an image holds integers, bools or floats, not {image.dtype}")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with the infinite values
+        values = image.astype(np.float32)
     if values.shape[-1] == channels:
         return values
     if values.shape[-1] == 4:
