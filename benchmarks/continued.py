@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -28,8 +29,8 @@ from unet_spec import UNetConfig
 from unet_spec.recipe import Optimizer, Schedule
 from unet_train.config import AugmentConfig, DataConfig, TrainConfig
 from unet_train.input.crops import cut_batch
-from unet_train.input.samples import Sample, load_samples
-from unet_train.input.split import split_samples
+from unet_train.input.dataset import open_dataset
+from unet_train.input.samples import Sample
 from unet_train.metrics import confusion, foreground_iou
 from unet_train.report.metrics_log import read_metrics
 
@@ -55,7 +56,8 @@ def continued(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
         augment=AugmentConfig(flips=False, quarter_turns=False), optimizer=Optimizer(lr=LR),
         schedule=Schedule("cosine"), steps=STEPS,
     )  # fmt: skip
-    sides = split_samples(load_samples(config), holdout=config.data.holdout, seed=config.seed)
+    dataset = open_dataset(config)
+    sides = dataset.training, dataset.validation
     torch.manual_seed(0)
     first = _Torch(config, sides, unet_torch.UNet(NET))
     before = first.train(HANDOVER)
@@ -93,7 +95,7 @@ class _Torch:
     def __init__(
         self,
         config: TrainConfig,
-        sides: tuple[list[Sample], list[Sample]],
+        sides: tuple[Sequence[Sample], Sequence[Sample]],
         model: Any,
         *,
         turned: bool = False,

@@ -29,8 +29,7 @@ from unet_spec import UNetConfig
 from unet_spec.recipe import Schedule
 from unet_train.config import AugmentConfig, DataConfig, TrainConfig
 from unet_train.input.crops import cut_batch
-from unet_train.input.samples import load_samples
-from unet_train.input.split import split_samples
+from unet_train.input.dataset import open_dataset
 
 RESULT = RESULTS / "own_net.json"
 COMMAND = "python -m benchmarks.own_net IMAGES MASKS"
@@ -54,7 +53,7 @@ def own_net(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
         augment=AugmentConfig(flips=False, quarter_turns=False), schedule=Schedule("cosine"),
         steps=STEPS,
     )  # fmt: skip
-    training, _ = split_samples(load_samples(config), holdout=config.data.holdout, seed=config.seed)
+    training = open_dataset(config).training
 
     def run(theirs: "Theirs", until: int, *, turned: bool = False) -> None:
         theirs.run(config, training, until, turned=turned)

@@ -28,8 +28,8 @@ from unet_bench.environment import environment
 from unet_train.config import PRESETS
 from unet_train.devices.placement import make_placement
 from unet_train.devices.processes import gather_to_host
+from unet_train.input.dataset import open_dataset
 from unet_train.input.prefetch import prefetch_batches
-from unet_train.input.samples import load_samples
 from unet_train.report.progress import Progress
 from unet_train.run.checkpoints import Checkpoints
 from unet_train.run.states import to_training_state
@@ -47,7 +47,7 @@ def pipeline(folder: Path) -> dict[str, Any]:
     """Steps per second of both in every round; each goes first in every other turn."""
     config = replace(PRESETS["nuclei"], steps=(ROUNDS + 2) * STEPS)
     placement = make_placement(config)
-    steps, samples = compile_steps(config, placement), load_samples(config)
+    steps, samples = compile_steps(config, placement), open_dataset(config).training
     made = prefetch_batches(
         samples, placement,
         data=config.data, net=config.net, seed=config.seed, steps=range(config.steps),

@@ -30,7 +30,7 @@ from unet_train.devices.collectives import count_collectives, largest_bytes  # n
 from unet_train.devices.placement import make_placement  # noqa: E402
 from unet_train.devices.processes import join_processes, wait_for_all  # noqa: E402
 from unet_train.input.crops import cut_batch  # noqa: E402
-from unet_train.input.samples import load_samples  # noqa: E402
+from unet_train.input.dataset import open_dataset  # noqa: E402
 from unet_train.step import Steps, compile_steps, prepare_batch, update_state  # noqa: E402
 
 COMMAND = "python -m benchmarks.sharding"
@@ -101,7 +101,7 @@ def run(config: TrainConfig, *, order: np.ndarray | None = None) -> dict[str, An
     prepared = jax.jit(partial(prepare_batch, config))
     updated = jax.jit(partial(update_state, config), donate_argnums=0)
     wait_for_all("compiled")
-    samples = load_samples(config)
+    samples = open_dataset(config).training
     rows = placement.local(config.data.batch)
     state, losses = steps.init(), []
     for step in range(STEPS):

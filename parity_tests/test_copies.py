@@ -5,20 +5,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet_spec import Preprocessing, UNetConfig
+from unet_spec import UNetConfig
 from unet_train.check import near_duplicates
-from unet_train.check.near_duplicates import MIN_CORRELATION, find_near_duplicates
+from unet_train.check.near_duplicates import (
+    MIN_CORRELATION,
+    compute_fingerprint,
+    find_near_duplicates,
+)
+from unet_train.config import TrainConfig
 from unet_train.input import synthetic
 from unet_train.input.samples import make_sample
 
-NET = UNetConfig(widths=(4, 6))
+CONFIG = TrainConfig(net=UNetConfig(widths=(4, 6)))
 # measured over the images of these tests: unrelated ones reach 0.44, copies keep 0.9955
 UNRELATED, COPIED = 0.5, 0.99
 
 
 def _sample(image):
     mask = np.zeros(image.shape[:2], np.uint8)
-    return make_sample("a", image, mask, NET, Preprocessing())
+    return make_sample("a", image, mask, CONFIG)
+
+
+def _find(training, validation):
+    samples = [*training, *validation]
+    fingerprints = np.stack([compute_fingerprint(sample.x) for sample in samples])
+    names = [sample.name for sample in samples]
+    return find_near_duplicates(names, fingerprints, training=len(training))
 
 
 def _cells(seed, **shape):
@@ -30,7 +42,7 @@ def _likeness(images, others):
     samples = [[_sample(one) for one in part] for part in (images, others)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "MIN_CORRELATION", 0.0)
-        return [pair.correlation for pair in find_near_duplicates(*samples) if pair.held_out]
+        return [pair.correlation for pair in _find(*samples) if pair.held_out]
 
 
 def _jpeg(image):
@@ -93,7 +105,7 @@ def test_a_copy_is_found_among_more_images_than_are_compared_at_once():
     noise = rng.integers(0, 255, (300, 20, 24), np.uint8)
     samples = [dataclasses.replace(_sample(image), name=f"{i}") for i, image in enumerate(noise)]
     copy = [dataclasses.replace(samples[i], name=f"copy of {i}") for i in (2, 290)]
-    found = find_near_duplicates([*samples, copy[0]], [copy[1]])
+    found = _find([*samples, copy[0]], [copy[1]])
     assert sorted((pair.name, pair.like, pair.held_out) for pair in found) == [
         ("copy of 2", "2", False),
         ("copy of 290", "290", True),

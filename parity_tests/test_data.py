@@ -5,12 +5,12 @@ import pytest
 import tifffile
 from PIL import Image
 
+from parity_tests.tiny import read_all
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
-from unet_train.config import DataConfig
+from unet_train.config import DataConfig, LossConfig, TrainConfig
 from unet_train.input import synthetic
 from unet_train.input.crops import choose_samples, cut_batch
-from unet_train.input.samples import Sample, make_sample, read_samples
-from unet_train.input.split import split_samples
+from unet_train.input.samples import make_sample
 
 NET = UNetConfig(widths=(4, 6))
 
@@ -29,12 +29,13 @@ def _folders(tmp_path, *, values=(0, 255), count=3, shape=(20, 24)):
 
 
 def _read(images, masks, *, classes=2, ignore_index=None, **settings):
-    return read_samples(
-        DataConfig(images=images, masks=masks, **settings),
+    config = TrainConfig(
         net=dataclasses.replace(NET, classes=classes),
-        preprocessing=Preprocessing(),
-        ignore_index=ignore_index,
+        data=DataConfig(images=images, masks=masks, **settings),
+        loss=LossConfig(ignore_index=ignore_index),
+        class_names=(),
     )
+    return read_all(config)
 
 
 @pytest.mark.parametrize(
@@ -170,21 +171,17 @@ def test_rows_of_a_batch_equal_those_of_the_whole():
 
 
 def test_an_epoch_shows_every_image_once():
-    samples = [_synthetic(i) for i in range(7)]
     settings = dataclasses.replace(FOUR, batch=3)
-    shown = [
-        s.name for step in range(7) for s in choose_samples(samples, step, data=settings, seed=0)
-    ]
+    shown = [n for step in range(7) for n in choose_samples(7, step, data=settings, seed=0)]
     epochs = [shown[7 * i : 7 * i + 7] for i in range(3)]
     for epoch in epochs:
-        assert sorted(epoch) == [s.name for s in samples]
+        assert sorted(epoch) == list(range(7))
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_batch_larger_than_the_data_shows_every_image_equally_often():
-    samples = [_synthetic(i) for i in range(2)]
-    shown = choose_samples(samples, 0, data=dataclasses.replace(FOUR, batch=10), seed=0)
-    assert [shown.count(sample) for sample in samples] == [5, 5]
+    shown = choose_samples(2, 0, data=dataclasses.replace(FOUR, batch=10), seed=0)
+    assert [shown.count(number) for number in range(2)] == [5, 5]
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -194,8 +191,7 @@ def test_input_truth_and_weight_of_a_crop_lie_on_one_another(padding, shape):
     net = UNetConfig(widths=(4, 6, 8), padding=padding)
     crop_px = geometry.next_legal(net, 48)
     mask = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8)
-    x = mask[..., None].astype(np.float32)
-    sample = Sample("a", mask, mask, x, weight=mask.astype(np.float32))
+    sample = _unscaled(mask, mask, weight=mask.astype(np.float32))
     settings = DataConfig(batch=6, crop_px=crop_px)
     made = cut_batch([sample], 0, data=settings, net=net, seed=0)
     assert made.x.shape == (6, crop_px, crop_px, 1)
@@ -214,7 +210,7 @@ def test_a_crop_is_a_window_of_the_mirrored_image_whose_output_lies_inside(paddi
     height, width = crop_px + 5, crop_px + 9
     margin = geometry.margin(net)
     image = np.arange(height * width, dtype=np.float32).reshape(height, width)
-    sample = Sample("a", image, np.zeros((height, width), np.uint8), image[..., None])
+    sample = _unscaled(image, np.zeros((height, width), np.uint8))
     mirrored = np.pad(image, margin, mode="symmetric")
     settings = DataConfig(batch=400, crop_px=crop_px)
     made = cut_batch([sample], 0, data=settings, net=net, seed=0)
@@ -230,22 +226,6 @@ def test_a_crop_is_a_window_of_the_mirrored_image_whose_output_lies_inside(paddi
     assert columns == list(range(width - crop_px + 2 * margin + 1))
 
 
-def test_split_holds_out_a_part_and_loses_nothing():
-    samples = [_synthetic(i) for i in range(8)]
-    training, validation = split_samples(samples, holdout=0.25, seed=0)
-    assert (len(training), len(validation)) == (6, 2)
-    assert sorted(s.name for s in training + validation) == sorted(s.name for s in samples)
-
-
-def test_another_seed_is_another_split():
-    samples = [_synthetic(i) for i in range(8)]
-    held_out = {
-        tuple(s.name for s in split_samples(samples, holdout=0.25, seed=seed)[1])
-        for seed in range(6)
-    }
-    assert len(held_out) > 2
-
-
 def test_synthetic_cells_are_reproducible_and_of_both_classes():
     image, mask = synthetic.draw_cells(5)
     np.testing.assert_array_equal(image, synthetic.draw_cells(5)[0])
@@ -258,7 +238,13 @@ FOUR = DataConfig(batch=4, crop_px=32)
 
 def _synthetic(seed):
     image, mask = synthetic.draw_cells(seed, height=40, width=56)
-    return make_sample(f"{seed}", image, mask, NET, Preprocessing())
+    return make_sample(f"{seed}", image, mask, TrainConfig(net=NET))
+
+
+def _unscaled(image, mask, **fields):
+    """A sample whose input is the image."""
+    plain = TrainConfig(net=NET, preprocessing=Preprocessing("none"))
+    return dataclasses.replace(make_sample("a", image, mask, plain), **fields)
 
 
 def _weighted(sample):

@@ -9,11 +9,11 @@ import tifffile
 from PIL import Image
 from rich.console import Console
 
+from parity_tests.tiny import read_all
 from unet_spec import Preprocessing, UNetConfig
 from unet_train.check import data_doctor
-from unet_train.config import DataConfig
+from unet_train.config import DataConfig, LossConfig, TrainConfig
 from unet_train.input import synthetic
-from unet_train.input.samples import read_samples
 
 NET = UNetConfig(widths=(4, 6))
 HELD_OUT = 2  # of the eight images
@@ -32,9 +32,12 @@ def _folders(tmp_path, *, count=8, shape=(64, 80)):
 
 def _examined(folder, *, net=NET, normalize="image", ignore_index=None, names=()):
     settings = DataConfig(images=folder / "images", masks=folder / "masks", crop_px=32, batch=4)
-    samples = read_samples(
-        settings, net=net, preprocessing=Preprocessing(normalize), ignore_index=ignore_index
-    )
+    samples = read_all(
+        TrainConfig(
+            net=net, data=settings, preprocessing=Preprocessing(normalize),
+            loss=LossConfig(ignore_index=ignore_index), class_names=(),
+        )
+    )  # fmt: skip
     return data_doctor.examine(
         samples[:-HELD_OUT], samples[-HELD_OUT:], net=net, data=settings,
         ignore_index=ignore_index, class_names=names,
@@ -68,7 +71,7 @@ def test_a_clean_stack_has_no_findings(tmp_path):
         tifffile.imwrite(tmp_path / name, pages, photometric="minisblack")
         (tmp_path / name).rename(tmp_path / f"{name}.tif")
     settings = DataConfig(images=tmp_path / "images.tif", masks=tmp_path / "masks.tif", crop_px=32)
-    samples = read_samples(settings, net=NET, preprocessing=Preprocessing())
+    samples = read_all(TrainConfig(net=NET, data=settings))
     found = data_doctor.examine(samples[:6], samples[6:], net=NET, data=settings)
     assert (found.findings, found.kinds) == ([], {"1 channel of uint16": 8})
 
@@ -87,7 +90,7 @@ def test_objects_that_are_mostly_specks_are_told(tmp_path):
         settings = DataConfig(
             tmp_path / name / "images", tmp_path / name / "masks", "instances", crop_px=32
         )
-        samples = read_samples(settings, net=NET, preprocessing=Preprocessing())
+        samples = read_all(TrainConfig(net=NET, data=settings))
         found = data_doctor.examine(samples[:1], samples[1:], net=NET, data=settings)
         assert found.specks == ([] if name == "whole" else ["0.png", "1.png"])
         assert any("less than 9 pixels" in f.text for f in found.findings) == (name == "smeared")
@@ -108,7 +111,7 @@ def test_what_is_told_equals_what_numpy_counts(tmp_path, classes):
     assert found.sizes == [data_doctor.Size(64, 80, 7), data_doctor.Size(64, 89, 1)]
     assert found.kinds == {"1 channel of uint8": 8}
     assert found.stored == {"0/255": [f"{i}.png" for i in range(8)]}
-    assert found.memory_bytes == every.size * (1 + 1 + 4)
+    assert found.memory_bytes == every.size * (1 + 1)
     assert (found.as_read.low, found.as_read.high) == (every.min(), every.max())
     np.testing.assert_allclose(found.as_read.mean, every.mean(), rtol=1e-12)
     np.testing.assert_allclose(found.as_read.deviation, every.std(), rtol=1e-12)

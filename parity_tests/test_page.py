@@ -29,7 +29,6 @@ SCORES = Scores(
     rand_score=0.727,
     confusion=[[3900.0, 100.0], [137.0, 863.0]],
     images=list(IMAGES),
-    masks=[],
 )
 FINDINGS = (
     Finding("warning", "beta.png is held out and seen in training"),

@@ -4,14 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from parity_tests.tiny import SHOWN, TINY, begin, quiet
 from unet_spec import InputError
 from unet_train import loop
 from unet_train.config import MeshConfig
-from unet_train.input.samples import load_samples
+from unet_train.input.identity import Identity
 from unet_train.run import folder as run_folder
 
 
@@ -77,21 +76,28 @@ def test_what_an_older_version_did_not_know_it_did_as_by_default(run, tmp_path):
         run_folder.compare_with_beginning(tmp_path / "run", lit, SHOWN)
 
 
-def test_images_that_are_gone_new_or_changed_are_refused_by_name(run):
-    samples = load_samples(TINY)
-    mask = samples[1].mask.copy()
-    mask[3, 4] = 1 - mask[3, 4]
-    now = [replace(samples[0], name="other"), replace(samples[1], mask=mask), *samples[2:]]
-    told = "gone: synthetic 0; new: other; changed: synthetic 1"
-    with pytest.raises(InputError, match=rf"are not those .* \({told}\); bring them back"):
-        run_folder.compare_with_beginning(run[0], TINY, run_folder.fingerprint_samples(now))
+def test_files_that_are_gone_new_or_changed_are_refused_by_name(tmp_path):
+    before = {f"images/{name}.png": Identity(5, 1, name) for name in "abcd"}
+    began = replace(SHOWN, identities=before)
+    begin(tmp_path / "run", TINY, dataset=began)
+    copied = {name: replace(one, modified_ns=2) for name, one in before.items()}
+    same = replace(SHOWN, identities=copied)
+    assert run_folder.compare_with_beginning(tmp_path / "run", TINY, same) == []
+    del copied["images/a.png"]
+    copied["images/e.png"] = copied["images/d.png"]
+    copied["images/b.png"] = replace(before["images/b.png"], sha256="other")
+    copied["images/c.png"] = replace(before["images/c.png"], bytes=6)
+    now = replace(SHOWN, identities=copied)
+    named = "gone: images/a.png; new: images/e.png; changed: images/b.png, images/c.png"
+    with pytest.raises(InputError, match=rf"are not those .* \({named}\); bring them back"):
+        run_folder.compare_with_beginning(tmp_path / "run", TINY, now)
 
 
-def test_other_object_numbers_are_other_images():
-    (sample, *_) = load_samples(TINY)
-    one = replace(sample, objects=sample.mask.astype(np.int32))
-    two = replace(sample, objects=2 * sample.mask.astype(np.int32))
-    assert run_folder.fingerprint_samples([one]) != run_folder.fingerprint_samples([two])
+def test_a_run_says_which_images_it_held_out(run):
+    data = json.loads((run[0] / "data.json").read_text())
+    assert sorted(data["training"] + data["validation"]) == [f"synthetic {i}" for i in range(4)]
+    assert data["validation"] == SHOWN.validation.names
+    assert len(data["validation"]) == 1
 
 
 def test_a_run_that_is_under_way_is_left_alone(run, tmp_path):

@@ -2,23 +2,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import unet_image
 from unet_jax import UNet
 from unet_spec import UNetConfig
+from unet_train.config import TrainConfig
 from unet_train.input.border_weights import label_objects
-from unet_train.input.samples import Sample
+from unet_train.input.samples import make_sample
 from unet_train.metrics import rand_score
-from unet_train.report import validation
+from unet_train.report import pictures, validation
 from unet_train.report.pictures import draw_overlays, write_pictures
 from unet_train.report.validation import validate
+
+CONFIG = TrainConfig(net=UNetConfig(widths=(4, 6)))
 
 
 def sample(number, mask, objects=None):
     """An image whose every value is its number."""
     mask = np.array(mask, np.uint8)
     image = np.full(mask.shape, number, np.uint8)
-    return Sample(f"{number}.png", image, mask, image[..., None].astype(np.float32), objects)
+    return replace(make_sample(f"{number}.png", image, mask, CONFIG), objects=objects)
 
 
 BLOCK = np.zeros((6, 8), np.uint8)
@@ -34,12 +38,14 @@ SAMPLES = [
 PREDICTED = [np.array([[0, 1, 0], [1, 0, 1]], np.uint8), FOUND, SAMPLES[2].mask]
 
 
+NET = UNet(CONFIG.net, rngs=nnx.Rngs(0))
+
+
 @pytest.fixture
 def scores(monkeypatch):
-    monkeypatch.setattr(validation, "predict", lambda _, image: PREDICTED[int(image[0, 0])])
-    net = UNet.__new__(UNet)
-    object.__setattr__(net, "config", UNetConfig(widths=(4, 6)))
-    return validate(net, SAMPLES, ignore_index=255)
+    for room in (validation, pictures):
+        monkeypatch.setattr(room, "predict", lambda _, image: PREDICTED[int(image[0, 0])])
+    return validate(NET, SAMPLES, ignore_index=255)
 
 
 def test_scores_equal_pixels_counted_by_hand(scores):
@@ -66,7 +72,7 @@ def test_the_rand_score_is_of_the_objects_where_they_are_known(scores):
 
 
 def test_pictures_show_prediction_and_truth_of_their_image(scores):
-    shown = draw_overlays(SAMPLES, scores, [1])
+    shown = draw_overlays(NET, SAMPLES, [1])
     assert list(shown) == ["1.png"]
     expected = unet_image.overlay(SAMPLES[1].image, FOUND, BLOCK)
     np.testing.assert_array_equal(shown["1.png"], expected)
@@ -78,10 +84,8 @@ def test_pictures_show_prediction_and_truth_of_their_image(scores):
 def test_images_without_names_of_their_own_have_pictures_of_their_own(scores, tmp_path):
     names = ["x y.png", "x_y.png", "a.tif[1]"]
     named = [replace(s, name=n) for s, n in zip(SAMPLES, names, strict=True)]
-    images = [replace(i, name=n) for i, n in zip(scores.images, names, strict=True)]
-    scores = replace(scores, images=images)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "of_before.png").touch()
-    write_pictures(tmp_path / "pictures", draw_overlays(named, scores, range(3)))
+    write_pictures(tmp_path / "pictures", draw_overlays(NET, named, range(3)))
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["0_x_y.png", "1_x_y.png", "2_a_1_.png"]

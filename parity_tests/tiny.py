@@ -7,7 +7,11 @@ from rich.console import Console
 from unet_spec import UNetConfig
 from unet_spec.recipe import Schedule
 from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
-from unet_train.input.samples import load_samples
+from unet_train.input.dataset import open_dataset
+from unet_train.input.identity import identify
+from unet_train.input.masks import check_settings
+from unet_train.input.pairs import list_pairs
+from unet_train.input.samples import InFiles
 from unet_train.report.progress import Progress
 from unet_train.run import beginning
 from unet_train.run import folder as run_folder
@@ -30,14 +34,23 @@ TINY = TrainConfig(
 FLAGS = replace(CELLS, data=TINY.data, mesh=TINY.mesh, ema=TINY.ema)
 
 
-SHOWN = run_folder.fingerprint_samples(load_samples(TINY))
+SHOWN = open_dataset(TINY)
+
+
+def read_all(config):
+    """The samples of all images of a config, in the order of the folder."""
+    check_settings(config.data, config.net)
+    return [
+        InFiles(pair, config, (identify(pair.image.path), identify(pair.mask.path))).load()
+        for pair in list_pairs(config.data)
+    ]
 
 
 def quiet():
     return Progress(Console(quiet=True))
 
 
-def begin(out, config, settings=()):
+def begin(out, config, settings=(), dataset=SHOWN):
     """A run of the samples of TINY that was killed before its first checkpoint."""
     started = beginning.describe_start(config.start, settings, None)
-    run_folder.write_beginning(out, config, fingerprints=SHOWN, started=started)
+    run_folder.write_beginning(out, config, dataset=dataset, started=started)

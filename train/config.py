@@ -40,6 +40,12 @@ class DataConfig:
     them."""
     batch: int = 8
     """Each step sees this many images."""
+    foreground: float = 0.0
+    """This share of the crops is drawn around a pixel of a class other than 0, each class of the
+    image as often as another; nnU-Net has 0.33."""
+    cache_gb: float | None = None
+    """Keep decoded images in at most this much memory, in GB for each process; by default a
+    quarter of what is free at the start. What does not fit is decoded again when it is needed."""
     synthetic: int = 48
     """This many synthetic images are drawn where no folder is given."""
 
@@ -55,6 +61,10 @@ class DataConfig:
             raise FieldError(self, "holdout", "is a part between 0 and 1")
         if self.synthetic < 2:
             raise FieldError(self, "synthetic", "needs at least 2")
+        if not 0 <= self.foreground <= 1:
+            raise FieldError(self, "foreground", "is a share from 0 to 1")
+        if self.cache_gb is not None and not 0 <= self.cache_gb < float("inf"):
+            raise FieldError(self, "cache_gb", "needs at least 0")
         if self.batch < 1:
             raise FieldError(self, "batch", "needs at least 1")
 
@@ -119,6 +129,9 @@ class LossConfig:
     """The focal loss turns from pixels that are right already by this exponent."""
     class_weights: tuple[float, ...] = ()
     """The classes have these weights in cross-entropy and focal loss; by default all have 1."""
+    balance: bool = False
+    """The classes weigh in cross-entropy and focal loss by the inverse of their share of the
+    pixels to train on, so that each class counts as much as another."""
     ignore_index: int | None = None
     """Pixels with this mask value, such as 255, count nothing."""
     border_w0: float = 0.0

@@ -134,7 +134,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         progress.say(f"compiled in {compile_s:.1f} s")
         wait_for_all("compiled")
         if not is_first_process():  # it has to see the folder as well
-            run_folder.compare_with_beginning(out, plan.config, plan.fingerprints)
+            run_folder.compare_with_beginning(out, plan.config, plan.dataset)
         state, validations = first_state(plan, out, steps, progress)
         end = take_steps(plan, out, steps, state, validations, progress)
         if end.stopped_by is None:
@@ -182,7 +182,7 @@ def take_steps(
         Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep) as checkpoints,
         closing(
             prefetch_batches(
-                plan.training,
+                plan.dataset.training,
                 plan.placement,
                 data=config.data,
                 net=config.net,
@@ -203,7 +203,12 @@ def take_steps(
         if requests or is_out_of_patience(config.patience, validations, progress):
             return End(state, validations, scores, means, *requests[:1])
         for batch in batches:
-            state, measured = steps.step(state, bar.wait_for(batch))
+            try:
+                crops = bar.wait_for(batch)
+            except (InputError, OSError):  # an image is gone or damaged
+                save_before_failure(plan, checkpoints, state, validations, progress)
+                raise
+            state, measured = steps.step(state, crops)
             step += 1
             stops = is_stop_asked(requests, step)
             validates = is_due(step) and not stops
@@ -275,13 +280,30 @@ def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float
     """
     if np.isfinite(means["loss"]) and not bool(state.stopped):
         return
-    reason = explain_step(plan.config, plan.placement, plan.training, state)
+    reason = explain_step(plan.config, plan.placement, plan.dataset.training, state)
     weights = out / run_folder.WEIGHTS
     last = f"; --start {weights} begins with the last good weights" if weights.exists() else ""
     raise InputError(
         f"step {int(state.step) + 1} is not finite: {reason}; lower --schedule.max-lr "
         "(--optimizer.lr without one_cycle), clip with --optimizer.clip-norm, or mend that image, "
         f"in a run with another --out{last}"
+    )
+
+
+def save_before_failure(
+    plan: Plan, checkpoints: Checkpoints, state: State, validations: Validations, progress: Progress
+) -> None:
+    """Save the state before a step whose images cannot be read, and say so.
+
+    Of several processes each waits for the others in a save, and they do not know of it: what they
+    go on from is their last checkpoint.
+    """
+    if jax.process_count() > 1:
+        return
+    save(plan, checkpoints, state, validations)
+    progress.say(
+        f"an image cannot be read any more: saved at step {int(state.step)}; once it is mended the "
+        "same command goes on there"
     )
 
 
@@ -312,7 +334,7 @@ def _validate_and_publish(
     step = int(state.step)
     weights = to_weight_file(plan.config, gather_to_host(state), origin=plan.origin)
     try:
-        scores = score_weights(plan, weights, progress, requests)
+        scores = score_weights(plan, weights, progress, requests, step=step)
     except signals.StopAskedError:
         return None, validations
     # processes whose scores differ in the last bit would not end at the same step
@@ -321,8 +343,9 @@ def _validate_and_publish(
     if is_first_process():
         write_weights(out, weights, is_best=validations.best_step == step)
     if log is not None:  # last: a validation without its line is made again
-        first = range(min(LOGGED_PICTURES, len(plan.validation)))
-        log.add_images(step, draw_overlays(plan.validation, scores, first))
+        held_out = plan.dataset.validation
+        first = range(min(LOGGED_PICTURES, len(held_out)))
+        log.add_images(step, draw_overlays(from_weights(weights), held_out, first))
         log.add_scalars(step, {f"validation/{name}": v for name, v in scores.headline.items()})
     progress.say(
         f"step {step}: validation IoU {scores.mean_image_iou:.3f} (mean of images), "
@@ -332,7 +355,12 @@ def _validate_and_publish(
 
 
 def score_weights(
-    plan: Plan, weights: WeightFile, progress: Progress, requests: Sequence[str] = ()
+    plan: Plan,
+    weights: WeightFile,
+    progress: Progress,
+    requests: Sequence[str] = (),
+    *,
+    step: int,
 ) -> Scores:
     """Return the scores of weights on the held-out images.
 
@@ -342,10 +370,25 @@ def score_weights(
     Raises:
         signals.StopAskedError: before the next image.
     """
-    progress.say(f"predicting {len(plan.validation)} held-out images")
-    images = signals.iterate_until_stopped(requests, plan.validation)
-    ignore_index = plan.config.loss.ignore_index
-    return validate(from_weights(weights), images, ignore_index=ignore_index)
+    held_out = plan.dataset.validation
+    ours = len(range(jax.process_index(), len(held_out), jax.process_count()))
+    of_this = "" if ours == len(held_out) else f", of which {ours} here"
+    progress.say(f"predicting {len(held_out)} held-out images{of_this}")
+    with progress.images(ours) as count_one:
+
+        def before_each() -> None:
+            """Stop where somebody asks for it, and count."""
+            if requests:
+                raise signals.StopAskedError
+            count_one()
+
+        return validate(
+            from_weights(weights),
+            held_out,
+            ignore_index=plan.config.loss.ignore_index,
+            before_each=before_each,
+            name=f"scores {step}",
+        )
 
 
 def write_weights(out: Path, weights: WeightFile, *, is_best: bool) -> None:
@@ -358,13 +401,13 @@ def write_weights(out: Path, weights: WeightFile, *, is_best: bool) -> None:
 def write_end(plan: Plan, out: Path, end: End, progress: Progress, command: str) -> End:
     """Write pictures and page of the last weights, and return the end with their scores."""
     scores = end.scores
+    weights = to_weight_file(plan.config, gather_to_host(end.state), origin=plan.origin)
     if scores is None:  # the run had ended before: its files may be gone
-        weights = to_weight_file(plan.config, gather_to_host(end.state), origin=plan.origin)
-        scores = score_weights(plan, weights, progress)
+        scores = score_weights(plan, weights, progress, step=int(end.state.step))
         if is_first_process():
             write_weights(out, weights, is_best=end.validations.best_step == int(end.state.step))
     if is_first_process():
-        pictures = draw_worst_and_best(plan.validation, scores)
+        pictures = draw_worst_and_best(from_weights(weights), plan.dataset.validation, scores)
         write_pictures(out / run_folder.PICTURES, pictures)
         report = Report(
             config=to_plain(plan.config),
@@ -390,8 +433,8 @@ def make_result(plan: Plan, out: Path, end: End, *, compile_s: float, seconds: f
         pooled_iou=None if end.scores is None else end.scores.pooled_iou,
         best_step=best.best_step or None,
         best_mean_image_iou=best.best_score if best.best_step else None,
-        training_images=len(plan.training),
-        validation_images=len(plan.validation),
+        training_images=len(plan.dataset.training),
+        validation_images=len(plan.dataset.validation),
         images_per_s=end.means.get("images_per_s"),
         waiting_share=end.means.get("waiting_share"),
         compile_s=compile_s,

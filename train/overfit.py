@@ -40,7 +40,7 @@ def learn_one_batch(config: TrainConfig, *, progress: Progress) -> bool:
     steps = compile_steps(config, placement)
     rows = placement.local(config.data.batch)
     batch = cut_batch(
-        plan.training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows
+        plan.dataset.training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows
     )
     crops = placement.put(batch, batch=config.data.batch)
     state, score = steps.init(), 0.0

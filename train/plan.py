@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unet_spec.errors import ConfigError
 from unet_spec.files import refuse_existing
 from unet_spec.origin import Origin
 
 from .check import data_doctor
-from .config import TrainConfig
+from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
 from .devices.processes import broadcast_from_first, is_first_process, refuse_unlike_processes
-from .input.samples import Sample, load_samples
-from .input.split import split_samples
+from .input.dataset import Dataset, open_dataset
 from .report.pictures import write_preview
 from .report.progress import Progress
 from .run import beginning
@@ -28,7 +28,7 @@ class Plan:
         config: complete, with the settings of its start.
         settings: names of what the start settled.
         origin: of the net in the start.
-        fingerprints: sha256 of each sample, by its name.
+        dataset: with the images of either side.
         resuming: the run has begun in its folder.
     """
 
@@ -36,9 +36,7 @@ class Plan:
     settings: Sequence[str]
     origin: Origin | None
     placement: Placement
-    training: list[Sample]
-    validation: list[Sample]
-    fingerprints: run_folder.Fingerprints
+    dataset: Dataset
     diagnosis: data_doctor.Diagnosis
     resuming: bool
 
@@ -60,29 +58,44 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     placement = make_placement(config)
     if out is not None and not resuming and is_first_process():
         refuse_existing(out, why="exists, and holds no run")
-    samples = load_samples(config)
-    training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
-    fingerprints = run_folder.fingerprint_samples(samples)
-    refuse_unlike_processes(run_folder.describe_identity(config, fingerprints))
+    known = run_folder.read_identities(out) if out is not None and resuming else {}
+    dataset = open_dataset(config, known)
+    refuse_unlike_processes(run_folder.describe_identity(config, dataset))
     if out is not None and resuming:
-        for change in run_folder.compare_with_beginning(out, config, fingerprints):
+        for change in run_folder.compare_with_beginning(out, config, dataset):
             progress.say(f"other than before: {change}")
     if config.data.images is None:
-        progress.say(f"no --data.images: {len(samples)} images of synthetic cells")
-    diagnosis = data_doctor.report_data(
-        training, validation, config=config, console=progress.console
-    )
+        progress.say(f"no --data.images: {config.data.synthetic} images of synthetic cells")
+    diagnosis = data_doctor.report_data(dataset, config=config, console=progress.console)
+    config = replace(config, loss=balance_classes(config.loss, diagnosis))
+    if config.loss.balance:
+        weights = ", ".join(f"{weight:.4g}" for weight in config.loss.class_weights)
+        progress.say(f"class weights by the pixels of {diagnosis.examined} images: {weights}")
     return Plan(
         config,
         sorted(settings),
         beginning.read_origin(config.start, run=out if resuming else None),
         placement,
-        training,
-        validation,
-        fingerprints,
+        dataset,
         diagnosis,
         resuming,
     )
+
+
+def balance_classes(loss: LossConfig, diagnosis: data_doctor.Diagnosis) -> LossConfig:
+    """Return the loss, with the class weights that the data give where it asks for them.
+
+    A class has the inverse of its share of the pixels, such that the mean weight of a pixel is 1;
+    a class without a pixel has the weight 0, which no pixel uses.
+    """
+    if not loss.balance:
+        return loss
+    if loss.class_weights:
+        raise ConfigError(loss, "{balance} takes {class_weights} from the data; leave out either")
+    shares = [share.pixels for share in diagnosis.classes]
+    present = sum(share > 0 for share in shares)
+    weights = tuple(round(1 / (present * share), 6) if share > 0 else 0.0 for share in shares)
+    return replace(loss, class_weights=weights)
 
 
 @contextmanager
@@ -94,12 +107,12 @@ def open_run(plan: Plan, out: Path) -> Iterator[None]:
     config = plan.config
     if not plan.resuming:
         started = beginning.describe_start(config.start, plan.settings, plan.origin)
-        run_folder.write_beginning(out, config, fingerprints=plan.fingerprints, started=started)
+        run_folder.write_beginning(out, config, dataset=plan.dataset, started=started)
     with run_folder.lock_run(out):
         run_folder.remove_leftovers(out)
         if not (out / run_folder.AUGMENTED).exists():
             write_preview(
-                out / run_folder.AUGMENTED, plan.training, data=config.data, net=config.net,
+                out / run_folder.AUGMENTED, plan.dataset.training, data=config.data, net=config.net,
                 augment=config.augment, seed=config.seed,
             )  # fmt: skip
         yield

@@ -12,8 +12,11 @@ from unet_spec.errors import InputError
 EXTRAS = {
     "jax": ("jax", "flax"),
     "torch": ("torch",),
-    "images": ("PIL", "tifffile", "imagecodecs"),
-    "train": ("jax", "flax", "PIL", "tifffile", "imagecodecs", "optax", "orbax", "scipy"),
+    "images": ("PIL", "tifffile", "imagecodecs", "zarr"),
+    "train": (
+        *("jax", "flax", "PIL", "tifffile", "imagecodecs", "zarr"),
+        *("optax", "orbax", "psutil", "scipy"),
+    ),
 }
 """The modules that each optional part of the installation brings."""
 PACKAGES = ("unet-twins", "jax", "jaxlib", "flax", "optax", "torch", "numpy")

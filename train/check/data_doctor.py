@@ -3,8 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
 from typing import Literal
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
@@ -15,9 +18,14 @@ from unet_spec import UNetConfig
 from unet_spec.wording import list_names
 
 from ..config import DataConfig, TrainConfig
-from ..input.samples import Sample
-from .near_duplicates import NearDuplicate, find_near_duplicates
+from ..devices.processes import gather_objects
+from ..input.dataset import Dataset
+from ..input.prefetch import read_ahead
+from ..input.samples import Sample, Samples
+from .near_duplicates import NearDuplicate, compute_fingerprint, find_near_duplicates
 
+# decoded, of all images that are examined; where there is more, a random part is
+EXAMINED_BYTES = 1 << 29
 MAX_NAMES = 5  # names in a sentence
 SATURATED = 0.05  # part of an image; a few highlights do no harm
 RARE = 0.01  # part of the pixels
@@ -49,12 +57,39 @@ class Size:
 
 @dataclass(frozen=True)
 class Values:
-    """A `Values` sums up the values of all pixels and channels of all images."""
+    """A `Values` sums up the values of all pixels and channels of an image, or of all images."""
 
     low: float
     high: float
     mean: float
     deviation: float
+    count: int = field(default=0, repr=False)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A `Facts` is what is left of an image once it was examined.
+
+    Attributes:
+        kind: channels and type as read, in words.
+        counts: (256,) numbers of pixels by the value of the mask.
+        fingerprint: of `compute_fingerprint`.
+        saturated: part of the pixels at the top of 8, 10, 12, 14 or 16 bits.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    bytes: int
+    kind: str
+    stored: str
+    counts: np.ndarray
+    fingerprint: np.ndarray
+    as_read: Values
+    as_input: Values
+    saturated: float
+    has_colour: bool
+    has_specks: bool
+    is_turned: bool
 
 
 @dataclass(frozen=True)
@@ -78,8 +113,9 @@ class Diagnosis:
 
     Attributes:
         training, validation: numbers of images.
+        examined: number of them that all below is about.
         steps_per_epoch: steps until every training image was shown once.
-        memory_bytes: size of all samples, which stay in memory.
+        memory_bytes: size of all samples, decoded.
         sizes: the smallest first.
         kinds: channels and type as read, with the number of images.
         stored: what masks hold, with the images.
@@ -92,12 +128,14 @@ class Diagnosis:
         blank: images of one value.
         specks: images of which most objects are smaller than `SPECK_PX`.
         without_foreground: images of class 0 alone.
+        turned: images turned by the orientation that they name, and their masks were not.
         smaller_than_crop: images that are mirrored to fill a crop.
         alike: each image with the one that it looks like most, the most alike first.
     """
 
     training: int
     validation: int
+    examined: int
     steps_per_epoch: float
     memory_bytes: int
     sizes: list[Size]
@@ -114,6 +152,7 @@ class Diagnosis:
     specks: list[str]
     without_foreground: list[str]
     smaller_than_crop: list[str]
+    turned: list[str]
     alike: list[NearDuplicate]
     findings: list[Finding] = field(default_factory=list)
 
@@ -127,41 +166,88 @@ def examine(
     ignore_index: int | None = None,
     class_names: Sequence[str] = (),
 ) -> Diagnosis:
-    """Return the diagnosis of both sides of a split."""
-    samples = [*training, *validation]
-    pixels = [_drop_alpha(sample.image, net.in_channels) for sample in samples]
-    saturated = np.array([_measure_saturation(image) for image in pixels])
+    """Return the diagnosis of all images of both sides of a split, decoded one by one."""
+    sides = [
+        [measure_facts(sample) for _, sample in read_ahead(side, range(len(side)))]
+        for side in (training, validation)
+    ]
+    return diagnose(*sides, net=net, data=data, ignore_index=ignore_index, class_names=class_names)
+
+
+def measure_facts(sample: Sample) -> Facts:
+    """Return what a diagnosis needs of an image."""
+    image = sample.image[..., None] if sample.image.ndim == 2 else sample.image
+    x = sample.x
+    height, width = sample.mask.shape
+    return Facts(
+        name=sample.name,
+        shape=(height, width),
+        bytes=sample.bytes,
+        kind=_describe_kind(image),
+        stored=sample.stored,
+        counts=np.bincount(sample.mask.ravel(), minlength=256),
+        fingerprint=compute_fingerprint(x),
+        as_read=_measure_values(image),
+        as_input=_measure_values(x),
+        saturated=_measure_saturation(image),
+        has_colour=bool((image != image[..., :1]).any()),
+        has_specks=_is_mostly_specks(sample.objects),
+        is_turned=sample.is_turned,
+    )
+
+
+def diagnose(
+    training: Sequence[Facts],
+    validation: Sequence[Facts],
+    *,
+    net: UNetConfig,
+    data: DataConfig,
+    ignore_index: int | None = None,
+    class_names: Sequence[str] = (),
+    totals: tuple[int, int] | None = None,
+) -> Diagnosis:
+    """Return the diagnosis of images by their facts.
+
+    Args:
+        totals: numbers of images to train on and to validate with, where these are a part of them.
+    """
+    facts = [*training, *validation]
+    pixels = [one.shape[0] * one.shape[1] for one in facts]
     # (images, 256) numbers of pixels, by image and by value of the mask
-    counts = np.stack([np.bincount(s.mask.ravel(), minlength=256) for s in samples])
+    counts = np.stack([one.counts for one in facts])
     ignored = np.zeros_like(counts)
     if ignore_index is not None:
         ignored[:, ignore_index] = counts[:, ignore_index]
-    counts -= ignored
-    training_pixels = sum(sample.mask.size for sample in training)
-    kinds = Counter(_describe_kind(s.image, net.in_channels) for s in samples)
-    is_gray_net = net.in_channels == 1
+    counts = counts - ignored
+    kinds = Counter(one.kind for one in facts)
+    in_training, held_out = totals or (len(training), len(validation))
+    decoded = sum(one.bytes for one in facts)
     diagnosis = Diagnosis(
-        training=len(training),
-        validation=len(validation),
-        steps_per_epoch=len(training) / data.batch,
-        memory_bytes=sum(_count_bytes(sample) for sample in samples),
-        sizes=_count_sizes(samples),
+        training=in_training,
+        validation=held_out,
+        examined=len(facts),
+        steps_per_epoch=in_training / data.batch,
+        memory_bytes=decoded * (in_training + held_out) // len(facts),
+        sizes=_count_sizes(facts),
         kinds=dict(kinds.most_common()),
-        stored=_group_by_stored(samples),
-        as_read=_measure_values(pixels),
-        as_input=_measure_values([sample.x for sample in samples]),
-        saturated_pixels=float(np.average(saturated, weights=[s.mask.size for s in samples])),
-        saturated=_names_where(samples, saturated > SATURATED),
+        stored=_group_by_stored(facts),
+        as_read=_sum_up([one.as_read for one in facts]),
+        as_input=_sum_up([one.as_input for one in facts]),
+        saturated_pixels=float(np.average([one.saturated for one in facts], weights=pixels)),
+        saturated=_names_where(facts, [one.saturated > SATURATED for one in facts]),
         classes=_measure_shares(counts[:, : net.mask_classes], len(training), class_names),
-        ignored_pixels=float(ignored[: len(training)].sum() / training_pixels),
-        in_colour=_names_where(samples, [is_gray_net and _has_colour(image) for image in pixels]),
-        blank=_names_where(samples, [image.min() == image.max() for image in pixels]),
-        specks=_names_where(samples, [_is_mostly_specks(sample.objects) for sample in samples]),
-        without_foreground=_names_where(samples, (counts[:, 1:] == 0).all(axis=1)),
-        smaller_than_crop=_names_where(
-            samples, [min(s.mask.shape) < data.crop_px for s in samples]
+        ignored_pixels=float(ignored[: len(training)].sum() / max(1, sum(pixels[: len(training)]))),
+        in_colour=_names_where(facts, [net.in_channels == 1 and one.has_colour for one in facts]),
+        blank=_names_where(facts, [one.as_read.low == one.as_read.high for one in facts]),
+        specks=_names_where(facts, [one.has_specks for one in facts]),
+        without_foreground=_names_where(facts, (counts[:, 1:] == 0).all(axis=1)),
+        smaller_than_crop=_names_where(facts, [min(one.shape) < data.crop_px for one in facts]),
+        turned=_names_where(facts, [one.is_turned for one in facts]),
+        alike=find_near_duplicates(
+            [one.name for one in facts],
+            np.stack([one.fingerprint for one in facts]),
+            training=len(training),
         ),
-        alike=find_near_duplicates(training, validation),
     )
     findings = [
         *_find_bad_images(diagnosis, data),
@@ -173,20 +259,37 @@ def examine(
     return replace(diagnosis, findings=[*warnings, *notes])
 
 
-def report_data(
-    training: Sequence[Sample],
-    validation: Sequence[Sample],
-    *,
-    config: TrainConfig,
-    console: Console,
-) -> Diagnosis:
-    """Examine the data of a run, print the diagnosis and return it."""
-    diagnosis = examine(
+def report_data(dataset: Dataset, *, config: TrainConfig, console: Console) -> Diagnosis:
+    """Examine the data of a run, print the diagnosis and return it.
+
+    Where there is more than `EXAMINED_BYTES`, a random part is examined, and it says so. Each
+    process decodes its own part of that.
+    """
+    sides = (dataset.training, dataset.validation)
+    share = min(1.0, EXAMINED_BYTES / max(1, sum(side.bytes for side in sides)))
+    ours = [_examine_part(side, share, config.seed) for side in sides]
+    # of each process the facts on either side, every one with its place in the order
+    parts = gather_objects("facts", ours)
+    training, validation = (
+        [facts for _, facts in sorted(chain(*side), key=itemgetter(0))]
+        for side in zip(*parts, strict=True)
+    )
+    diagnosis = diagnose(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
+        totals=(len(dataset.training), len(dataset.validation)),
     )  # fmt: skip
     print_diagnosis(diagnosis, console)
     return diagnosis
+
+
+def _examine_part(samples: Samples, share: float, seed: int) -> list[tuple[int, Facts]]:
+    """Return the facts of a random share of samples that this process has to examine, at least
+    one in all processes together, each with its place in the order."""
+    count = max(1, round(share * len(samples))) if len(samples) else 0
+    drawn = sorted(np.random.default_rng((seed, 1)).permutation(len(samples))[:count].tolist())
+    own = drawn[jax.process_index() :: jax.process_count()]
+    return [(index, measure_facts(sample)) for index, sample in read_ahead(samples, own)]
 
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
@@ -216,7 +319,9 @@ def _list_facts(d: Diagnosis) -> Iterator[tuple[str, str]]:
     masks = [f"{len(names)} with {kind}" for kind, names in d.stored.items()]
     yield "images", f"{d.training} to train on, {d.validation} held out"
     yield "an epoch", f"{round(d.steps_per_epoch, 1):,g} steps"
-    yield "memory", f"{d.memory_bytes / 1e6:,.0f} MB"
+    if d.examined < d.training + d.validation:
+        yield "examined", f"{d.examined} of them, drawn at random: all below is about these"
+    yield "decoded", f"{d.memory_bytes / 1e6:,.0f} MB"
     yield "sizes", _format_sizes(d.sizes)
     yield "read as", list_names(kinds, MAX_NAMES)
     yield "values", _format_values(d.as_read)
@@ -273,6 +378,13 @@ def _find_bad_images(d: Diagnosis, data: DataConfig) -> Iterator[Finding]:
         ("warning", held_out, "held out and seen in training", "that flatters scores; take it out"),
         ("note", twice, "to train on more than once", "it counts so often, unless it is taken out"),
         ("note", d.in_colour, "in colour", "the net sees luma; --net.in-channels 3 sees colours"),
+        (
+            "warning",
+            d.turned,
+            "turned by the orientation that they name in EXIF or a tag, and their masks name none",
+            "look at augmented.png of the run: where masks were painted on the stored pixels, take "
+            "that tag out of the images",
+        ),
         (
             "note",
             d.saturated,
@@ -348,25 +460,17 @@ def _find_bad_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Findin
             )
 
 
-def _names_where(samples: Sequence[Sample], flags: ArrayLike) -> list[str]:
-    """Return the names of the samples whose flag is true."""
-    return [sample.name for sample, flag in zip(samples, np.asarray(flags), strict=True) if flag]
+def _names_where(facts: Sequence[Facts], flags: ArrayLike) -> list[str]:
+    """Return the names of the images whose flag is true."""
+    return [one.name for one, flag in zip(facts, np.asarray(flags), strict=True) if flag]
 
 
-def _group_by_stored(samples: Sequence[Sample]) -> dict[str, list[str]]:
+def _group_by_stored(facts: Sequence[Facts]) -> dict[str, list[str]]:
     """Return what masks hold, in the order of the alphabet, with the names of the images."""
-    groups: dict[str, list[str]] = {kind: [] for kind in sorted({s.stored for s in samples})}
-    for sample in samples:
-        groups[sample.stored].append(sample.name)
+    groups: dict[str, list[str]] = {kind: [] for kind in sorted({one.stored for one in facts})}
+    for one in facts:
+        groups[one.stored].append(one.name)
     return groups
-
-
-def _drop_alpha(image: np.ndarray, channels: int) -> np.ndarray:
-    """Return the part of an image that `prepare` uses for a net of so many channels, (h, w, c)."""
-    if image.ndim == 2:
-        return image[..., None]
-    has_alpha = image.shape[-1] in (2, 4) and image.shape[-1] != channels
-    return image[..., :-1] if has_alpha else image
 
 
 def _is_mostly_specks(objects: np.ndarray | None) -> bool:
@@ -377,11 +481,6 @@ def _is_mostly_specks(objects: np.ndarray | None) -> bool:
     return bool(np.median(pixels) < SPECK_PX)
 
 
-def _has_colour(image: np.ndarray) -> bool:
-    """Return whether the channels of an image differ."""
-    return bool((image != image[..., :1]).any())
-
-
 def _measure_saturation(image: np.ndarray) -> float:
     """Return the part of the pixels with a channel at the top of 8, 10, 12, 14 or 16 bits."""
     top = image.max()
@@ -390,40 +489,43 @@ def _measure_saturation(image: np.ndarray) -> float:
     return float((image == top).any(axis=-1).mean())
 
 
-def _describe_kind(image: np.ndarray, in_channels: int) -> str:
-    """Return the channels and the type of an image, in words."""
-    in_file = 1 if image.ndim == 2 else image.shape[-1]
-    channels = _drop_alpha(image, in_channels).shape[-1]
-    plural = "s" if channels > 1 else ""
-    alpha = "" if in_file == channels else " and an alpha that is not used"
-    return f"{channels} channel{plural} of {image.dtype}{alpha}"
+def _describe_kind(image: np.ndarray) -> str:
+    """Return the channels and the type of an image (h, w, c), in words."""
+    channels = image.shape[-1]
+    return f"{channels} channel{'s' if channels > 1 else ''} of {image.dtype}"
 
 
-def _count_bytes(sample: Sample) -> int:
-    """Return the size of the arrays of a sample in memory."""
-    arrays = (sample.image, sample.mask, sample.x, sample.objects, sample.weight)
-    return sum(array.nbytes for array in arrays if array is not None)
-
-
-def _count_sizes(samples: Sequence[Sample]) -> list[Size]:
+def _count_sizes(facts: Sequence[Facts]) -> list[Size]:
     """Count the images of each size, the smallest area first."""
-    counts = Counter(sample.mask.shape for sample in samples)
+    counts = Counter(one.shape for one in facts)
     shapes = sorted(counts, key=lambda shape: shape[0] * shape[1])
     return [Size(height, width, counts[height, width]) for height, width in shapes]
 
 
-def _measure_values(arrays: Sequence[np.ndarray]) -> Values:
-    """Return the values of all arrays together, without putting them into one."""
-    weights = [array.size for array in arrays]
-    means = np.array([array.mean(dtype=np.float64) for array in arrays])
-    mean = np.average(means, weights=weights)
-    within = np.array([array.var(dtype=np.float64) for array in arrays])
-    # the variance of all: the mean within the arrays and that between their means
+def _measure_values(array: np.ndarray) -> Values:
+    """Return the values of one image."""
     return Values(
-        low=float(min(array.min() for array in arrays)),
-        high=float(max(array.max() for array in arrays)),
+        low=float(array.min()),
+        high=float(array.max()),
+        mean=float(array.mean(dtype=np.float64)),
+        deviation=float(array.std(dtype=np.float64)),
+        count=array.size,
+    )
+
+
+def _sum_up(images: Sequence[Values]) -> Values:
+    """Return the values of all images together."""
+    counts = [one.count for one in images]
+    means = np.array([one.mean for one in images])
+    within = np.array([one.deviation for one in images]) ** 2
+    mean = np.average(means, weights=counts)
+    # the variance of all: the mean within the images and that between their means
+    return Values(
+        low=min(one.low for one in images),
+        high=max(one.high for one in images),
         mean=float(mean),
-        deviation=float(np.sqrt(np.average(within + (means - mean) ** 2, weights=weights))),
+        deviation=float(np.sqrt(np.average(within + (means - mean) ** 2, weights=counts))),
+        count=sum(counts),
     )
 
 

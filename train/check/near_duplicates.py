@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..input.samples import Sample
-
 BLOCKS = 16  # along each side of what images are compared by
 # over 85 images of nuclei and 96 of synthetic cells, unrelated pairs reach 0.57; copies that are
 # brighter, noisier, half as large or smeared as JPEG keep 0.957 or more
@@ -33,22 +31,25 @@ class NearDuplicate:
 
 
 def find_near_duplicates(
-    training: Sequence[Sample], validation: Sequence[Sample]
+    names: Sequence[str], fingerprints: np.ndarray, *, training: int
 ) -> list[NearDuplicate]:
     """Find images that look like an earlier one to train on, in any of eight orientations.
 
     Each is paired with the image that it looks like most; the most alike pair comes first.
+
+    Args:
+        fingerprints: (images, BLOCKS, BLOCKS), of `compute_fingerprint`.
+        training: number of images to train on, which come first.
     """
-    samples = [*training, *validation]
-    fingerprints = np.stack([_compute_fingerprint(sample.x) for sample in samples])
+    count = len(names)
     orientations = []
     for side in (fingerprints, fingerprints[..., ::-1]):
         for turns in range(4):
             turned = np.rot90(side, turns, axes=(1, 2))
-            orientations.append(turned.reshape(len(samples), -1))
-    best, like = np.full(len(samples), MIN_CORRELATION), np.zeros(len(samples), int)
-    for start in range(0, len(training), 256):  # in parts: all pairs at once may not fit
-        rows = orientations[0][start : min(start + 256, len(training))]
+            orientations.append(turned.reshape(count, -1))
+    best, like = np.full(count, MIN_CORRELATION), np.zeros(count, int)
+    for start in range(0, training, 256):  # in parts: all pairs at once may not fit
+        rows = orientations[0][start : min(start + 256, training)]
         correlations = np.max([rows @ other.T for other in orientations], axis=0)
         # an image is compared with those before it, so of a pair only the later one is listed
         earlier = np.triu(correlations, k=start + 1)
@@ -56,15 +57,13 @@ def find_near_duplicates(
         best[better] = earlier.max(axis=0)[better]
         like[better] = start + earlier.argmax(axis=0)[better]
     pairs = []
-    for i in np.flatnonzero(best > MIN_CORRELATION):
-        held_out = bool(i >= len(training))
-        pairs.append(
-            NearDuplicate(samples[i].name, samples[like[i]].name, float(best[i]), held_out)
-        )
+    for i in np.flatnonzero(best > MIN_CORRELATION).tolist():
+        held_out = i >= training
+        pairs.append(NearDuplicate(names[i], names[int(like[i])], float(best[i]), held_out))
     return sorted(pairs, key=lambda pair: -pair.correlation)
 
 
-def _compute_fingerprint(x: np.ndarray) -> np.ndarray:
+def compute_fingerprint(x: np.ndarray) -> np.ndarray:
     """Return the means of an image over blocks, (BLOCKS, BLOCKS), of length 1 as a vector.
 
     A polynomial of degree 4 along each axis is subtracted: without that the lamp, brighter in the

@@ -32,7 +32,7 @@ from ..step import (
 
 
 def explain_step(
-    config: TrainConfig, placement: Placement, samples: list[Sample], state: State
+    config: TrainConfig, placement: Placement, samples: Sequence[Sample], state: State
 ) -> str:
     """Compute the step after a state again, in parts, and say in words what is not finite.
 
@@ -40,7 +40,8 @@ def explain_step(
         samples: those to train on.
     """
     data, seed, step = config.data, config.seed, int(state.step)
-    names = [sample.name for sample in choose_samples(samples, step, data=data, seed=seed)]
+    chosen = choose_samples(len(samples), step, data=data, seed=seed)
+    names = [samples[number].name for number in chosen]
     rows = placement.local(data.batch)
     crops = cut_batch(samples, step, data=data, net=config.net, seed=seed, rows=rows)
     prepare = jax.jit(partial(prepare_batch, config))

@@ -1,6 +1,7 @@
 """Several processes of one run: they meet, agree, and exchange what each of them needs."""
 
 import hashlib
+import pickle
 import socket
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from unet_spec.errors import ConfigError
 from ..config import MeshConfig
 
 Number = TypeVar("Number", bool, int, float)
+T = TypeVar("T")
 
 WAIT_S = 600  # for the slowest process to read its data, compile or validate
 
@@ -91,6 +93,25 @@ def broadcast_from_first(name: str, answer: Number) -> Number:
     bits = np.asarray([answer], np.float64).view(np.uint32)
     exact = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
     return type(answer)(exact[0])
+
+
+def gather_objects(name: str, ours: T) -> list[T]:
+    """Return the object of every process, in their order, in all processes.
+
+    Args:
+        name: of the exchange; no other one may have it.
+        ours: plain values and arrays of this process.
+    """
+    if jax.process_count() == 1:
+        return [ours]
+    wait_for_all(name)
+    content = np.frombuffer(pickle.dumps(ours), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(content), np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(content)] = content
+    contents = multihost_utils.process_allgather(padded)
+    pairs = zip(contents, lengths, strict=True)
+    return [pickle.loads(content[:length].tobytes()) for content, length in pairs]
 
 
 def refuse_unlike_processes(identity: str) -> None:

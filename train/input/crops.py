@@ -1,6 +1,6 @@
 """Crops of the samples, as batches that are a pure function of (seed, step)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,20 +34,25 @@ def cut_batch(
     net: UNetConfig,
     seed: int,
     rows: slice = slice(None),
+    decode: Callable[[Callable[[int], Sample], Iterable[int]], Iterable[Sample]] = map,
 ) -> Batch:
     """Cut the crops of a step, `data.crop_px` high and wide.
 
     Truth and weight are as large as the input. Every image depends on (seed, step, its place)
     alone: a run can go on at any step, and each process can make its own `rows` of the whole
-    batch. What the net will answer for lies uniformly in the image; what it sees beyond the
-    border is mirrored.
+    batch, and decodes no other. What the net will answer for lies uniformly in the image, but for
+    the share `data.foreground` of the crops; what it sees beyond the border is mirrored.
+
+    Args:
+        decode: maps the function that decodes over the numbers of the samples; that of a thread
+            pool decodes several at once.
     """
     places = range(data.batch)[rows]
-    chosen = choose_samples(samples, step, data=data, seed=seed, rows=rows)
+    chosen = choose_samples(len(samples), step, data=data, seed=seed, rows=rows)
     crops = []
-    for place, sample in zip(places, chosen, strict=True):
+    for place, sample in zip(places, decode(samples.__getitem__, chosen), strict=True):
         rng = np.random.default_rng((seed, step, place))
-        crops.append(_cut_crop(sample, rng, data.crop_px, net))
+        crops.append(_cut_crop(sample, rng, data=data, net=net))
     return Batch(
         x=np.stack([crop.x for crop in crops]),
         truth=np.stack([crop.truth for crop in crops]),
@@ -56,22 +61,19 @@ def cut_batch(
 
 
 def choose_samples(
-    samples: Sequence[Sample],
-    step: int,
-    *,
-    data: DataConfig,
-    seed: int,
-    rows: slice = slice(None),
-) -> list[Sample]:
-    """Choose the samples that a step shows, in the order of the batch.
+    count: int, step: int, *, data: DataConfig, seed: int, rows: slice = slice(None)
+) -> list[int]:
+    """Choose the samples that a step shows, in the order of the batch, by their numbers.
 
     Every epoch is a permutation of all samples. A batch may end one epoch and begin the next.
+
+    Args:
+        count: of the samples.
     """
-    count = len(samples)
     chosen = []
     for place in range(data.batch)[rows]:
         epoch, position = divmod(step * data.batch + place, count)
-        chosen.append(samples[_draw_order(epoch, count, seed)[position]])
+        chosen.append(int(_draw_order(epoch, count, seed)[position]))
     return chosen
 
 
@@ -81,15 +83,40 @@ def _draw_order(epoch: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, count)).permutation(count)
 
 
-def _cut_crop(sample: Sample, rng: np.random.Generator, crop_px: int, net: UNetConfig) -> Batch:
+def _cut_crop(
+    sample: Sample, rng: np.random.Generator, *, data: DataConfig, net: UNetConfig
+) -> Batch:
     """Cut one crop out of a sample; its arrays have no axis for the batch."""
-    out_px = geometry.output_size(net, crop_px)
-    before = (crop_px - out_px) // 2
+    out_px = geometry.output_size(net, data.crop_px)
+    before = (data.crop_px - out_px) // 2
     shape = sample.mask.shape
     starts = [int(rng.integers(0, max(1, size - out_px + 1))) for size in shape]
-    inside = _index_crop([start - before for start in starts], crop_px, shape)
+    if data.foreground and rng.random() < data.foreground:
+        pixel = _draw_foreground(sample.mask, net.mask_classes, rng)
+        if pixel is not None:
+            starts = [
+                max(0, min(place - out_px // 2, size - out_px))
+                for place, size in zip(pixel, shape, strict=True)
+            ]
+    inside = _index_crop([start - before for start in starts], data.crop_px, shape)
     weight = None if sample.weight is None else sample.weight[inside]
-    return Batch(sample.x[inside], sample.mask[inside], weight)
+    return Batch(sample.cut_input(inside), sample.mask[inside], weight)
+
+
+def _draw_foreground(
+    mask: np.ndarray, classes: int, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """Draw a class other than 0 of those that a mask has, and a pixel of it: row and column.
+
+    None where it has no such class. The rule is nnU-Net's: rare classes are drawn as often as
+    frequent ones (Isensee et al., nnU-Net, Nature Methods 18, 2021, oversampling of foreground).
+    """
+    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=classes)[1:classes]) + 1
+    if not present.size:
+        return None
+    places = np.flatnonzero(mask.ravel() == rng.choice(present))
+    row, column = divmod(int(rng.choice(places)), mask.shape[1])
+    return row, column
 
 
 def _index_crop(starts: list[int], crop_px: int, shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -1,110 +1,274 @@
-"""Images and masks as samples: those of folders, or synthetic cells.
+"""Images and masks as samples: those of files, or synthetic cells.
 
-All images are read, and held in memory, before the first step: none can go missing later.
+A sample is decoded when it is asked for, in whichever thread asks, and kept while there is room.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from threading import Lock
+from typing import Any, Protocol, overload
 
 import numpy as np
+import psutil
 
 import unet_image
-from unet_spec import InputError, Preprocessing, UNetConfig
-from unet_spec.preprocessing import prepare
+from unet_spec import InputError, Preprocessing
+from unet_spec.preprocessing import Statistics, apply, measure
 
-from ..config import DataConfig, TrainConfig
+from ..config import TrainConfig
 from . import synthetic
 from .border_weights import border_weights, label_objects
-from .masks import Stored, check_settings, to_truth
-from .pairs import list_pairs
+from .identity import Identity, refuse_changed
+from .masks import Stored, to_truth
+from .pairs import Pair
+
+FREE_SHARE = 0.25  # of the memory that is free, for decoded images
+BORDER_BYTES = 4  # of a pixel in the map of border weights
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A `Sample` is one image with its truth.
+    """A `Sample` is one image with its truth, decoded.
 
     Attributes:
         name: of the file, with the page of a stack.
         image: (h, w) or (h, w, c), as read.
         mask, objects, stored: as in `masks.Truth`.
-        x: (h, w, in_channels) float32, the net's input.
+        channels, preprocessing, statistics: how the image becomes the net's input.
         weight: (h, w) float32, of each pixel in the loss.
+        is_turned: by the orientation that the image's file names, and the mask's does not.
     """
 
     name: str
     image: np.ndarray
     mask: np.ndarray
-    x: np.ndarray
+    channels: int
+    preprocessing: Preprocessing
+    statistics: Statistics
     objects: np.ndarray | None = None
     weight: np.ndarray | None = None
     stored: Stored = "indices"
+    is_turned: bool = False
+
+    @property
+    def x(self) -> np.ndarray:
+        """Return the net's input, (h, w, channels) float32, as it will be in prediction."""
+        return self.cut_input(np.s_[:, :])
+
+    def cut_input(self, inside: tuple[Any, ...]) -> np.ndarray:
+        """Return a part of the net's input: that of the whole image, bit for bit.
+
+        Args:
+            inside: index of rows and columns.
+        """
+        return apply(
+            self.image[inside], self.statistics,
+            channels=self.channels, preprocessing=self.preprocessing,
+        )  # fmt: skip
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the arrays in memory."""
+        arrays = (self.image, self.mask, self.objects, self.weight)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
-def load_samples(config: TrainConfig) -> list[Sample]:
-    """Load every sample, with the map of border weights where the loss asks for it.
+class Source(Protocol):
+    """A `Source` is a sample that is not decoded."""
 
-    Raises:
-        InputError: as in `read_samples`.
+    @property
+    def name(self) -> str:
+        """Return the name that its sample will have."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+
+    @property
+    def bytes(self) -> int:
+        """Return what its sample will take in memory."""
+
+    def load(self) -> Sample:
+        """Decode it."""
+
+
+@dataclass(frozen=True)
+class InFiles:
+    """An `InFiles` is the source of an image and a mask in files.
+
+    Attributes:
+        identities: of the file of the image and of that of the mask.
     """
-    return [_add_border_weights(config, sample) for sample in _read_or_draw(config)]
 
+    pair: Pair
+    config: TrainConfig
+    identities: tuple[Identity, Identity]
 
-def read_samples(
-    data: DataConfig,
-    *,
-    net: UNetConfig,
-    preprocessing: Preprocessing,
-    ignore_index: int | None = None,
-) -> list[Sample]:
-    """Read every image of `data.images` with its mask.
+    @property
+    def name(self) -> str:
+        """Return the name of the image's file, with the page of a stack."""
+        return self.pair.image.name
 
-    In a folder a mask has the name of its image, in a stack it is the same page.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        height, width, *_ = self.pair.image.shape
+        return height, width
 
-    Raises:
-        InputError: an image without a mask or the reverse, other shapes, values that are no
-            classes, a file that is not a whole image, settings that do not fit the net.
-    """
-    check_settings(data, net)
-    samples = []
-    for pair in list_pairs(data):
-        image = unet_image.read_page(pair.image, alpha=pair.image.shape[2:] == (net.in_channels,))
-        mask = unet_image.read_page(pair.mask, indices=data.mask_values != "colours")
-        source = pair.mask.place
-        truth = to_truth(mask, data=data, net=net, ignore_index=ignore_index, source=source)
+    @property
+    def bytes(self) -> int:
+        """Return what its sample will take in memory."""
+        image, pixels = self.pair.image, self.shape[0] * self.shape[1]
+        of_objects = 4 * pixels * (self.config.data.mask_values == "instances")
+        of_weights = BORDER_BYTES * pixels * bool(self.config.loss.border_w0)
+        image_bytes = int(np.prod(image.shape)) * image.dtype.itemsize
+        return image_bytes + pixels + of_objects + of_weights
+
+    def load(self) -> Sample:
+        """Decode image and mask.
+
+        Raises:
+            InputError: a file that is gone, damaged or changed, values that are no classes, an
+                image that the net cannot take.
+        """
+        config, pair = self.config, self.pair
+        for page, identity in zip((pair.image, pair.mask), self.identities, strict=True):
+            refuse_changed(page.path, identity)
+        uses_alpha = pair.image.shape[2:] == (config.net.in_channels,)
+        image = unet_image.read_page(pair.image, alpha=uses_alpha)
+        mask = unet_image.read_page(pair.mask, indices=config.data.mask_values != "colours")
+        truth = to_truth(
+            mask, data=config.data, net=config.net,
+            ignore_index=config.loss.ignore_index, source=pair.mask.place,
+        )  # fmt: skip
         try:
-            sample = make_sample(pair.image.name, image, truth.mask, net, preprocessing)
+            sample = make_sample(self.name, image, truth.mask, config)
         except InputError as error:
             raise InputError(f"{pair.image.place}: {error}") from error
-        samples.append(replace(sample, objects=truth.objects, stored=truth.stored))
-    return samples
+        turned = pair.image.is_turned and not pair.mask.is_turned
+        sample = replace(sample, objects=truth.objects, stored=truth.stored, is_turned=turned)
+        return _add_border_weights(config, sample)
 
 
-def make_sample(
-    name: str, image: np.ndarray, mask: np.ndarray, net: UNetConfig, preprocessing: Preprocessing
-) -> Sample:
-    """Make a sample whose input is prepared as it will be in prediction.
+@dataclass(frozen=True)
+class Drawn:
+    """A `Drawn` is the source of synthetic cells."""
+
+    number: int
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Return the name, which says that there is no file."""
+        return f"synthetic {self.number}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        return synthetic.SHAPE
+
+    @property
+    def bytes(self) -> int:
+        """Return what its sample will take in memory."""
+        height, width = self.shape
+        return height * width * (2 + BORDER_BYTES * bool(self.config.loss.border_w0))
+
+    def load(self) -> Sample:
+        """Draw the cells."""
+        image, mask = synthetic.draw_cells(self.config.seed * 100_000 + self.number)
+        return _add_border_weights(self.config, make_sample(self.name, image, mask, self.config))
+
+
+@dataclass
+class Room:
+    """A `Room` is the memory that decoded images may take together.
+
+    Attributes:
+        limit_bytes, used_bytes: how much there is, and how much is taken.
+    """
+
+    limit_bytes: float
+    used_bytes: int = 0
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def take(self, count: int) -> bool:
+        """Take so many bytes for good; return whether there was room for them."""
+        with self._lock:
+            if self.used_bytes + count > self.limit_bytes:
+                return False
+            self.used_bytes += count
+            return True
+
+
+class Samples(Sequence[Sample]):
+    """`Samples` are decoded when they are asked for; several threads may ask at once.
+
+    The first that are asked for are kept while there is room, and none of them gives way to
+    another: an epoch shows every image once, in an order of its own, so what was used last is not
+    what is needed next.
+
+    Attributes:
+        sources: in the order of the samples.
+        decoded: number of times that a sample was decoded.
+    """
+
+    def __init__(self, sources: Sequence[Source], room: Room):
+        self.sources, self.decoded = list(sources), 0
+        self._room = room
+        self._kept: dict[int, Sample] = {}
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        sample = self._kept.get(index)
+        if sample is None:
+            sample = self.sources[index].load()
+            with self._lock:
+                self.decoded += 1
+                if index not in self._kept and self._room.take(sample.bytes):
+                    self._kept[index] = sample
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Return the names of the samples; nothing is decoded for that."""
+        return [source.name for source in self.sources]
+
+    @property
+    def bytes(self) -> int:
+        """Return what all samples together would take in memory."""
+        return sum(source.bytes for source in self.sources)
+
+
+def make_room(config: TrainConfig) -> Room:
+    """Return the room of `data.cache_gb`, or a share of what is free for each process of a run."""
+    if config.data.cache_gb is not None:
+        return Room(1e9 * config.data.cache_gb)
+    return Room(FREE_SHARE * psutil.virtual_memory().available / config.mesh.processes)
+
+
+def make_sample(name: str, image: np.ndarray, mask: np.ndarray, config: TrainConfig) -> Sample:
+    """Make a sample of arrays; its input is prepared as it will be in prediction.
 
     Raises:
         InputError: an image that the net cannot take.
     """
-    x = prepare(image, channels=net.in_channels, preprocessing=preprocessing)
-    return Sample(name, image, mask, x)
-
-
-def _read_or_draw(config: TrainConfig) -> list[Sample]:
-    """Read the samples of a config, or draw synthetic ones where it names no images."""
-    if config.data.images is not None:
-        return read_samples(
-            config.data,
-            net=config.net,
-            preprocessing=config.preprocessing,
-            ignore_index=config.loss.ignore_index,
-        )
-    samples = []
-    for i in range(config.data.synthetic):
-        image, mask = synthetic.draw_cells(config.seed * 100_000 + i)
-        name = f"synthetic {i}"
-        samples.append(make_sample(name, image, mask, config.net, config.preprocessing))
-    return samples
+    channels, preprocessing = config.net.in_channels, config.preprocessing
+    statistics = measure(image, channels=channels, preprocessing=preprocessing)
+    return Sample(name, image, mask, channels, preprocessing, statistics)
 
 
 def _add_border_weights(config: TrainConfig, sample: Sample) -> Sample:

@@ -2,8 +2,12 @@
 
 import numpy as np
 
+SHAPE = (160, 192)  # height and width of the images of a run
 
-def draw_cells(seed: int, *, height: int = 160, width: int = 192) -> tuple[np.ndarray, np.ndarray]:
+
+def draw_cells(
+    seed: int, *, height: int = SHAPE[0], width: int = SHAPE[1]
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw an image of bright blobs on an uneven, noisy background, and its mask.
 
     Returns:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import unet_image
+from unet_jax import UNet, predict
 from unet_spec import UNetConfig
 
 from ..config import AugmentConfig, DataConfig
@@ -24,7 +25,7 @@ GAP_PX = 4
 
 def write_preview(
     path: Path,
-    training: list[Sample],
+    training: Sequence[Sample],
     *,
     data: DataConfig,
     net: UNetConfig,
@@ -76,18 +77,25 @@ def _join_pictures(pictures: Sequence[np.ndarray] | np.ndarray, *, axis: int) ->
     return np.concatenate([*padded[:-1], pictures[-1]], axis)
 
 
-def draw_worst_and_best(validation: list[Sample], scores: Scores) -> dict[str, np.ndarray]:
+def draw_worst_and_best(
+    model: UNet, validation: Sequence[Sample], scores: Scores
+) -> dict[str, np.ndarray]:
     """Draw the held-out images with the lowest and the highest IoU, by name."""
-    order = np.argsort([image.iou for image in scores.images], kind="stable")
-    return draw_overlays(validation, scores, dict.fromkeys([*order[:WORST], *order[-BEST:]]))
+    order = np.argsort([image.iou for image in scores.images], kind="stable").tolist()
+    return draw_overlays(model, validation, dict.fromkeys([*order[:WORST], *order[-BEST:]]))
 
 
 def draw_overlays(
-    validation: list[Sample], scores: Scores, indices: Iterable[int]
+    model: UNet, validation: Sequence[Sample], indices: Iterable[int]
 ) -> dict[str, np.ndarray]:
-    """Draw held-out images with the predicted and the true outline, by name."""
-    images = [(validation[index], scores.masks[index]) for index in indices]
-    return {s.name: unet_image.overlay(s.image, mask, s.mask) for s, mask in images}
+    """Predict some of the held-out images, and draw them with the predicted and the true outline,
+    by name."""
+    pictures = {}
+    for index in indices:
+        sample = validation[index]
+        mask = predict(model, sample.image)
+        pictures[sample.name] = unet_image.overlay(sample.image, mask, sample.mask)
+    return pictures
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -28,6 +28,7 @@ class Progress:
 
     def __init__(self, console: Console):
         self.console = console
+        self._view: _View | None = None
 
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
@@ -37,8 +38,39 @@ class Progress:
     @contextmanager
     def steps(self, count: int, *, start: int = 0) -> Iterator["StepBar"]:
         """Show a bar over so many steps, of which the first `start` are done."""
-        with _View(self.console) as view:
+        with self._open_view() as view:
             yield StepBar(self, view, count, start)
+
+    @contextmanager
+    def images(self, count: int) -> Iterator[Callable[[], None]]:
+        """Show a bar over so many images; yield a function that counts one, in any thread."""
+        last_line = time.monotonic()
+        with self._open_view() as view:
+            task = view.add_task("image", total=count)
+
+            def count_one() -> None:
+                nonlocal last_line
+                view.advance(task)
+                if view.disable and time.monotonic() - last_line > LINE_EVERY_S:
+                    last_line = time.monotonic()
+                    self.say(f"image {view.tasks[-1].completed:.0f} of {count}")
+
+            try:
+                yield count_one
+            finally:
+                view.remove_task(task)
+
+    @contextmanager
+    def _open_view(self) -> Iterator["_View"]:
+        """Yield the view that is open, or open one: a terminal shows one at a time."""
+        if self._view is not None:
+            yield self._view
+            return
+        with _View(self.console) as self._view:
+            try:
+                yield self._view
+            finally:
+                self._view = None
 
 
 class StepBar:

@@ -1,13 +1,24 @@
-"""How good a net is on the images that were held out, whole, as `unet predict` sees them."""
+"""How good a net is on the images that were held out, whole, as `unet predict` sees them.
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+Each device of each process predicts a part of the images, with arrays of its own; nothing is
+exchanged but the numbers at the end.
+"""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+
+import jax
 import numpy as np
+from flax import nnx
 
 from unet_jax import UNet, predict
 
+from ..devices.processes import gather_objects
 from ..input.border_weights import label_objects
+from ..input.prefetch import read_ahead
 from ..input.samples import Sample
 from ..metrics import confusion, dice, foreground_dice, foreground_iou, iou, pixel_error, rand_score
 
@@ -37,7 +48,6 @@ class Scores:
             for more than two classes.
         confusion: pixels, rows are the truth, columns the prediction.
         images: one by one.
-        masks: what the net predicts of them.
     """
 
     mean_image_iou: float
@@ -47,7 +57,6 @@ class Scores:
     rand_score: float | None
     confusion: list[list[float]]
     images: list[ImageScore]
-    masks: list[np.ndarray] = field(repr=False)
 
     @property
     def headline(self) -> dict[str, float]:
@@ -63,24 +72,77 @@ class Scores:
         return {**numbers, "rand_score": self.rand_score}
 
 
-def validate(model: UNet, samples: Iterable[Sample], *, ignore_index: int | None = None) -> Scores:
-    """Return the scores of a net, without the pixels whose truth is `ignore_index`."""
+@dataclass(frozen=True)
+class _Counted:
+    """A `_Counted` is what is counted in one image: (classes, classes) pixels, and the Rand score
+    where there are two classes."""
+
+    name: str
+    shape: tuple[int, int]
+    matrix: np.ndarray
+    rand: float | None
+
+
+def validate(
+    model: UNet,
+    samples: Sequence[Sample],
+    *,
+    ignore_index: int | None = None,
+    before_each: Callable[[], None] = lambda: None,
+    name: str = "scores",
+) -> Scores:
+    """Return the scores of a net, without the pixels whose truth is `ignore_index`.
+
+    Args:
+        before_each: is called before each image, in some thread; it may raise, which ends it.
+        name: of the exchange between processes; no other one may have it.
+    """
+    devices = jax.local_devices()
+    ours = range(jax.process_index(), len(samples), jax.process_count())
+
+    def count_part(number: int, device: jax.Device) -> list[tuple[int, _Counted]]:
+        """Count in the images of one device, each with its place in the order."""
+        counted = []
+        with jax.default_device(device):
+            placed = place(model, device)
+            for index, sample in read_ahead(samples, ours[number :: len(devices)]):
+                before_each()
+                counted.append((index, _count(placed, sample, ignore_index)))
+        return counted
+
+    with ThreadPoolExecutor(len(devices)) as threads:
+        parts = list(threads.map(count_part, range(len(devices)), devices))
+    gathered = chain.from_iterable(gather_objects(name, list(chain.from_iterable(parts))))
+    return _sum_up([counted for _, counted in sorted(gathered, key=itemgetter(0))])
+
+
+def place(model: UNet, device: jax.Device) -> UNet:
+    """Return a copy of a net whose arrays are on a device, where it then computes."""
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.device_put(state, device))
+
+
+def _count(model: UNet, sample: Sample, ignore_index: int | None) -> _Counted:
+    """Predict an image and count its pixels."""
     classes = model.config.mask_classes
-    rows, matrices, masks, rand = [], [], [], []
-    for sample in samples:
-        predicted = predict(model, sample.image)
-        counted = confusion(predicted, sample.mask, classes=classes, ignore_index=ignore_index)
-        matrix = np.asarray(counted, np.float64)
-        matrices.append(matrix)
-        masks.append(predicted)
-        height, width = sample.mask.shape
-        rows.append(
-            ImageScore(sample.name, height, width, foreground_iou(matrix), foreground_dice(matrix))
-        )
-        if classes == 2:
-            objects = label_objects(sample.mask == 1) if sample.objects is None else sample.objects
-            rand.append(rand_score(predicted == 1, objects))
-    pooled = np.sum(matrices, axis=0)
+    predicted = predict(model, sample.image)
+    counted = confusion(predicted, sample.mask, classes=classes, ignore_index=ignore_index)
+    rand = None
+    if classes == 2:
+        objects = label_objects(sample.mask == 1) if sample.objects is None else sample.objects
+        rand = rand_score(predicted == 1, objects)
+    height, width = sample.mask.shape
+    return _Counted(sample.name, (height, width), np.asarray(counted, np.float64), rand)
+
+
+def _sum_up(counted: Sequence[_Counted]) -> Scores:
+    """Return the scores of all images together."""
+    rows = [
+        ImageScore(one.name, *one.shape, foreground_iou(one.matrix), foreground_dice(one.matrix))
+        for one in counted
+    ]
+    rand = [one.rand for one in counted if one.rand is not None]
+    pooled = np.sum([one.matrix for one in counted], axis=0)
     return Scores(
         mean_image_iou=float(np.mean([row.iou for row in rows])),
         pooled_iou=iou(pooled).tolist(),
@@ -89,5 +151,4 @@ def validate(model: UNet, samples: Iterable[Sample], *, ignore_index: int | None
         rand_score=float(np.mean(rand)) if rand else None,
         confusion=pooled.tolist(),
         images=rows,
-        masks=masks,
     )

@@ -1,10 +1,9 @@
 """RUN/ as a folder: the names of its files, how a run begins there, and whether it may resume."""
 
 import fcntl
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from unet_spec.files import atomic_write, atomic_write_folder, refuse_existing
 from unet_spec.training_state import TrainingState
 
 from ..config import TrainConfig, to_plain
-from ..input.samples import Sample
+from ..input.dataset import Dataset, Identities
+from ..input.identity import Identity
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "preset",
     "data.images",
     "data.masks",
+    "data.cache_gb",
     "validate_every",
     "checkpoint_every",
     "keep",
@@ -48,11 +49,8 @@ def is_run(out: Path) -> bool:
     return (out / CONFIG).exists()
 
 
-Fingerprints = dict[str, str]  # sha256 of each sample, by its name
-
-
 def write_beginning(
-    out: Path, config: TrainConfig, *, fingerprints: Fingerprints, started: Mapping[str, Any]
+    out: Path, config: TrainConfig, *, dataset: Dataset, started: Mapping[str, Any]
 ) -> None:
     """Write what the run is.
 
@@ -60,14 +58,14 @@ def write_beginning(
     and is not replaced.
 
     Args:
-        fingerprints: of its samples.
+        dataset: its images.
         started: what `beginning.describe_start` gives.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_existing(out)
     with nullcontext(out) if out.is_dir() else atomic_write_folder(out) as folder:
         for name, content in (
-            (DATA, {"samples": fingerprints}),
+            (DATA, dataset.to_plain()),
             (START, dict(started)),
             (CONFIG, to_plain(config)),
         ):
@@ -106,10 +104,12 @@ def remove_leftovers(out: Path) -> None:
                 path.unlink()
 
 
-def describe_identity(config: TrainConfig, fingerprints: Fingerprints) -> str:
+def describe_identity(config: TrainConfig, dataset: Dataset) -> str:
     """Return what all processes of a run must have in common."""
-    mesh = replace(config.mesh, process=None)
-    return json.dumps([to_plain(replace(config, mesh=mesh)), fingerprints])
+    config = replace(config, mesh=replace(config.mesh, process=None))
+    names = [dataset.training.names, dataset.validation.names]
+    files = {name: (one.bytes, one.sha256) for name, one in dataset.identities.items()}
+    return json.dumps([to_plain(config), names, files])
 
 
 def list_changes(old: TrainConfig, new: TrainConfig) -> list[tuple[str, Any]]:
@@ -135,7 +135,7 @@ def read_started(out: Path) -> dict[str, Any]:
     return _read(out / START)
 
 
-def compare_with_beginning(out: Path, config: TrainConfig, fingerprints: Fingerprints) -> list[str]:
+def compare_with_beginning(out: Path, config: TrainConfig, dataset: Dataset) -> list[str]:
     """Return what differs from the command that began the run, in words.
 
     A run may go on with other devices, paths and intervals.
@@ -168,7 +168,7 @@ def compare_with_beginning(out: Path, config: TrainConfig, fingerprints: Fingerp
             out=out,
             **values,
         )
-    if other := _describe_changed_samples(_read(out / DATA).get("samples") or {}, fingerprints):
+    if other := _describe_changed_files(read_identities(out), dataset.identities):
         raise InputError(
             f"{out}: the images or masks are not those with which the run there began ({other}); "
             "bring them back, or name another --out"
@@ -195,26 +195,26 @@ def refuse_other_run(out: Path, checkpoint: TrainingState, config: TrainConfig) 
         )
 
 
-def fingerprint_samples(samples: Sequence[Sample]) -> Fingerprints:
-    """Return the sha256 of image and mask of each sample, by its name."""
-    return {sample.name: _fingerprint(sample) for sample in samples}
+def read_identities(out: Path) -> dict[str, Identity]:
+    """Return which files the run in a folder began with.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    files = _read(out / DATA).get("files")
+    try:
+        return {name: Identity(**plain) for name, plain in (files or {}).items()}
+    except (AttributeError, TypeError) as error:
+        raise _refuse_unreadable(out / DATA, "it does not name files") from error
 
 
-def _fingerprint(sample: Sample) -> str:
-    digest = hashlib.sha256(f"{sample.image.shape} {sample.image.dtype}".encode())
-    for array in (sample.image, sample.mask, sample.objects):
-        if array is not None:
-            digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _describe_changed_samples(old: Fingerprints, new: Fingerprints) -> str:
-    """Return what is gone, new or changed, in words."""
+def _describe_changed_files(old: Identities, new: Identities) -> str:
+    """Return which files are gone, new or changed, in words."""
     both = old.keys() & new.keys()
     kinds = {
         "gone": old.keys() - new.keys(),
         "new": new.keys() - old.keys(),
-        "changed": {name for name in both if old[name] != new[name]},
+        "changed": {name for name in both if not old[name].is_same(new[name])},
     }
     return "; ".join(
         f"{kind}: {', '.join(sorted(names)[:MAX_NAMES])}"
@@ -254,7 +254,11 @@ def _read(path: Path) -> dict[str, Any]:
         reason = "it holds no names and values"
     except (OSError, ValueError) as error:
         reason = str(error)
-    raise InputError(
+    raise _refuse_unreadable(path, reason)
+
+
+def _refuse_unreadable(path: Path, reason: str) -> InputError:
+    return InputError(
         f"{path}: it should say how the run began, and cannot be read ({reason}); bring it back "
         "from a copy, or name another --out (of several processes, one that all of them see)"
     )

@@ -1,0 +1,86 @@
+"""The samples of a run, on both sides of its split, and which files they are."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from .identity import Identity, identify
+from .masks import check_settings
+from .pairs import Pair, list_pairs
+from .samples import Drawn, InFiles, Samples, Source, make_room
+from .split import draw_split, split
+
+Identities = Mapping[str, Identity]
+
+READERS = 8  # threads; the files may be on a server
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A `Dataset` is what a run trains on and what it holds out; nothing is decoded yet.
+
+    Attributes:
+        identities: of the files, by the folder's role and the file's name, such as `masks/a.png`;
+            of synthetic cells there are none.
+    """
+
+    training: Samples
+    validation: Samples
+    identities: Identities = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return which images are where, and which files they are, as JSON values."""
+        files = {name: dataclasses.asdict(one) for name, one in self.identities.items()}
+        names = {"training": self.training.names, "validation": self.validation.names}
+        return {**names, "files": files}
+
+
+def open_dataset(config: TrainConfig, known: Identities = {}) -> Dataset:
+    """List, measure and split the images of a config; they are decoded when they are needed.
+
+    Args:
+        known: identities that the files had in an earlier command of the run.
+
+    Raises:
+        InputError: as in `list_pairs` and `split`; settings that do not fit the net.
+    """
+    room = make_room(config)
+    if config.data.images is None:
+        sources = [Drawn(number, config) for number in range(config.data.synthetic)]
+        sides = draw_split(len(sources), holdout=config.data.holdout, seed=config.seed)
+        training, validation = (Samples([sources[i] for i in side], room) for side in sides)
+        return Dataset(training, validation)
+    check_settings(config.data, config.net)
+    pairs = list_pairs(config.data)
+    identities = _identify_files(pairs, known)
+
+    def open_side(side: Iterable[Pair]) -> Samples:
+        """Return the samples of one side of the split."""
+        sources: list[Source] = []
+        for pair in side:
+            of_image, of_mask = (identities[name] for name in _name_files(pair))
+            sources.append(InFiles(pair, config, (of_image, of_mask)))
+        return Samples(sources, room)
+
+    training, validation = map(open_side, split(pairs, config.data, seed=config.seed))
+    return Dataset(training, validation, identities)
+
+
+def _identify_files(pairs: Iterable[Pair], known: Identities) -> dict[str, Identity]:
+    """Return the identity of each file."""
+    paths: dict[str, Path] = {}
+    for pair in pairs:
+        image, mask = _name_files(pair)
+        paths[image], paths[mask] = pair.image.path, pair.mask.path
+    with ThreadPoolExecutor(READERS) as readers:
+        found = readers.map(identify, paths.values(), map(known.get, paths))
+        return dict(zip(paths, found, strict=True))
+
+
+def _name_files(pair: Pair) -> tuple[str, str]:
+    """Return the names of the files of a pair, without the folders, which may move."""
+    return f"images/{pair.image.path.name}", f"masks/{pair.mask.path.name}"
