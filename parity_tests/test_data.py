@@ -226,6 +226,44 @@ def test_a_crop_is_a_window_of_the_mirrored_image_whose_output_lies_inside(paddi
     assert columns == list(range(width - crop_px + 2 * margin + 1))
 
 
+def _dotted(*values):
+    """A sample of 200 x 300 whose mask has a pixel of each of these classes, far from another."""
+    mask = np.zeros((200, 300), np.uint8)
+    for place, value in enumerate(values):
+        mask[10 + 60 * place, 290 - 90 * place] = value
+    return _unscaled(mask, mask)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("share", [0.0, 0.33, 1.0])
+def test_a_share_of_the_crops_has_foreground_where_the_net_answers(padding, share):
+    """One pixel of 60,000: by itself a crop hardly ever has it."""
+    net = UNetConfig(widths=(4, 6, 8), padding=padding, classes=4)
+    settings = DataConfig(batch=600, crop_px=geometry.next_legal(net, 48), foreground=share)
+    truth = cut_batch([_dotted(1, 0, 3)], 0, data=settings, net=net, seed=0).truth
+    margin = geometry.margin(net)
+    inner = truth[:, margin:-margin, margin:-margin] if margin else truth
+    by_chance = np.prod([inner.shape[1] / 200, inner.shape[2] / 300])
+    with_any = (inner > 0).any((1, 2)).mean()
+    assert share - 0.05 < with_any < share + 2 * by_chance + 0.05
+    if share == 1:
+        assert with_any == 1
+        thirds = [(inner == number).any((1, 2)).mean() for number in (1, 3)]
+        assert thirds == pytest.approx([0.5, 0.5], abs=0.06)
+
+
+def test_pixels_that_count_nothing_and_images_without_foreground_draw_no_crop():
+    settings = DataConfig(batch=200, crop_px=32, foreground=1.0)
+    net = dataclasses.replace(NET, classes=2)
+    plain = dataclasses.replace(settings, foreground=0.0)
+    for values in ((), (255, 7)):
+        crops, others = (
+            cut_batch([_dotted(*values)], 0, data=data, net=net, seed=0).truth
+            for data in (settings, plain)
+        )
+        np.testing.assert_array_equal(crops, others)
+
+
 def test_synthetic_cells_are_reproducible_and_of_both_classes():
     image, mask = synthetic.draw_cells(5)
     np.testing.assert_array_equal(image, synthetic.draw_cells(5)[0])

@@ -11,11 +11,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from parity_tests.compiling import CHEAP_FLAGS
 from unet_command import training
 from unet_spec import training_state, weight_file
 from unet_train.devices import supervise
+from unet_train.input import synthetic
 from unet_train.report.metrics_log import read_metrics
 
 FLAGS = [
@@ -28,22 +30,26 @@ FLAGS = [
 FLAGS_OF_XLA = f"--xla_force_host_platform_device_count=2 {CHEAP_FLAGS}"
 
 
-def started(out, *flags):
+def started(out, *flags, variables={}):
     return subprocess.Popen(
         [sys.executable, "-m", "unet_cli", "train", *FLAGS, *flags, "--out", str(out)],
-        env={**os.environ, "XLA_FLAGS": FLAGS_OF_XLA},
+        env={**os.environ, "XLA_FLAGS": FLAGS_OF_XLA, **variables},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def pair(out, *flags, each=((), ()), count=2):
+def pair(out, *flags, each=((), ()), count=2, variables=({}, {})):
     """Two processes of two devices each, or the first of them alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     mesh = ["--mesh.processes", "2", "--mesh.coordinator", address]
     return [
-        started(out, *flags, *each[index], *mesh, "--mesh.process", str(index))
+        started(
+            out,
+            *(*flags, *each[index], *mesh, "--mesh.process", str(index)),
+            variables=variables[index],
+        )
         for index in range(count)
     ]
 
@@ -78,6 +84,54 @@ def test_two_processes_train_what_one_does(tmp_path, ended):
     # float32 sums in another order: 5e-7 was the largest seen; one step fewer is 0.17 apart
     for name, tensor in one.tensors.items():
         assert np.abs(tensor - two.tensors[name]).max() < 1e-5, name
+
+
+COUNTING = """
+import os
+import unet_image
+read_page = unet_image.read_page
+def counted(page, **options):
+    with open(os.environ["READ"], "a") as log:
+        log.write(f"{page.path.parent.name}/{page.name}\\n")
+    return read_page(page, **options)
+unet_image.read_page = counted
+"""
+
+
+def test_two_processes_read_and_validate_half_each_with_the_scores_of_one(tmp_path, ended):
+    (tmp_path / "sitecustomize.py").write_text(COUNTING)
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for number in range(8):
+        image, mask = synthetic.draw_cells(number, height=64, width=48 + number)
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(255 * mask).save(tmp_path / "masks" / f"{number}.png")
+    flags = [
+        "--data.images", str(tmp_path / "images"), "--data.masks", str(tmp_path / "masks"),
+        "--data.cache-gb", "0", "--data.holdout", "0.5", "--steps", "6", "--validate-every", "6",
+        "--optimizer.name", "sgd", "--optimizer.lr", "0", "--schedule.name", "constant",
+    ]  # fmt: skip
+    logs = [tmp_path / f"{name}.txt" for name in ("alone", "first", "second")]
+    place = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    each = [{"READ": str(log), "PYTHONPATH": place} for log in logs]
+    ended.append(started(tmp_path / "alone", *flags, variables=each[0]))
+    ended += pair(tmp_path / "both", *flags, variables=each[1:])
+    for process in ended:
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, out + err
+    reads = [log.read_text().split() for log in logs]
+    # of 8 images 4 are held out: the doctor sees each once, six steps see 4, a validation sees 4
+    halves = 8 + 6 * 4 + 4
+    # the first of the processes draws pictures: of a batch, of 3 images in the log, of 4 at the end
+    pictures = 4 + 3 + 4
+    counts = [2 * (halves + pictures), 2 * (halves // 2 + pictures), 2 * (halves // 2)]
+    assert [len(names) for names in reads] == counts
+    alone, both = (
+        [line for line in read_metrics(tmp_path / name) if line["kind"] == "validation"]
+        for name in ("alone", "both")
+    )
+    assert len(alone) == 1
+    assert alone == both
 
 
 @pytest.mark.parametrize(("index", "dies"), [(0, "worker"), (1, "watcher")])

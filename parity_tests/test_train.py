@@ -1,13 +1,16 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import unet_jax
@@ -22,9 +25,11 @@ from unet_train.check.nonfinite import explain_nonfinite
 from unet_train.config import LossConfig, MeshConfig
 from unet_train.devices import signals
 from unet_train.devices.placement import make_placement
+from unet_train.input import prefetch, synthetic
 from unet_train.input.crops import choose_samples, cut_batch
 from unet_train.input.dataset import open_dataset
 from unet_train.input.samples import Drawn
+from unet_train.plan import make_plan
 from unet_train.report.metrics_log import read_metrics
 from unet_train.report.progress import Progress, StepBar
 from unet_train.report.validation import validate
@@ -82,7 +87,7 @@ def test_a_run_does_all_that_its_config_says(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "validate", falling)
     out = tmp_path / "run"
     result = loop.run(config, out, progress=quiet())
-    assert seen == 2 * [{"ignore_index": 255}]
+    assert [named["ignore_index"] for named in seen] == [255, 255]
     assert (result.best_step, result.best_mean_image_iou) == (3, 1)
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
         "3.safetensors", "6.safetensors",
@@ -289,3 +294,70 @@ def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
 
 def test_no_signal_is_caught_after_a_run(run):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def _images(folder, count):
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    for number in range(count):
+        image, mask = synthetic.draw_cells(number, height=64, width=80)
+        Image.fromarray(image).save(folder / "images" / f"{number}.png")
+        Image.fromarray(255 * mask).save(folder / "masks" / f"{number}.png")
+    settings = replace(TINY.data, images=folder / "images", masks=folder / "masks", cache_gb=0)
+    return replace(TINY, data=settings, checkpoint_every=100, validate_every=100)
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged", "other"])
+def test_an_image_that_is_lost_ends_the_run_which_goes_on_once_it_is_back(
+    tmp_path, monkeypatch, harm
+):
+    config = _images(tmp_path, 12)
+    loop.run(config, tmp_path / "whole", progress=quiet())
+    training = open_dataset(config).training
+    early = [
+        choose_samples(len(training), step, data=config.data, seed=config.seed) for step in range(5)
+    ]
+    # of the fourth step, and not of those before
+    number = next(n for n in early[3] if n not in {*early[0], *early[1], *early[2]})
+    path = tmp_path / "images" / training.names[number]
+    content, facts = path.read_bytes(), path.stat()
+    wait_for = StepBar.wait_for
+    waits: list[Any] = []
+
+    def lose(bar, batch):
+        """Harm the image while the first step waits for its batch: later ones are not made yet."""
+        if not waits:
+            path.unlink()
+            if harm != "gone":
+                path.write_bytes(content[: len(content) // 2] if harm == "damaged" else content)
+        waits.append(batch)
+        return wait_for(bar, batch)
+
+    monkeypatch.setattr(prefetch, "AHEAD", 1)
+    monkeypatch.setattr(StepBar, "wait_for", lose)
+    stream = io.StringIO()
+    progress = Progress(Console(file=stream, width=200))
+    with pytest.raises((InputError, OSError), match=re.escape(path.name)):
+        loop.run(config, tmp_path / "run", progress=progress)
+    assert "saved at step 3; once it is mended" in stream.getvalue()
+    monkeypatch.undo()
+    path.write_bytes(content)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert loop.run(config, tmp_path / "run", progress=quiet()).step == TINY.steps
+    name = "weights.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_weights_of_the_classes_are_the_inverse_of_their_shares(tmp_path):
+    config = replace(_images(tmp_path, 4), loss=LossConfig(balance=True), steps=1)
+    masks = np.stack([sample.mask for sample in open_dataset(config).training])
+    shares = [(masks == number).mean() for number in (0, 1)]
+    found = make_plan(config, quiet()).config.loss.class_weights
+    assert found == pytest.approx([1 / (2 * share) for share in shares], rel=1e-5)
+    assert sum(w * s for w, s in zip(found, shares, strict=True)) == pytest.approx(1)
+    loop.run(config, tmp_path / "run", progress=quiet())
+    assert f"{found[1]}" in (tmp_path / "run" / "report.html").read_text()
+    loop.run(config, tmp_path / "run", progress=quiet())  # it may go on
+    both = replace(config, loss=LossConfig(balance=True, class_weights=(1.0, 2.0)))
+    with pytest.raises(InputError, match=r"balance takes class_weights from the data"):
+        make_plan(both, quiet())

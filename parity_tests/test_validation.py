@@ -1,13 +1,15 @@
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 import unet_image
-from unet_jax import UNet
+from unet_jax import UNet, predict
 from unet_spec import UNetConfig
 from unet_train.config import TrainConfig
+from unet_train.input import synthetic
 from unet_train.input.border_weights import label_objects
 from unet_train.input.samples import make_sample
 from unet_train.metrics import rand_score
@@ -89,3 +91,24 @@ def test_images_without_names_of_their_own_have_pictures_of_their_own(scores, tm
     write_pictures(tmp_path / "pictures", draw_overlays(NET, named, range(3)))
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["0_x_y.png", "1_x_y.png", "2_a_1_.png"]
+
+
+def test_each_device_scores_a_part_and_every_image_counts_once(monkeypatch):
+    """Eight devices give what one gives, and each of them computes."""
+    assert len(jax.local_devices()) == 8
+    samples = [make_sample(f"{i}", *synthetic.draw_cells(i), CONFIG) for i in range(11)]
+    used = []
+
+    def noted(model, image):
+        used.append(model.out.kernel.get_value().devices())
+        return predict(model, image)
+
+    monkeypatch.setattr(validation, "predict", noted)
+    by_all = validate(NET, samples)
+    assert len(set(map(frozenset, used))) == 8
+    assert len(used) == 11
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    by_one = validate(NET, samples)
+    assert by_all == by_one
+    assert [image.name for image in by_all.images] == [sample.name for sample in samples]
+    assert np.sum(by_all.confusion) == sum(sample.mask.size for sample in samples)

@@ -146,6 +146,8 @@ def compare_with_beginning(out: Path, config: TrainConfig, dataset: Dataset) -> 
     # a field that an older version did not have, it used as the default of today
     beginning = _fill_in(read_config(out), json.loads(_json(to_plain(TrainConfig()))))
     changed = dict(_iterate_differences(beginning, json.loads(_json(to_plain(config)))))
+    if config.loss.balance:  # they come from the images
+        changed.pop("loss.class_weights", None)
     if config.schedule == config.schedule.for_steps(config.steps):
         free: tuple[str, ...] = (*MAY_CHANGE, "steps")  # the schedule does not depend on it
     else:
