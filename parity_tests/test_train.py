@@ -24,6 +24,7 @@ from unet_train.devices.placement import make_placement
 from unet_train.input.crops import choose_samples, cut_batch
 from unet_train.input.samples import load_samples
 from unet_train.input.split import split_samples
+from unet_train.report import validation
 from unet_train.report.metrics_log import read_metrics
 from unet_train.report.progress import Progress, StepBar
 from unet_train.report.validation import validate
@@ -241,6 +242,43 @@ def test_a_run_that_patience_has_ended_does_not_go_on(tmp_path, monkeypatch):
     again = loop.run(config, tmp_path / "stopped", progress=quiet())
     assert (again.step, again.mean_image_iou) == (6, first.mean_image_iou)
     assert _validations(tmp_path / "stopped") == [3, 6]
+
+
+@pytest.fixture
+def background(monkeypatch):
+    """Samples whose masks hold nothing, and a net that finds nothing."""
+    samples = [replace(s, mask=np.zeros_like(s.mask)) for s in load_samples(TINY)]
+    monkeypatch.setattr(plan, "load_samples", lambda _: samples)
+    monkeypatch.setattr(validation, "predict", lambda _, image: np.zeros(image.shape[:2], np.uint8))
+
+
+def test_a_run_with_nothing_to_score_ends_without_a_score_and_says_so(tmp_path, background):
+    config = replace(TINY, patience=1, validate_every=2)
+    stream = io.StringIO()
+    result = loop.run(config, tmp_path / "run", progress=Progress(Console(file=stream, width=200)))
+    assert result.step == 6, "a score that does not exist counts against patience"
+    assert (result.mean_image_iou, result.best_step, result.best_mean_image_iou) == 3 * (None,)
+    assert result.pooled_iou == [1.0, None]
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert "nothing to score in the held-out images" in stream.getvalue()
+    assert "IoU n/a (mean of images), n/a (pooled)" in stream.getvalue()
+    assert "class 1 (cell) is in no image to train on" in stream.getvalue()
+    lines = read_metrics(tmp_path / "run")
+    assert [line["mean_image_iou"] for line in lines if line["kind"] == "validation"] == 3 * [None]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Nothing to score in 1 held-out image after 6 steps" in report
+    assert "class 1 (cell) is in no image to train on" in report
+    again = loop.run(config, tmp_path / "run", progress=quiet())
+    assert (again.step, again.best_step) == (6, None)
+
+
+def test_a_validation_without_a_score_is_never_the_best_and_exhausts_no_patience():
+    scores = (None, 0.5, None, 0.4, None, 0.3, 0.6)
+    validations, seen = loop.Validations(), []
+    for step, score in enumerate(scores, start=1):
+        validations = validations.add(step, score)
+        seen.append((validations.last_step, validations.best_step, validations.since_best))
+    assert seen == [(1, 0, 0), (2, 2, 0), (3, 2, 0), (4, 2, 1), (5, 2, 1), (6, 2, 2), (7, 7, 0)]
 
 
 def test_other_devices_are_told(run, tmp_path):
