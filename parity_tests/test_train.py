@@ -324,5 +324,15 @@ def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
     np.testing.assert_allclose(asked[0].x[1], seen.x[1], atol=1e-6)
 
 
+def test_a_rate_that_falls_linearly_to_its_end_is_written_and_read(tmp_path):
+    linear = Schedule("one_cycle", max_lr=1e-2, anneal_strategy="linear")
+    config = replace(TINY, schedule=linear)
+    loop.run(config, tmp_path / "run", progress=quiet())
+    state = training_state.read(tmp_path / "run")
+    assert state.scheduler["lr"] < 0, "torch's own goes a step further than it is used"
+    assert training_state.leave_out_schedule(state).recipe.optimizer.lr == 0
+    assert loop.run(config, tmp_path / "run", progress=quiet()).step == 6
+
+
 def test_no_signal_is_caught_after_a_run(run):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
