@@ -31,7 +31,7 @@ from unet_train.config import AugmentConfig, DataConfig, TrainConfig
 from unet_train.input.crops import cut_batch
 from unet_train.input.dataset import open_dataset
 from unet_train.input.samples import Sample
-from unet_train.metrics import confusion, foreground_iou
+from unet_train.metrics import confusion, foreground_iou, mean_score
 from unet_train.report.metrics_log import read_metrics
 
 RESULT = RESULTS / "continued.json"
@@ -129,11 +129,11 @@ class _Torch:
     def iou(self) -> float:
         """Mean over the held-out images."""
         model = self.model.eval()
-        return float(np.mean([
+        return mean_score([
             foreground_iou(np.asarray(confusion(unet_torch.predict(model, s.image), s.mask,
                                                 classes=NET.classes), np.float64))
             for s in self.sides[1]
-        ]))  # fmt: skip
+        ])  # fmt: skip
 
     def checkpoint(self) -> dict[str, Any]:
         return {

@@ -1,5 +1,7 @@
 """Scores against counting by hand: pixel by pixel, and pair by pair."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,12 +10,15 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from unet_train.metrics import (
+    as_result,
     confusion,
     dice,
     foreground_dice,
     foreground_iou,
+    format_score,
     iou,
     label_segments,
+    mean_score,
     pixel_error,
     rand_score,
 )
@@ -50,9 +55,63 @@ def test_scores_of_known_matrices():
     matrix = np.array([[6, 2], [1, 3]])
     np.testing.assert_allclose(dice(matrix), [12 / 15, 6 / 9], rtol=ROUNDING)
     assert pixel_error(matrix) == pytest.approx(3 / 12, rel=ROUNDING)
-    absent = np.array([[9, 0], [0, 0]])
-    assert dice(absent)[1] == foreground_iou(absent) == 1.0
-    assert pixel_error(absent) == pixel_error(np.zeros((2, 2))) == 0.0
+
+
+def _score_by_counting(predicted, truth, *, classes, ignore_index):
+    """Every score of a prediction from lists of pixels; NaN where there is nothing to divide by.
+
+    Returns (IoU by class, Dice by class, mean IoU and mean Dice of classes 1 and up, pixel error).
+    """
+    pixels = [
+        (p, t) for p, t in zip(predicted.ravel(), truth.ravel(), strict=True)
+        if t != ignore_index and t < classes
+    ]  # fmt: skip
+
+    def part(counted, of):
+        return len(counted) / len(of) if of else math.nan
+
+    def mean(values):
+        there = [value for value in values if not math.isnan(value)]
+        return sum(there) / len(there) if there else math.nan
+
+    ious, dices = [], []
+    for k in range(classes):
+        both = [pair for pair in pixels if pair == (k, k)]
+        ious.append(part(both, [pair for pair in pixels if k in pair]))
+        dices.append(part(2 * both, [side for pair in pixels for side in pair if side == k]))
+    wrong = [pair for pair in pixels if pair[0] != pair[1]]
+    return ious, dices, mean(ious[1:]), mean(dices[1:]), part(wrong, pixels)
+
+
+@settings(max_examples=200)
+@given(st.data(), st.sampled_from([None, 0, 1, 2, 255]))
+def test_scores_equal_counting_and_a_score_over_nothing_does_not_exist(data, ignore_index):
+    # few pixels of few classes, so that classes are missing and images empty
+    shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 2)))
+    values = st.sampled_from(data.draw(st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1)))
+    truth = data.draw(arrays(np.uint8, shape, elements=values))
+    predicted = data.draw(arrays(np.uint8, shape, elements=st.integers(0, 2)))
+    matrix = np.asarray(confusion(predicted, truth, classes=3, ignore_index=ignore_index))
+    ious, dices, mean_iou, mean_dice, error = _score_by_counting(
+        predicted, truth, classes=3, ignore_index=ignore_index
+    )
+    np.testing.assert_allclose(iou(matrix), ious, rtol=ROUNDING)
+    np.testing.assert_allclose(dice(matrix), dices, rtol=ROUNDING)
+    found = foreground_iou(matrix), foreground_dice(matrix), pixel_error(matrix)
+    # means, and 1 - right / all against wrong / all: a few roundings of numbers up to 1
+    np.testing.assert_allclose(found, (mean_iou, mean_dice, error), rtol=ROUNDING, atol=ROUNDING)
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan)))
+def test_a_mean_leaves_out_what_does_not_exist(scores):
+    there = [score for score in scores if not math.isnan(score)]
+    expected = sum(there) / len(there) if there else math.nan
+    assert mean_score(scores) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+def test_a_score_that_does_not_exist_is_written_as_such():
+    assert (as_result(0.5), as_result(math.nan)) == (0.5, None)
+    assert [format_score(score) for score in (0.8426, 0.0, None)] == ["0.843", "0.000", "n/a"]
 
 
 def test_absent_classes_do_not_count():
@@ -85,7 +144,7 @@ def _rand_score(segments, truth):
             in_truth += objects
             in_prediction += parts
             in_both += objects and parts
-    return 2 * in_both / (in_truth + in_prediction) if places else 1.0
+    return 2 * in_both / (in_truth + in_prediction) if places else math.nan
 
 
 @settings(max_examples=80)
@@ -94,7 +153,7 @@ def test_rand_score_equals_counting_of_pairs(data):
     predicted = data.draw(foregrounds)
     truth = data.draw(arrays(np.int32, predicted.shape, elements=st.sampled_from([0, 1, 2, 3_000])))
     literal = _rand_score(label_segments(predicted), truth)
-    assert rand_score(predicted, truth) == pytest.approx(literal, rel=ROUNDING)
+    assert rand_score(predicted, truth) == pytest.approx(literal, rel=ROUNDING, nan_ok=True)
 
 
 SQUARES = np.zeros((9, 14), np.int32)
@@ -130,8 +189,8 @@ def test_rand_score_of_known_maps(predicted, score):
     assert rand_score(predicted, SQUARES) == pytest.approx(score, rel=ROUNDING)
 
 
-def test_rand_score_of_an_image_without_objects_is_1():
-    assert rand_score(SQUARES > 0, np.zeros_like(SQUARES)) == 1.0
+def test_an_image_without_objects_has_no_rand_score():
+    assert math.isnan(rand_score(SQUARES > 0, np.zeros_like(SQUARES)))
 
 
 def test_rand_score_does_not_see_the_background_of_the_truth():

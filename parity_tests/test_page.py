@@ -133,6 +133,31 @@ def test_the_result_is_one_sentence(changes, expected):
     assert expected in Seen(page.render_page(report)).text
 
 
+def test_what_cannot_be_scored_is_not_a_number_on_the_page():
+    images = [dataclasses.replace(IMAGES[0], iou=None, dice=None), *IMAGES[1:]]
+    scores = dataclasses.replace(
+        SCORES, images=images, pooled_iou=[0.937, None], pooled_dice=[0.967, None]
+    )
+    found = Seen(page.render_page(_report(scores=scores)))
+    assert found.text.count("n/a") == 6  # table and picture of an image, and a class
+    shown = [a["alt"] for tag, a in found.tags if tag == "img"]
+    assert shown == [f"{n}.png with outlines" for n in ("beta", "gamma", "alpha")]
+
+
+def test_a_page_says_that_there_was_nothing_to_score():
+    images = [dataclasses.replace(image, iou=None, dice=None) for image in IMAGES]
+    nothing: list[float | None] = [None, None]
+    matrix = [[0.0, 0.0], [0.0, 0.0]]
+    scores = Scores(None, nothing, nothing, None, None, matrix, images)
+    lines = [{**line, "mean_image_iou": None} for line in _lines()]
+    report = _report(scores=scores, metrics=lines)
+    text = Seen(page.render_page(report)).text
+    assert page.summarize(report) in text
+    assert page.summarize(report).startswith("Nothing to score in 3 held-out images after 600")
+    assert "U-Net training: IoU n/a" in text
+    assert "Without a score" in text
+
+
 def test_one_image_is_one_image():
     assert page.summarize(_one_image()).startswith("Mean IoU 0.613 over 1 held-out image after")
 

@@ -1,6 +1,7 @@
 """What a terminal shows of a run, and what its windows of steps are."""
 
 import io
+import math
 import os
 import re
 from concurrent.futures import Future
@@ -100,6 +101,15 @@ def test_means_of_a_window_equal_those_of_its_steps():
     assert found["loss"] == np.mean([m.loss for m in seen], dtype=np.float64)
     assert found["iou"] == foreground_iou(np.sum([m.confusion for m in seen], axis=0))
     assert (found["lr"], found["grad_norm"]) == (float(seen[-1].lr), 2.0)
+
+
+def test_a_window_without_a_class_to_score_has_no_iou():
+    _, steps = _steps(1)
+    background = jnp.asarray([[7, 0], [0, 0]])
+    with steps as bar:
+        means = bar.advance(_metrics()._replace(confusion=background), images=8)
+    assert math.isnan(means["iou"])
+    assert "IoU n/a  lr" in format_status(means)
 
 
 def test_steps_run_ahead_of_their_numbers():

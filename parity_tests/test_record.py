@@ -106,15 +106,22 @@ def test_a_resumed_run_leaves_the_lines_of_one_that_never_stopped(tmp_path, resu
 
 
 def test_validations_up_to_a_step_are_read_with_every_bit_of_their_score(tmp_path):
-    scores = {20: 0.1 + 0.2, 40: float("nan"), 60: 1 / 3}
+    scores = {20: 0.1 + 0.2, 40: None, 60: 1 / 3}
     with MetricsLog(tmp_path) as log:
         for step, score in scores.items():
             log.add_scalars(step, {"train/loss": 1.0, "validation/mean_image_iou": score})
     assert read_validations(tmp_path / "nothing", until=99) == []
     assert read_validations(tmp_path, until=39) == [(20, 0.1 + 0.2)]
-    (first, second, third) = read_validations(tmp_path, until=60)
-    assert (first, third) == ((20, 0.1 + 0.2), (60, 1 / 3))
-    assert math.isnan(second[1])
+    assert read_validations(tmp_path, until=60) == [(20, 0.1 + 0.2), (40, None), (60, 1 / 3)]
+
+
+def test_a_score_that_does_not_exist_is_null_in_json_and_not_in_tensorboard(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.add_scalars(3, {"validation/mean_image_iou": None, "validation/pixel_error": 0.25})
+    assert _strict((tmp_path / "metrics.jsonl").read_text()) == [
+        {"step": 3, "kind": "validation", "mean_image_iou": None, "pixel_error": 0.25}
+    ]
+    assert _values(tmp_path) == [(3, "validation/pixel_error", 0.25)]
 
 
 @pytest.mark.parametrize("of_lines", [True, False])

@@ -30,6 +30,7 @@ from unet_train.input.crops import choose_samples, cut_batch
 from unet_train.input.dataset import open_dataset
 from unet_train.input.samples import Drawn
 from unet_train.plan import make_plan
+from unet_train.report import validation
 from unet_train.report.metrics_log import read_metrics
 from unet_train.report.progress import Progress, StepBar
 from unet_train.report.validation import validate
@@ -251,6 +252,43 @@ def test_a_run_that_patience_has_ended_does_not_go_on(tmp_path, monkeypatch):
     assert _validations(tmp_path / "stopped") == [3, 6]
 
 
+@pytest.fixture
+def background(monkeypatch):
+    """Samples whose masks hold nothing, and a net that finds nothing."""
+    draw_cells, empty = synthetic.draw_cells, np.zeros(synthetic.SHAPE, np.uint8)
+    monkeypatch.setattr(synthetic, "draw_cells", lambda seed: (draw_cells(seed)[0], empty))
+    monkeypatch.setattr(validation, "predict", lambda _, image: np.zeros(image.shape[:2], np.uint8))
+
+
+def test_a_run_with_nothing_to_score_ends_without_a_score_and_says_so(tmp_path, background):
+    config = replace(TINY, patience=1, validate_every=2)
+    stream = io.StringIO()
+    result = loop.run(config, tmp_path / "run", progress=Progress(Console(file=stream, width=200)))
+    assert result.step == 6, "a score that does not exist counts against patience"
+    assert (result.mean_image_iou, result.best_step, result.best_mean_image_iou) == 3 * (None,)
+    assert result.pooled_iou == [1.0, None]
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert "nothing to score in the held-out images" in stream.getvalue()
+    assert "IoU n/a (mean of images), n/a (pooled)" in stream.getvalue()
+    assert "class 1 (cell) is in no image to train on" in stream.getvalue()
+    lines = read_metrics(tmp_path / "run")
+    assert [line["mean_image_iou"] for line in lines if line["kind"] == "validation"] == 3 * [None]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Nothing to score in 1 held-out image after 6 steps" in report
+    assert "class 1 (cell) is in no image to train on" in report
+    again = loop.run(config, tmp_path / "run", progress=quiet())
+    assert (again.step, again.best_step) == (6, None)
+
+
+def test_a_validation_without_a_score_is_never_the_best_and_exhausts_no_patience():
+    scores = (None, 0.5, None, 0.4, None, 0.3, 0.6)
+    validations, seen = loop.Validations(), []
+    for step, score in enumerate(scores, start=1):
+        validations = validations.add(step, score)
+        seen.append((validations.last_step, validations.best_step, validations.since_best))
+    assert seen == [(1, 0, 0), (2, 2, 0), (3, 2, 0), (4, 2, 1), (5, 2, 1), (6, 2, 2), (7, 7, 0)]
+
+
 def test_other_devices_are_told(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "run")
     stream = io.StringIO()
@@ -290,6 +328,16 @@ def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
     seen = jax.jit(prepare_batch, static_argnums=0)(config, crops, np.int32(1))
     assert not np.isfinite(asked[0].x[0]).any()
     np.testing.assert_allclose(asked[0].x[1], seen.x[1], atol=1e-6)
+
+
+def test_a_rate_that_falls_linearly_to_its_end_is_written_and_read(tmp_path):
+    linear = Schedule("one_cycle", max_lr=1e-2, anneal_strategy="linear")
+    config = replace(TINY, schedule=linear)
+    loop.run(config, tmp_path / "run", progress=quiet())
+    state = training_state.read(tmp_path / "run")
+    assert state.scheduler["lr"] < 0, "torch's own goes a step further than it is used"
+    assert training_state.leave_out_schedule(state).recipe.optimizer.lr == 0
+    assert loop.run(config, tmp_path / "run", progress=quiet()).step == 6
 
 
 def test_no_signal_is_caught_after_a_run(run):

@@ -14,7 +14,7 @@ from unet_train.input.border_weights import label_objects
 from unet_train.input.samples import make_sample
 from unet_train.metrics import rand_score
 from unet_train.report import pictures, validation
-from unet_train.report.pictures import draw_overlays, write_pictures
+from unet_train.report.pictures import draw_overlays, draw_worst_and_best, write_pictures
 from unet_train.report.validation import validate
 
 CONFIG = TrainConfig(net=UNetConfig(widths=(4, 6)))
@@ -45,9 +45,7 @@ NET = UNet(CONFIG.net, rngs=nnx.Rngs(0))
 
 @pytest.fixture
 def scores(monkeypatch):
-    for room in (validation, pictures):
-        monkeypatch.setattr(room, "predict", lambda _, image: PREDICTED[int(image[0, 0])])
-    return validate(NET, SAMPLES, ignore_index=255)
+    return _validate(monkeypatch, SAMPLES, PREDICTED)
 
 
 def test_scores_equal_pixels_counted_by_hand(scores):
@@ -63,6 +61,47 @@ def test_scores_equal_pixels_counted_by_hand(scores):
     assert [(image.name, image.height, image.width) for image in scores.images][1] == (
         "1.png", 6, 8,
     )  # fmt: skip
+
+
+def _validate(monkeypatch, samples, predicted, *, classes=2):
+    for room in (validation, pictures):
+        monkeypatch.setattr(room, "predict", lambda _, image: predicted[int(image[0, 0])])
+    net = UNet(replace(CONFIG.net, classes=classes), rngs=nnx.Rngs(0))
+    return validate(net, samples, ignore_index=255)
+
+
+EMPTY = np.zeros((6, 8), np.uint8)
+IGNORED = np.full((6, 8), 255, np.uint8)
+
+
+def test_an_image_with_nothing_to_score_stays_out_of_every_mean(monkeypatch):
+    samples = [sample(0, EMPTY), sample(1, BLOCK), sample(2, IGNORED), sample(3, EMPTY)]
+    # the second has what the net does not find, the last what it finds and is not there
+    predicted = [EMPTY, FOUND, BLOCK, BLOCK]
+    scores = _validate(monkeypatch, samples, predicted)
+    assert [image.iou for image in scores.images] == [None, pytest.approx(20 / 32), None, 0]
+    assert [image.dice for image in scores.images] == [None, pytest.approx(40 / 52), None, 0]
+    assert scores.mean_image_iou == pytest.approx(20 / 32 / 2)
+    assert scores.rand_score == rand_score(FOUND == 1, label_objects(BLOCK == 1))
+    assert scores.pixel_error == pytest.approx((12 + 32) / (3 * 48))
+    worst = draw_worst_and_best(NET, samples, scores)
+    assert list(worst) == ["3.png", "1.png"]
+
+
+def test_where_nothing_can_be_scored_no_score_exists(monkeypatch):
+    samples = [sample(0, IGNORED), sample(1, IGNORED)]
+    scores = _validate(monkeypatch, samples, [BLOCK, EMPTY])
+    assert scores.headline == dict.fromkeys(scores.headline)
+    assert len(scores.headline) == 5
+    assert (scores.pooled_iou, scores.pooled_dice) == ([None, None], [None, None])
+    assert list(draw_worst_and_best(NET, samples, scores)) == ["0.png", "1.png"]
+
+
+def test_a_class_that_no_held_out_image_has_is_in_no_mean(monkeypatch):
+    scores = _validate(monkeypatch, [sample(0, BLOCK)], [FOUND], classes=3)
+    assert scores.pooled_iou == [pytest.approx(16 / 28), pytest.approx(20 / 32), None]
+    assert scores.mean_image_iou == scores.headline["pooled_iou"] == pytest.approx(20 / 32)
+    assert "rand_score" not in scores.headline
 
 
 def test_the_rand_score_is_of_the_objects_where_they_are_known(scores):

@@ -1,6 +1,7 @@
 """A run: data in, steps, validations, checkpoints, files out. Its effects live here."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -28,6 +29,7 @@ from .devices.processes import (
     was_preempted,
 )
 from .input.prefetch import prefetch_batches
+from .metrics import as_result, format_score
 from .plan import Plan, make_plan, open_run
 from .report.metrics_log import MetricsLog, read_metrics, read_validations
 from .report.page import Report, write_page
@@ -48,7 +50,8 @@ class Result:
     """A `Result` is what a run ended with, as plain values.
 
     The scores are those of the last weights, not of the best, or, where a signal ended the run, of
-    the last validation. None means not available: the run ended before it was measured.
+    the last validation. None means not available: the run ended before it was measured, or there
+    was nothing to score.
 
     Attributes:
         mean_image_iou: mean over the held-out images of the mean IoU of classes 1 and up.
@@ -62,7 +65,7 @@ class Result:
     step: int
     loss: float | None
     mean_image_iou: float | None
-    pooled_iou: list[float] | None
+    pooled_iou: list[float | None] | None
     best_step: int | None
     best_mean_image_iou: float | None
     training_images: int
@@ -83,7 +86,7 @@ class Validations:
         last_step: step of the last one; 0 for none.
         best_step: step of the first one with the highest score; 0 for none.
         best_score: mean IoU of images; -1 for none.
-        since_best: number of validations after the best.
+        since_best: number of validations with a score after the best.
     """
 
     last_step: int = 0
@@ -91,8 +94,10 @@ class Validations:
     best_score: float = -1.0
     since_best: int = 0
 
-    def add(self, step: int, score: float) -> "Validations":
-        """Return them with one more."""
+    def add(self, step: int, score: float | None) -> "Validations":
+        """Return them with one more; one without a score is neither better nor worse."""
+        if score is None:
+            return replace(self, last_step=step)
         if score > self.best_score:
             return Validations(step, step, score, 0)
         return replace(self, last_step=step, since_best=self.since_best + 1)
@@ -269,7 +274,8 @@ def open_log(out: Path, *, resume_at: int) -> AbstractContextManager[MetricsLog 
 def log_means(log: MetricsLog | None, step: int, means: dict[str, float]) -> None:
     """Log the means of a window of steps."""
     if log is not None:
-        log.add_scalars(step, {f"train/{name}": value for name, value in means.items()})
+        values: dict[str, float | None] = {**means, "iou": as_result(means["iou"])}
+        log.add_scalars(step, {f"train/{name}": value for name, value in values.items()})
 
 
 def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float]) -> None:
@@ -338,8 +344,9 @@ def _validate_and_publish(
     except signals.StopAskedError:
         return None, validations
     # processes whose scores differ in the last bit would not end at the same step
-    score = broadcast_from_first(f"score {step}", scores.mean_image_iou)
-    validations = validations.add(step, score)
+    score = math.nan if scores.mean_image_iou is None else scores.mean_image_iou
+    score = broadcast_from_first(f"score {step}", score)
+    validations = validations.add(step, as_result(score))
     if is_first_process():
         write_weights(out, weights, is_best=validations.best_step == step)
     if log is not None:  # last: a validation without its line is made again
@@ -348,9 +355,14 @@ def _validate_and_publish(
         log.add_images(step, draw_overlays(from_weights(weights), held_out, first))
         log.add_scalars(step, {f"validation/{name}": v for name, v in scores.headline.items()})
     progress.say(
-        f"step {step}: validation IoU {scores.mean_image_iou:.3f} (mean of images), "
-        f"{scores.headline['pooled_iou']:.3f} (pooled)"
+        f"step {step}: validation IoU {format_score(scores.mean_image_iou)} (mean of images), "
+        f"{format_score(scores.headline['pooled_iou'])} (pooled)"
     )
+    if scores.mean_image_iou is None:
+        progress.say(
+            "nothing to score in the held-out images: no image has a class other than 0, and the "
+            "net finds none"
+        )
     return scores, validations
 
 

@@ -1,4 +1,11 @@
-"""Everything that counts pixels comes from one confusion matrix; the Rand score counts pairs."""
+"""Everything that counts pixels comes from one confusion matrix; the Rand score counts pairs.
+
+A score over nothing does not exist. It is NaN here, None in results and null in JSON; it stays out
+of every mean, and it is neither good nor bad.
+"""
+
+import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,37 +32,40 @@ def confusion(
 def iou(matrix: np.ndarray) -> np.ndarray:
     """Return the intersection over union of each class.
 
-    It is 1 for a class that is neither there nor found.
+    It is NaN for a class that is neither there nor found.
     """
     both = np.diag(matrix).astype(np.float64)
     either = matrix.sum(0) + matrix.sum(1) - both
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    return np.where(either > 0, both / np.maximum(either, 1), np.nan)
 
 
 def foreground_iou(matrix: np.ndarray) -> float:
     """Return the mean IoU of the classes that are there or found, without 0, the background.
 
-    It is 1 if there is no such class.
+    It is NaN if there is no such class.
     """
-    return _mean_of_foreground(iou(np.asarray(matrix)), matrix)
+    return mean_score(iou(np.asarray(matrix))[1:])
 
 
 def dice(matrix: np.ndarray) -> np.ndarray:
-    """Return the Dice score (F1) of each class; 1 for a class that is neither there nor found."""
+    """Return the Dice score (F1) of each class; NaN for one that is neither there nor found."""
     both = np.diag(matrix).astype(np.float64)
     total = matrix.sum(0, dtype=np.float64) + matrix.sum(1, dtype=np.float64)
-    return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
+    return np.where(total > 0, 2 * both / np.maximum(total, 1), np.nan)
 
 
 def foreground_dice(matrix: np.ndarray) -> float:
-    """Return the mean Dice score of the classes other than 0 that are there or found."""
-    return _mean_of_foreground(dice(np.asarray(matrix)), matrix)
+    """Return the mean Dice score of the classes that are there or found, without 0.
+
+    It is NaN if there is no such class.
+    """
+    return mean_score(dice(np.asarray(matrix))[1:])
 
 
 def pixel_error(matrix: np.ndarray) -> float:
-    """Return the part of the pixels whose class is wrong; 0 where there are none."""
+    """Return the part of the pixels whose class is wrong; NaN where there are no pixels."""
     total = matrix.sum(dtype=np.float64)
-    return float(1 - np.diag(matrix).sum(dtype=np.float64) / total) if total else 0.0
+    return float(1 - np.diag(matrix).sum(dtype=np.float64) / total) if total else math.nan
 
 
 def rand_score(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -63,8 +73,8 @@ def rand_score(predicted: np.ndarray, truth: np.ndarray) -> float:
 
     With p_ij the part of the true foreground in object i of the truth and in segment j of the
     prediction, V = sum p_ij^2 / (0.5 sum_i (sum_j p_ij)^2 + 0.5 sum_j (sum_i p_ij)^2): of the
-    pairs of pixels that truth or prediction puts together, the part that both do. 1 is perfect;
-    1 as well where the truth has no object. A pixel of a border that is left after thinning is a
+    pairs of pixels that truth or prediction puts together, the part that both do. 1 is perfect. It
+    is NaN where the truth has no object. A pixel of a border that is left after thinning is a
     segment of its own. Arganda-Carreras et al., Crowdsourcing the creation of image segmentation
     algorithms for connectomics, Frontiers in Neuroanatomy 9:142, 2015.
 
@@ -74,13 +84,30 @@ def rand_score(predicted: np.ndarray, truth: np.ndarray) -> float:
     """
     inside = truth > 0
     if not inside.any():
-        return 1.0
+        return math.nan
     objects, segments = truth[inside].astype(np.int64), label_segments(predicted)[inside]
     on_border = segments == 0  # after thinning: each of these pixels is a segment of its own
     segments[on_border] = segments.max() + 1 + np.arange(on_border.sum())
     # one number for each pair of an object and a segment
     both = objects * (segments.max() + 1) + segments
     return _count_pairs(both) / (0.5 * _count_pairs(objects) + 0.5 * _count_pairs(segments))
+
+
+def mean_score(scores: Sequence[float] | np.ndarray) -> float:
+    """Return the mean of the scores that exist, which are not NaN; NaN if none does."""
+    values = np.asarray(scores, np.float64)
+    exists = ~np.isnan(values)
+    return float(values[exists].mean()) if exists.any() else math.nan
+
+
+def as_result(score: float) -> float | None:
+    """Return a score as results hold it: None in place of NaN, which JSON does not have."""
+    return None if math.isnan(score) else float(score)
+
+
+def format_score(score: float | None) -> str:
+    """Return the score of a result with three digits, or n/a if it does not exist."""
+    return "n/a" if score is None else f"{score:.3f}"
 
 
 def label_segments(foreground: np.ndarray) -> np.ndarray:
@@ -105,13 +132,6 @@ def _without_class(ignored: int, classes: int) -> Array:
     """Return the classes in their order, with a value that no mask holds for the ignored one."""
     every = jnp.arange(classes)
     return jnp.where(every == ignored, -1, every)
-
-
-def _mean_of_foreground(scores: np.ndarray, matrix: np.ndarray) -> float:
-    """Return the mean over the classes but 0 of which the matrix has pixels."""
-    matrix = np.asarray(matrix)
-    has_pixels = (matrix.sum(0) + matrix.sum(1))[1:] > 0
-    return float(scores[1:][has_pixels].mean()) if has_pixels.any() else 1.0
 
 
 def _borders(grown: np.ndarray, parts: np.ndarray) -> np.ndarray:

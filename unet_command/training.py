@@ -101,6 +101,7 @@ def _train_here(
 
 def _print_end(result: "Result", *, out: Path, steps: int) -> None:
     """Print how a run ended, and where its page is."""
+    from unet_train.metrics import format_score
     from unet_train.run import folder as run_folder
 
     if result.stopped_by is not None:
@@ -111,7 +112,7 @@ def _print_end(result: "Result", *, out: Path, steps: int) -> None:
         )
         return
     print(
-        f"{result.weights}: validation IoU {result.mean_image_iou:.3f} (mean of images), "
+        f"{result.weights}: validation IoU {format_score(result.mean_image_iou)} (mean of images), "
         f"{result.seconds:.0f} s"
     )
     print(f"the page: {out / run_folder.PAGE}")

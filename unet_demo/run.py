@@ -18,6 +18,7 @@ from unet_spec.files import atomic_write, refuse_existing
 from unet_train import loop
 from unet_train.config import CELLS, TrainConfig
 from unet_train.input import synthetic
+from unet_train.metrics import format_score
 from unet_train.report.progress import Progress
 from unet_train.run import folder as run_folder
 
@@ -68,6 +69,7 @@ def run(out: Path, *, config: TrainConfig = CELLS, command: str = "") -> dict[st
         text = unet_page.render(
             Path(__file__).with_name("page.html"),
             summary=summary,
+            iou=format_score(result.mean_image_iou),
             sentence=page.SENTENCES[parity.verdict],
             rows=rows,
             parity=PARITY,

@@ -90,12 +90,12 @@ class TrainingState:
 def leave_out_schedule(state: TrainingState) -> TrainingState:
     """Return a run whose learning rate and momentum stay where they are now."""
     optimizer, now = state.recipe.optimizer, state.scheduler
-    optimizer = dataclasses.replace(optimizer, lr=now["lr"])
+    optimizer = dataclasses.replace(optimizer, lr=max(now["lr"], 0.0))
     if "momentum" in now and optimizer.name in ("adam", "adamw"):
         optimizer = dataclasses.replace(optimizer, betas=(now["momentum"], optimizer.betas[1]))
     elif "momentum" in now:
         optimizer = dataclasses.replace(optimizer, momentum=now["momentum"])
-    values = {"lr": now["lr"], "last_epoch": state.step}
+    values = {"lr": optimizer.lr, "last_epoch": state.step}
     return dataclasses.replace(state, recipe=Recipe(optimizer), scheduler=values)
 
 
@@ -294,9 +294,12 @@ def _check_scheduler(recipe: Recipe, step: int, scheduler: Scheduler) -> None:
     keys = scheduler_keys(recipe)
     if set(scheduler) != set(keys):
         raise InputError(f"scheduler has the keys {', '.join(keys)}, got {', '.join(scheduler)}")
-    if not (0 <= scheduler["lr"] < math.inf):
-        raise InputError(f"scheduler.lr is a finite number of at least 0, got {scheduler['lr']}")
     epoch = step // recipe.schedule.every
+    # torch's OneCycleLR ends a step before its last value, which lies below 0 where it falls
+    # linearly; no step uses that value
+    has_ended = recipe.schedule.name == "one_cycle" and epoch == recipe.schedule.total_steps
+    if not ((scheduler["lr"] >= 0 or has_ended) and math.isfinite(scheduler["lr"])):
+        raise InputError(f"scheduler.lr is a finite number of at least 0, got {scheduler['lr']}")
     if recipe.schedule.name != "plateau" and scheduler["last_epoch"] != epoch:
         raise InputError(
             f"scheduler.last_epoch={scheduler['last_epoch']} does not fit step={step} with "

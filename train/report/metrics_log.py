@@ -46,18 +46,20 @@ class MetricsLog:
         finally:
             self._events.close()
 
-    def add_scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+    def add_scalars(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
         """Add a line for each kind of value.
 
         `{"train/loss": 0.5}` is the line `{"step": 20, "kind": "train", "loss": 0.5}`. JSON has
-        no NaN and no infinity: they are null.
+        no NaN and no infinity: they are null. So is None, a score that does not exist, which
+        TensorBoard does not get.
         """
         lines: dict[str, dict[str, Any]] = {}
-        numbers = {tag: float(value) for tag, value in values.items()}
-        for tag, value in numbers.items():
+        numbers = {tag: float(value) for tag, value in values.items() if value is not None}
+        for tag in values:
             kind, _, name = tag.partition("/")
             line = lines.setdefault(kind, {"step": step, "kind": kind})
-            line[name] = value if math.isfinite(value) else None
+            value = numbers.get(tag)
+            line[name] = value if value is not None and math.isfinite(value) else None
         for line in lines.values():
             with name_errors(self._path):
                 self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -77,19 +79,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [line for _, line in _parse_lines(folder / METRICS)]
 
 
-def read_validations(folder: Path, *, until: int) -> list[tuple[int, float]]:
+def read_validations(folder: Path, *, until: int) -> list[tuple[int, float | None]]:
     """Return (step, mean IoU of images) of the validations up to a step, the oldest first.
+
+    The IoU is None where no image had a score.
 
     Raises:
         InputError: a line that is none.
     """
     lines = [line for line in read_metrics(folder) if line["kind"] == "validation"]
-    values = [(line["step"], line.get("mean_image_iou")) for line in lines]
-    return [
-        (step, math.nan if value is None else float(value))
-        for step, value in values
-        if step <= until
-    ]
+    return [(line["step"], line.get("mean_image_iou")) for line in lines if line["step"] <= until]
 
 
 def _drop_after(path: Path, *, step: int) -> None:

@@ -13,10 +13,13 @@ from unet_spec.files import atomic_write
 
 from ..check.data_doctor import Finding
 from ..config import PRESETS, to_plain
+from ..metrics import format_score
 from . import plot
+from .pictures import rank_by_iou
 from .plot import Dot, Line, Plot
-from .validation import Scores
+from .validation import ImageScore, Scores
 
+NOTHING_TO_SCORE = "no image has a class other than 0, and the net finds none"
 PICTURE_PX = 800  # of the longer side
 NAMES = {
     "mean_image_iou": "mean IoU of images",
@@ -70,6 +73,8 @@ def render_page(report: Report, *, command: str = "") -> str:
     return unet_page.render(
         Path(__file__).with_name("page.html"),
         report=report,
+        score=format_score,
+        images=_sort_images(report.scores),
         command=command,
         sentence=summarize(report),
         figures=[*_list_figures(report)],
@@ -88,6 +93,8 @@ def summarize(report: Report) -> str:
     planned = report.config["steps"]
     steps = f"{last:,}" if last == planned else f"{last:,} of {planned:,}"
     images = f"{count} held-out image{'s' if count > 1 else ''}"
+    if report.scores.mean_image_iou is None:
+        return f"Nothing to score in {images} after {steps} steps: {NOTHING_TO_SCORE}."
     text = f"Mean IoU {report.scores.mean_image_iou:.3f} over {images} after {steps} steps"
     validations = _points(report, "validation", "mean_image_iou")
     if not validations or (best := _highest(validations))[0] == last:
@@ -117,7 +124,7 @@ def _points(report: Report, kind: str, name: str) -> list[tuple[float, float]]:
 def _list_figures(report: Report) -> Iterator[tuple[str, str]]:
     """Yield each number at the top of the page with its name."""
     for name, value in report.scores.headline.items():
-        yield NAMES.get(name, name.replace("_", " ")), f"{value:.3f}"
+        yield NAMES.get(name, name.replace("_", " ")), format_score(value)
     speeds, waits, peaks = (
         [value for _, value in _points(report, "train", name)]
         for name in ("images_per_s", "waiting_share", "peak_memory_bytes")
@@ -189,32 +196,39 @@ def _lone_point(points: plot.Points) -> list[Dot]:
 
 
 def _make_iou_axis(values: Sequence[float]) -> plot.Axis:
-    """Return an axis around scores, or from 0 to 1 where they are all the same."""
-    low, high = min(values), max(values)
+    """Return an axis around scores, or from 0 to 1 where they are all the same or none."""
+    low, high = min(values, default=0), max(values, default=0)
     return plot.linear_axis(low, high) if high > low else plot.linear_axis(0, 1)
 
 
 def _plot_image_scores(scores: Scores) -> Plot:
-    """Return the plot of the IoU of every image, the worst first."""
-    rows = sorted(scores.images, key=lambda image: image.iou)
-    mean = scores.mean_image_iou
-    x = plot.Axis(-0.5, len(rows) - 0.5)
+    """Return the plot of the IoU of every image that has one, the worst first."""
+    rows = [(image, image.iou) for image in _sort_images(scores) if image.iou is not None]
+    x = plot.Axis(-0.5, max(len(rows), 1) - 0.5)
     dots = [
-        Dot("validation", i, row.iou, f"{row.name}: IoU {row.iou:.3f}, Dice {row.dice:.3f}")
-        for i, row in enumerate(rows)
+        Dot("validation", i, iou, f"{row.name}: IoU {iou:.3f}, Dice {format_score(row.dice)}")
+        for i, (row, iou) in enumerate(rows)
     ]
-    line = Line("mean", [(x.low, mean), (x.high, mean)])
-    y = _make_iou_axis([row.iou for row in rows])
-    return Plot(
-        "IoU of every image, the worst first", [("mean", f"mean {mean:.3f}")], x, y, [line], dots
-    )
+    y = _make_iou_axis([iou for _, iou in rows])
+    key, lines = [], []
+    if scores.mean_image_iou is not None:
+        mean = scores.mean_image_iou
+        key.append(("mean", f"mean {mean:.3f}"))
+        lines.append(Line("mean", [(x.low, mean), (x.high, mean)]))
+    return Plot("IoU of every image, the worst first", key, x, y, lines, dots)
+
+
+def _sort_images(scores: Scores) -> list[ImageScore]:
+    """Return the images, the worst first, and those without a score last."""
+    order = rank_by_iou(scores.images)
+    without = [index for index, image in enumerate(scores.images) if image.iou is None]
+    return [scores.images[index] for index in (*order, *without)]
 
 
 def _choose_pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the images that have a picture, the worst half and the best half."""
-    by_iou = sorted(report.scores.images, key=lambda image: image.iou)
     entries: list[dict[str, Any]] = []
-    for image in by_iou:
+    for image in _sort_images(report.scores):
         if image.name in report.pictures:
             url = unet_page.picture_url(report.pictures[image.name], largest_px=PICTURE_PX)
             entries.append({"image": image, "url": url})
@@ -222,6 +236,8 @@ def _choose_pictures(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
         return []
     if len(entries) == 1:
         return [("The held-out image", entries)]
+    if report.scores.mean_image_iou is None:
+        return [("Without a score", entries)]
     half = len(entries) // 2
     return [("The worst", entries[:half]), ("The best", entries[half:])]
 

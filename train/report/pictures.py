@@ -15,7 +15,7 @@ from ..config import AugmentConfig, DataConfig
 from ..input.augment import augment_batch
 from ..input.crops import cut_batch
 from ..input.samples import Sample
-from .validation import Scores
+from .validation import ImageScore, Scores
 
 WORST = BEST = 3  # images of which there are pictures
 PREVIEW_IMAGES = 4  # of the first batch
@@ -80,9 +80,18 @@ def _join_pictures(pictures: Sequence[np.ndarray] | np.ndarray, *, axis: int) ->
 def draw_worst_and_best(
     model: UNet, validation: Sequence[Sample], scores: Scores
 ) -> dict[str, np.ndarray]:
-    """Draw the held-out images with the lowest and the highest IoU, by name."""
-    order = np.argsort([image.iou for image in scores.images], kind="stable").tolist()
+    """Draw the held-out images with the lowest and the highest IoU, by name.
+
+    An image without a score is neither; if none has one, the first images are drawn.
+    """
+    order = rank_by_iou(scores.images) or list(range(len(scores.images)))
     return draw_overlays(model, validation, dict.fromkeys([*order[:WORST], *order[-BEST:]]))
+
+
+def rank_by_iou(images: Sequence[ImageScore]) -> list[int]:
+    """Return the indices of the images that have an IoU, the lowest first."""
+    ious = {index: image.iou for index, image in enumerate(images) if image.iou is not None}
+    return sorted(ious, key=ious.__getitem__)
 
 
 def draw_overlays(

@@ -15,7 +15,7 @@ from rich.progress import Progress as RichBar
 from rich.text import Text
 
 from ..input.crops import Batch
-from ..metrics import foreground_iou
+from ..metrics import as_result, foreground_iou, format_score
 from ..step import Metrics
 
 LINE_EVERY_S = 15.0
@@ -133,7 +133,7 @@ class StepBar:
         matrix = np.asarray([step.confusion for step in steps], np.float64).sum(axis=0)
         means = {
             "loss": float(np.mean([step.loss for step in steps], dtype=np.float64)),
-            "iou": foreground_iou(matrix),
+            "iou": foreground_iou(matrix),  # NaN if no class of it is in the window
             "lr": float(steps[-1].lr),
             "grad_norm": float(np.mean([step.grad_norm for step in steps], dtype=np.float64)),
             "peak_memory_bytes": float(peak_memory_bytes()),
@@ -183,7 +183,11 @@ class _View(RichBar):
 
 def format_status(means: dict[str, float]) -> str:
     """Return the means of a window as a line of less than 80 characters."""
-    parts = [f"loss {means['loss']:.4f}", f"IoU {means['iou']:.3f}", f"lr {means['lr']:.1e}"]
+    parts = [
+        f"loss {means['loss']:.4f}",
+        f"IoU {format_score(as_result(means['iou']))}",
+        f"lr {means['lr']:.1e}",
+    ]
     if "images_per_s" in means:
         parts.append(f"{means['images_per_s']:.1f} images/s")
         parts.append(f"input wait {100 * means['waiting_share']:.0f} %")

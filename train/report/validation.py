@@ -20,23 +20,38 @@ from ..devices.processes import gather_objects
 from ..input.border_weights import label_objects
 from ..input.prefetch import read_ahead
 from ..input.samples import Sample
-from ..metrics import confusion, dice, foreground_dice, foreground_iou, iou, pixel_error, rand_score
+from ..metrics import (
+    as_result,
+    confusion,
+    dice,
+    foreground_dice,
+    foreground_iou,
+    iou,
+    mean_score,
+    pixel_error,
+    rand_score,
+)
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """An `ImageScore` has means over the classes 1 and up that one image has or the net finds."""
+    """An `ImageScore` has means over the classes 1 and up that one image has or the net finds.
+
+    They are None if there is no such class.
+    """
 
     name: str
     height: int
     width: int
-    iou: float
-    dice: float
+    iou: float | None
+    dice: float | None
 
 
 @dataclass(frozen=True)
 class Scores:
     """A `Scores` is that of all held-out images.
+
+    A score is None where there is nothing to score: it is not in the mean of others.
 
     Attributes:
         mean_image_iou: mean over images of the mean IoU of classes 1 and up, of those that are
@@ -44,30 +59,31 @@ class Scores:
         pooled_iou: of each class, over the pixels of all images.
         pooled_dice: likewise.
         pixel_error: part of the pixels whose class is wrong.
-        rand_score: mean over images of the EM challenge's foreground-restricted Rand score; None
-            for more than two classes.
+        rand_score: mean over images of the EM challenge's foreground-restricted Rand score, of
+            those with an object; None for more than two classes as well.
         confusion: pixels, rows are the truth, columns the prediction.
         images: one by one.
     """
 
-    mean_image_iou: float
-    pooled_iou: list[float]
-    pooled_dice: list[float]
-    pixel_error: float
+    mean_image_iou: float | None
+    pooled_iou: list[float | None]
+    pooled_dice: list[float | None]
+    pixel_error: float | None
     rand_score: float | None
     confusion: list[list[float]]
     images: list[ImageScore]
 
     @property
-    def headline(self) -> dict[str, float]:
-        """Return the numbers of which a curve is drawn."""
+    def headline(self) -> dict[str, float | None]:
+        """Return the numbers of which a curve is drawn; the Rand score only with two classes."""
+        matrix = np.asarray(self.confusion)
         numbers = {
             "mean_image_iou": self.mean_image_iou,
-            "pooled_iou": foreground_iou(np.asarray(self.confusion)),
-            "pooled_dice": foreground_dice(np.asarray(self.confusion)),
+            "pooled_iou": as_result(foreground_iou(matrix)),
+            "pooled_dice": as_result(foreground_dice(matrix)),
             "pixel_error": self.pixel_error,
         }
-        if self.rand_score is None:
+        if len(matrix) > 2:
             return numbers
         return {**numbers, "rand_score": self.rand_score}
 
@@ -137,18 +153,19 @@ def _count(model: UNet, sample: Sample, ignore_index: int | None) -> _Counted:
 
 def _sum_up(counted: Sequence[_Counted]) -> Scores:
     """Return the scores of all images together."""
+    matrices = [one.matrix for one in counted]
+    ious, dices = map(foreground_iou, matrices), map(foreground_dice, matrices)
     rows = [
-        ImageScore(one.name, *one.shape, foreground_iou(one.matrix), foreground_dice(one.matrix))
-        for one in counted
+        ImageScore(one.name, *one.shape, as_result(image_iou), as_result(image_dice))
+        for one, image_iou, image_dice in zip(counted, ious, dices, strict=True)
     ]
-    rand = [one.rand for one in counted if one.rand is not None]
-    pooled = np.sum([one.matrix for one in counted], axis=0)
+    pooled = np.sum(matrices, axis=0)
     return Scores(
-        mean_image_iou=float(np.mean([row.iou for row in rows])),
-        pooled_iou=iou(pooled).tolist(),
-        pooled_dice=dice(pooled).tolist(),
-        pixel_error=float(pixel_error(pooled)),
-        rand_score=float(np.mean(rand)) if rand else None,
+        mean_image_iou=as_result(mean_score([foreground_iou(matrix) for matrix in matrices])),
+        pooled_iou=[*map(as_result, iou(pooled))],
+        pooled_dice=[*map(as_result, dice(pooled))],
+        pixel_error=as_result(pixel_error(pooled)),
+        rand_score=as_result(mean_score([one.rand for one in counted if one.rand is not None])),
         confusion=pooled.tolist(),
         images=rows,
     )
