@@ -202,7 +202,7 @@ class Room:
 
 
 class Samples(Sequence[Sample]):
-    """`Samples` are decoded when they are asked for; several threads may ask at once.
+    """A `Samples` decodes each sample when it is asked for, in whichever thread asks.
 
     The first that are asked for are kept while there is room, and none of them gives way to
     another: an epoch shows every image once, in an order of its own, so what was used last is not
