@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unet_spec import UNetConfig
+from unet_spec import Preprocessing, UNetConfig
 from unet_spec.wording import list_names
 
 from ..config import DataConfig, TrainConfig
@@ -81,9 +81,9 @@ class Diagnosis:
         steps_per_epoch: steps until every training image was shown once.
         memory_bytes: size of all samples, which stay in memory.
         sizes: the smallest first.
-        kinds: channels and type as read, with the number of images.
+        kinds: channels that are taken, and their type, with the number of images.
         stored: what masks hold, with the images.
-        as_read: values of the images without alpha.
+        as_read: values of these channels.
         as_input: values that the net sees.
         saturated_pixels: part of the pixels at the top of 8, 10, 12, 14 or 16 bits.
         saturated: images that have more than `SATURATED` of them.
@@ -126,10 +126,11 @@ def examine(
     data: DataConfig,
     ignore_index: int | None = None,
     class_names: Sequence[str] = (),
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> Diagnosis:
     """Return the diagnosis of both sides of a split."""
     samples = [*training, *validation]
-    pixels = [_drop_alpha(sample.image, net.in_channels) for sample in samples]
+    pixels = [_take_channels(sample.image, preprocessing.channels) for sample in samples]
     saturated = np.array([_measure_saturation(image) for image in pixels])
     # (images, 256) numbers of pixels, by image and by value of the mask
     counts = np.stack([np.bincount(s.mask.ravel(), minlength=256) for s in samples])
@@ -138,7 +139,7 @@ def examine(
         ignored[:, ignore_index] = counts[:, ignore_index]
     counts -= ignored
     training_pixels = sum(sample.mask.size for sample in training)
-    kinds = Counter(_describe_kind(s.image, net.in_channels) for s in samples)
+    kinds = Counter(_describe_kind(image) for image in pixels)
     is_gray_net = net.in_channels == 1
     diagnosis = Diagnosis(
         training=len(training),
@@ -184,6 +185,7 @@ def report_data(
     diagnosis = examine(
         training, validation, net=config.net, data=config.data,
         ignore_index=config.loss.ignore_index, class_names=config.class_names,
+        preprocessing=config.preprocessing,
     )  # fmt: skip
     print_diagnosis(diagnosis, console)
     return diagnosis
@@ -361,12 +363,10 @@ def _group_by_stored(samples: Sequence[Sample]) -> dict[str, list[str]]:
     return groups
 
 
-def _drop_alpha(image: np.ndarray, channels: int) -> np.ndarray:
-    """Return the part of an image that `prepare` uses for a net of so many channels, (h, w, c)."""
-    if image.ndim == 2:
-        return image[..., None]
-    has_alpha = image.shape[-1] in (2, 4) and image.shape[-1] != channels
-    return image[..., :-1] if has_alpha else image
+def _take_channels(image: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+    """Return the channels of an image that `prepare` takes, (h, w, c)."""
+    channels = np.atleast_3d(image)
+    return channels[..., list(chosen)] if chosen else channels
 
 
 def _is_mostly_specks(objects: np.ndarray | None) -> bool:
@@ -390,13 +390,10 @@ def _measure_saturation(image: np.ndarray) -> float:
     return float((image == top).any(axis=-1).mean())
 
 
-def _describe_kind(image: np.ndarray, in_channels: int) -> str:
-    """Return the channels and the type of an image, in words."""
-    in_file = 1 if image.ndim == 2 else image.shape[-1]
-    channels = _drop_alpha(image, in_channels).shape[-1]
-    plural = "s" if channels > 1 else ""
-    alpha = "" if in_file == channels else " and an alpha that is not used"
-    return f"{channels} channel{plural} of {image.dtype}{alpha}"
+def _describe_kind(channels: np.ndarray) -> str:
+    """Return the number of channels (h, w, c) and their type, in words."""
+    count = channels.shape[-1]
+    return f"{count} channel{'s' if count > 1 else ''} of {channels.dtype}"
 
 
 def _count_bytes(sample: Sample) -> int:
