@@ -132,7 +132,7 @@ def test_alpha_is_no_value_of_an_image(tmp_path):
         _save_image(folder, f"{i}.png", np.stack([gray, gray, gray, np.full_like(gray, 255)], -1))
     found = _examined(folder)
     assert found.findings == []
-    assert found.kinds == {"3 channels of uint8 and an alpha that is not used": 8}
+    assert found.kinds == {"3 channels of uint8": 8}
     np.testing.assert_allclose(found.as_read.mean, plain.as_read.mean, rtol=1e-12)
     assert found.saturated_pixels == plain.saturated_pixels
 

@@ -15,8 +15,10 @@ RGBA = np.concatenate([RGB, np.full((5, 7, 1), 255, np.uint8)], -1)
 @pytest.mark.parametrize("pixels", [GRAY, RGB, RGBA], ids=["gray", "rgb", "rgba"])
 def test_png_reads_as_written(tmp_path, pixels):
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    (read,) = unet_image.read_pages(tmp_path / "a.png")
-    np.testing.assert_array_equal(read, pixels)
+    (page,) = unet_image.measure_pages(tmp_path / "a.png")
+    assert page.shape == pixels.shape
+    np.testing.assert_array_equal(unet_image.read_page(page, alpha=True), pixels)
+    np.testing.assert_array_equal(unet_image.read_page(page), pixels if pixels is GRAY else RGB)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -48,8 +50,9 @@ def test_sixteen_bit_png_keeps_its_values(tmp_path):
 def test_sixteen_bit_png_in_colour_keeps_its_values(tmp_path, channels):
     pixels = np.stack([GRAY.astype(np.uint16) * 200 + c for c in range(channels)], -1)
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels))
-    (read,) = unet_image.read_pages(tmp_path / "a.png")
-    np.testing.assert_array_equal(read, pixels)
+    (page,) = unet_image.measure_pages(tmp_path / "a.png")
+    np.testing.assert_array_equal(unet_image.read_page(page, alpha=True), pixels)
+    assert page.has_alpha == (channels != 3)
 
 
 def test_tiff_pages_written_one_by_one_are_all_read(tmp_path):

@@ -33,7 +33,7 @@ def picture(shape, kind, seed=0):
 
 
 KINDS = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float64": np.float64}
-CHANNELS = {"gray": (), "one_channel": (1,), "rgb": (3,), "rgba": (4,)}
+CHANNELS = {"gray": (), "one_channel": (1,), "rgb": (3,)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -425,18 +425,46 @@ def test_colour_becomes_luma_and_gray_is_repeated():
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_alpha_is_dropped(channels):
-    image = picture((5, 7, 4), np.uint8)
-    np.testing.assert_array_equal(
-        prepare(image, channels=channels, preprocessing=IMAGE),
-        prepare(image[..., :3], channels=channels, preprocessing=IMAGE),
+@pytest.mark.parametrize(("count", "channels"), [(2, 1), (4, 1), (2, 3), (4, 3), (1, 2), (3, 4)])
+def test_channels_that_do_not_fit_are_refused_and_none_is_dropped(count, channels):
+    words = (
+        rf"has {count} channels? and the net takes {channels}; choose .*--preprocessing.channels"
     )
-    gray_alpha = picture((5, 7, 2), np.uint8)
-    np.testing.assert_array_equal(
-        prepare(gray_alpha, channels=channels, preprocessing=IMAGE),
-        prepare(gray_alpha[..., 0], channels=channels, preprocessing=IMAGE),
-    )
+    with pytest.raises(InputError, match=words):
+        prepare(picture((5, 7, count), np.uint8), channels=channels, preprocessing=IMAGE)
+
+
+@pytest.mark.parametrize("chosen", [(1,), (0, 3, 2), (3, 1), (0, 1, 2, 3), (2, 2, 2)])
+@pytest.mark.parametrize("normalize", ["image", "range", "none"])
+def test_chosen_channels_are_an_image_of_these_channels(chosen, normalize):
+    image, plain = picture((5, 7, 4), np.uint8), Preprocessing(normalize, sqrt=True)
+    of_part = prepare(image[..., list(chosen)], channels=len(chosen), preprocessing=plain)
+    chosen_first = replace(plain, channels=chosen)
+    x = prepare(image, channels=len(chosen), preprocessing=chosen_first)
+    np.testing.assert_array_equal(x, of_part, strict=True)
+    if len(chosen) in (1, 3):  # gray and RGB are still turned into one another
+        other = 4 - len(chosen)
+        np.testing.assert_array_equal(
+            prepare(image, channels=other, preprocessing=chosen_first),
+            prepare(image[..., list(chosen)], channels=other, preprocessing=plain),
+        )
+
+
+def test_channels_that_an_image_does_not_have_are_refused():
+    with pytest.raises(InputError, match=r"3 channels, and channel 3 .* numbered from 0 to 2"):
+        prepare(
+            picture((5, 7, 3), np.uint8), channels=1, preprocessing=Preprocessing(channels=(3,))
+        )
+    with pytest.raises(InputError, match=r"1 channel, and channel 1 .* numbered from 0 to 0"):
+        prepare(picture((5, 7), np.uint8), channels=1, preprocessing=Preprocessing(channels=(1,)))
+    with pytest.raises(InputError, match="4 channels, 2 of them are taken, and the net takes 1"):
+        prepare(
+            picture((5, 7, 4), np.uint8), channels=1, preprocessing=Preprocessing(channels=(0, 2))
+        )
+    with pytest.raises(InputError, match=r"channels are numbered from 0, got \(-1,\)"):
+        Preprocessing(channels=(-1,))
+    with pytest.raises(InputError, match="channels holds ints"):
+        Preprocessing(channels=(True,))
 
 
 @pytest.mark.parametrize("channels", [2, 4, 5])

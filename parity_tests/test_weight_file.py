@@ -48,7 +48,7 @@ def sha256(path):
 @pytest.mark.parametrize("axis", AXES)
 def test_round_trips_between_frameworks_keep_every_byte(axis, tmp_path):
     first, through_jax, through_torch = (tmp_path / f"{n}.safetensors" for n in range(3))
-    card = Preprocessing(normalize="range"), ("sky", "cell", "border", "none")
+    card = Preprocessing("range", channels=(2, 0)), ("sky", "cell", "border", "none")
     written = weights(AXES[axis], preprocessing=card[0], class_names=card[1])
     unet_torch.save(unet_torch.weights.from_weights(written), first)
     unet_jax.save(unet_jax.load(first), through_jax)
@@ -215,6 +215,14 @@ WRONG_FILES = {
     "unknown_preprocessing": (
         lambda path: stock_file(path, card={"preprocessing": {"normalize": "log"}}),
         "normalize is one of image, range, none",
+    ),
+    "channels_that_no_image_has": (
+        lambda path: stock_file(path, card={"preprocessing": {"channels": [0, -2]}}),
+        "channels are numbered from 0",
+    ),
+    "channels_that_are_no_numbers": (
+        lambda path: stock_file(path, card={"preprocessing": {"channels": "01"}}),
+        "channels holds ints",
     ),
     "newer_version": (lambda path: stock_file(path, card={"version": 2}), "format version 2"),
     "class_names_of_another_net": (

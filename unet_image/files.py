@@ -4,20 +4,39 @@ from pathlib import Path
 
 from unet_spec import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".npy", ".zarr")
+STORE_FILES = ("zarr.json", ".zgroup", ".zarray")
+"""One of these makes a folder a zarr store, which is one image file."""
 
 
 def list_images(folder: Path) -> list[Path]:
     """List the image files of a folder by name; for a file, the file itself.
 
+    Hidden files, as some systems leave beside others, are passed over.
+
     Raises:
         InputError: no such file or folder, or none in it.
     """
-    if folder.is_file():
+    if folder.is_file() or is_store(folder):
         return [folder]
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such file or folder")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if _is_image(path))
     if not files:
         raise InputError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
     return files
+
+
+def is_store(path: Path) -> bool:
+    """Return whether a path is a folder that holds one image file, a zarr store."""
+    if not path.is_dir():
+        return False
+    return path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in STORE_FILES)
+
+
+def _is_image(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return is_store(path)
+    return path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".zarr"

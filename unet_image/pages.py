@@ -1,13 +1,18 @@
 """The pages of an image file: measured without decoding, and read one by one."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-import imagecodecs
 import numpy as np
-import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unet_image import array_file, gif_file, jpeg_file, png_file, tiff_file, webp_file
+from unet_image.files import STORE_FILES, is_store
+from unet_image.header import Header
+from unet_image.quiet import silence_decoders
 from unet_spec import InputError
 from unet_spec.safetensors_file import refuse_pointer
 
@@ -22,6 +27,7 @@ class Page:
         dtype: as it is read.
         has_alpha: the file calls the last channel alpha.
         is_turned: the file names an orientation, by which the pixels are turned in reading.
+        stamp: size and time of the last change of the file when it was measured, if it was.
     """
 
     path: Path
@@ -31,6 +37,7 @@ class Page:
     dtype: np.dtype
     has_alpha: bool = False
     is_turned: bool = False
+    stamp: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -43,95 +50,145 @@ class Page:
         return str(self.path.with_name(self.name))
 
 
+class _Container(NamedTuple):
+    """How a kind of file is measured, and how the stored samples of a page are read."""
+
+    measure: Callable[[Path], list[Header]]
+    read: Callable[[Path, int, Header], np.ndarray] | None
+
+
+PNG = _Container(png_file.measure, png_file.read)
+JPEG = _Container(jpeg_file.measure, jpeg_file.read)
+GIF = _Container(gif_file.measure, None)  # a frame is drawn over others, in colours
+WEBP = _Container(webp_file.measure, webp_file.read)
+TIFF = _Container(tiff_file.measure, tiff_file.read)
+NPY = _Container(array_file.measure_npy, array_file.read_npy)
+ZARR = _Container(array_file.measure_zarr, array_file.read_zarr)
+STARTS = {
+    png_file.SIGNATURE: PNG,
+    b"\xff\xd8\xff": JPEG,
+    b"GIF87a": GIF,
+    b"GIF89a": GIF,
+    b"II*\0": TIFF,
+    b"MM\0*": TIFF,
+    b"II+\0": TIFF,
+    b"MM\0+": TIFF,
+    b"\x93NUMPY": NPY,
+}
+"""What a file is, by its first bytes; its name says nothing."""
+
+
 def measure_pages(path: Path) -> list[Page]:
-    """Measure the images of a file: the one of a PNG or JPEG, each page of a TIFF stack.
+    """Measure the images of a file, by its headers alone.
 
     Raises:
-        InputError: missing, empty, a Git-LFS pointer, or not an image.
+        InputError: missing, empty, a Git-LFS pointer, not an image, too large, or stored in a way
+            that is not read.
     """
-    arrays = _read_all(path, indices=False)
+    stamp = _read_stamp(path)
+    headers = _measure(path)
     return [
-        Page(path, index, len(arrays), array.shape, array.dtype)
-        for index, array in enumerate(arrays)
-    ]
+        Page(
+            path, index, len(headers), header.page_shape, header.page_dtype, header.has_alpha,
+            header.orientation != 1, stamp,
+        )
+        for index, header in enumerate(headers)
+    ]  # fmt: skip
 
 
 def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.ndarray:
-    """Read one image of a file.
+    """Read one image of a file; no other page of it is decoded.
 
     Args:
-        indices: keep the indices of a palette (a mask), in place of its colours.
+        indices: keep samples as a mask stores them: the indices of a palette in place of its
+            colours, and samples of fewer than 8 bits themselves (0 and 1 in place of 0 and 255).
         alpha: keep the channel that the file calls alpha; otherwise it is left out.
 
     Returns:
-        (h, w) or (h, w, c) in the file's own integer or float type.
+        (h, w) or (h, w, c) in the file's own integer or float type, as it was measured.
 
     Raises:
         InputError: missing, truncated, or other than it was measured.
     """
-    pixels = _read_all(page.path, indices=indices)[page.index]
-    if page.has_alpha and not alpha:
-        return pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :-1]
-    return pixels
+    path = page.path
+    if page.stamp is not None and _read_stamp(path) != page.stamp:
+        raise InputError(f"{path}: it has changed since it was measured; start again")
+    container, headers = _identify(path), _measure(path)
+    if page.index >= len(headers) or not _is_same(page, headers[page.index]):
+        raise InputError(f"{path}: it has changed since it was measured; start again")
+    header = headers[page.index]
+    with _refuse_damage(path):
+        if container.read is None:
+            return gif_file.read(path, page.index, indices=indices, alpha=alpha)
+        stored = container.read(path, page.index, header)
+        return header.to_pixels(stored, indices=indices, alpha=alpha)
 
 
 def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
     """Read all images of a file, as `read_page` does.
 
     Raises:
-        InputError: missing, empty, truncated, a Git-LFS pointer, or not an image.
+        InputError: as in `measure_pages` and `read_page`.
     """
     return [read_page(page, indices=indices) for page in measure_pages(path)]
 
 
-def _read_all(path: Path, *, indices: bool) -> list[np.ndarray]:
-    """Read the images of a file: the one of a PNG or JPEG, each page of a TIFF stack.
+def _measure(path: Path) -> list[Header]:
+    with _refuse_damage(path):
+        return _identify(path).measure(path)
+
+
+def _identify(path: Path) -> _Container:
+    """Return what a file is, by its content.
 
     Raises:
-        InputError: missing, empty, truncated, a Git-LFS pointer, or not an image.
+        InputError: missing, empty, a pointer, or none that is read.
     """
+    if is_store(path):
+        return ZARR
     refuse_pointer(path)
+    with path.open("rb") as stream:
+        start = stream.read(12)
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return WEBP
+    for signature, container in STARTS.items():
+        if start.startswith(signature):
+            return container
+    raise InputError(
+        f"{path}: not an image that can be read (PNG, JPEG, GIF, WebP, TIFF, .npy, zarr); "
+        "replace the file"
+    )
+
+
+def _is_same(page: Page, header: Header) -> bool:
+    return (page.shape, page.dtype, page.has_alpha, page.is_turned) == (
+        header.page_shape, header.page_dtype, header.has_alpha, header.orientation != 1,
+    )  # fmt: skip
+
+
+def _read_stamp(path: Path) -> tuple[int, int] | None:
+    """Return size and time of the last change of a file, of a store those of its metadata."""
+    for name in ("", *STORE_FILES):
+        if (path / name).is_file():
+            status = os.stat(path / name)
+            return status.st_size, status.st_mtime_ns
+    return None
+
+
+@contextmanager
+def _refuse_damage(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into one sentence that names the file.
+
+    Raises:
+        InputError: always where something was raised.
+    """
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_tiff(path)
-        with Image.open(path) as image:
-            if _is_16_bit_colour(image):  # Pillow would cut it to 8
-                return [imagecodecs.png_decode(path.read_bytes())]
-            return [_read_pillow(image, indices=indices)]
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read; replace the file") from error
+        with silence_decoders():
+            yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
     except Exception as error:  # decoders raise what they like: DeflateError, IndexError, ...
         reason = " ".join(str(error).replace(str(path), "the file").split())
         raise InputError(f"{path}: not a whole image ({reason}); replace the file") from error
-
-
-def _is_16_bit_colour(image: Image.Image) -> bool:
-    coded = {str(tile.args) for tile in getattr(image, "tile", ())}
-    return image.format == "PNG" and bool(coded & {"RGB;16B", "RGBA;16B", "LA;16B"})
-
-
-def _read_pillow(image: Image.Image, *, indices: bool) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "P" and not indices:
-        image = image.convert("RGB")
-    if image.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
-        image = image.convert("RGB")
-    pixels = np.array(image)
-    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
-
-
-def _read_tiff(path: Path) -> list[np.ndarray]:
-    with tifffile.TiffFile(path) as file:  # pages that were written one by one are a series each
-        return [page for series in file.series for page in _split_pages(series)]
-
-
-def _split_pages(series: tifffile.TiffPageSeries) -> list[np.ndarray]:
-    pixels, axes = series.asarray(), series.axes
-    for channel in ("S", "C"):
-        if channel in axes:
-            pixels = np.moveaxis(pixels, axes.index(channel), -1)
-            axes = axes.replace(channel, "") + channel
-            break
-    page = pixels.ndim - axes.index("Y")
-    pixels = pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
-    return list(pixels.reshape(-1, *pixels.shape[-page:]))

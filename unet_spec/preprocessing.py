@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from unet_spec.errors import InputError
+from unet_spec.errors import FieldError, InputError
 from unet_spec.fields import check_types
 
 LARGEST_VALUE = float(np.finfo(np.float32).max) / 2
@@ -21,7 +21,7 @@ class Preprocessing:
     It travels in the weight file, so `predict` of both frameworks does as the training did.
 
     Raises:
-        InputError: a field has a value of another type.
+        InputError: a field has a value of another type, or a channel has a number below 0.
     """
 
     normalize: Literal["image", "range", "none"] = "image"
@@ -40,9 +40,13 @@ class Preprocessing:
     mirror: bool = False
     """Average the logits over the four mirror images, which is a little better and takes 4 times
     as long."""
+    channels: tuple[int, ...] = ()
+    """Take these channels of an image, numbered from 0; the default takes all."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        if min(self.channels, default=0) < 0:
+            raise FieldError(self, "channels", "are numbered from 0")
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,9 @@ def prepare(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -
     """Return the net's input of a whole image: float32 (h, w, channels).
 
     Args:
-        image: (h, w) or (h, w, c) with c = 1, 3 or 4 (the fourth, alpha, is dropped); for
-            other channel counts, exactly those of the net. Integers, bools or floats.
+        image: (h, w) or (h, w, c) of integers, bools or floats, without alpha.
+            `preprocessing.channels` are taken first. Then gray and RGB (c = 1 or 3) are turned into
+            one another where the net needs it; other channels have to be exactly those of the net.
         channels: of the net. 1 turns colour into luma (BT.601), 3 repeats gray.
 
     Raises:
@@ -103,7 +108,7 @@ def apply(
 
 def _make_values(image: np.ndarray, channels: int, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image as float32 (h, w, channels) before any statistics; each pixel by itself."""
-    values = _with_channels(image, channels)
+    values = _with_channels(image, channels, preprocessing.channels)
     # a NaN is not at most anything
     if not (np.abs(values) <= LARGEST_VALUE).all():
         raise InputError(
@@ -131,31 +136,44 @@ def _scale(values: np.ndarray, statistics: Statistics) -> np.ndarray:
     return (values - np.float32(statistics.mean)) / np.float32(statistics.deviation)
 
 
-def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+def _with_channels(image: np.ndarray, channels: int, chosen: tuple[int, ...]) -> np.ndarray:
+    """Return an image as float32 (h, w, channels).
+
+    Raises:
+        InputError: another shape or type, or channels that do not fit.
+    """
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or 0 in image.shape:
         raise InputError(f"an image is (h, w) or (h, w, c), got the shape {image.shape}")
     if image.dtype.kind not in "biuf":
         raise InputError(f"an image holds integers, bools or floats, not {image.dtype}")
+    count = image.shape[-1]
+    if max(chosen, default=0) >= count:
+        raise InputError(
+            f"the image has {_count_channels(count)}, and channel {max(chosen)} is to be taken; "
+            f"they are numbered from 0 to {count - 1}"
+        )
+    taken = len(chosen) or count
+    if taken != channels and (taken, channels) not in ((1, 3), (3, 1)):
+        what = f", {taken} of them are taken," if chosen else ""
+        raise InputError(
+            f"the image has {_count_channels(count)}{what} and the net takes {channels}; choose "
+            f"as many with --preprocessing.channels in training or conversion, or leave the others "
+            "out of the image (only gray and RGB are turned into one another)"
+        )
+    if chosen:
+        image = image[..., list(chosen)]
     with np.errstate(over="ignore"):  # what becomes infinite is refused with the infinite values
         values = image.astype(np.float32)
-    if values.shape[-1] == channels:
+    if taken == channels:
         return values
-    if values.shape[-1] == 4:
-        values = values[..., :3]
-    if values.shape[-1] == 2:
-        values = values[..., :1]
-    count = values.shape[-1]
-    if count == channels:
-        return values
-    if (count, channels) == (3, 1):
-        # not `@`, which rounds otherwise on another processor
-        red, green, blue = np.moveaxis(values * _LUMA, -1, 0)
-        return (red + green + blue)[..., None]
-    if (count, channels) == (1, 3):
+    if channels == 3:
         return np.repeat(values, 3, axis=-1)
-    raise InputError(
-        f"the image has {image.shape[-1]} channels and the net takes {channels}; "
-        "only gray, RGB and RGBA are turned into one another"
-    )
+    # not `@`, which rounds otherwise on another processor
+    red, green, blue = np.moveaxis(values * _LUMA, -1, 0)
+    return (red + green + blue)[..., None]
+
+
+def _count_channels(count: int) -> str:
+    return f"{count} channel{'s' if count != 1 else ''}"

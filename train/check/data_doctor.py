@@ -117,9 +117,9 @@ class Diagnosis:
         steps_per_epoch: steps until every training image was shown once.
         memory_bytes: size of all samples, decoded.
         sizes: the smallest first.
-        kinds: channels and type as read, with the number of images.
+        kinds: channels that are taken, and their type, with the number of images.
         stored: what masks hold, with the images.
-        as_read: values of the images without alpha.
+        as_read: values of these channels.
         as_input: values that the net sees.
         saturated_pixels: part of the pixels at the top of 8, 10, 12, 14 or 16 bits.
         saturated: images that have more than `SATURATED` of them.
@@ -176,7 +176,7 @@ def examine(
 
 def measure_facts(sample: Sample) -> Facts:
     """Return what a diagnosis needs of an image."""
-    image = sample.image[..., None] if sample.image.ndim == 2 else sample.image
+    image = _take_channels(sample.image, sample.preprocessing.channels)
     x = sample.x
     height, width = sample.mask.shape
     return Facts(
@@ -471,6 +471,12 @@ def _group_by_stored(facts: Sequence[Facts]) -> dict[str, list[str]]:
     for one in facts:
         groups[one.stored].append(one.name)
     return groups
+
+
+def _take_channels(image: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+    """Return the channels of an image that `prepare` takes, (h, w, c)."""
+    channels = np.atleast_3d(image)
+    return channels[..., list(chosen)] if chosen else channels
 
 
 def _is_mostly_specks(objects: np.ndarray | None) -> bool:

@@ -87,13 +87,6 @@ def _parse_palette(palette: Sequence[str]) -> list[int]:
     return [int(colour.lstrip("#"), 16) for colour in palette]
 
 
-def _drop_alpha(mask: np.ndarray) -> np.ndarray:
-    """Return a mask without alpha: (h, w, 3), or (h, w, 1) if it is gray."""
-    if mask.ndim == 2:
-        return mask[..., None]
-    return mask[..., :3] if mask.shape[-1] >= 3 else mask[..., :1]
-
-
 def _look_up_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> np.ndarray:
     """Return the class of each pixel: the index of its colour in the palette.
 
@@ -104,8 +97,14 @@ def _look_up_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> n
         raise InputError(
             f"{source}: colours have 8 bits a channel, these are {mask.dtype}; store it as PNG"
         )
+    channels = np.atleast_3d(mask)
+    if channels.shape[-1] not in (1, 3):
+        raise InputError(
+            f"{source}: a mask of {channels.shape[-1]} channels is neither gray nor RGB; store it "
+            "as one of them"
+        )
     # one number for a colour, as in the palette: 0xRRGGBB
-    colours = (_drop_alpha(mask).astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+    colours = (channels.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
     hits = colours[..., None] == np.array(_parse_palette(palette))
     stray, pixels = np.unique(colours[~hits.any(-1)], return_counts=True)
     if stray.size:
@@ -128,7 +127,7 @@ def _take_one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray
     Raises:
         InputError: its channels differ.
     """
-    channels = _drop_alpha(mask)
+    channels = np.atleast_3d(mask)
     if channels.shape[-1] > 1 and (channels != channels[..., :1]).any():
         raise ConfigError(
             DataConfig,

@@ -1,0 +1,176 @@
+"""NumPy files and zarr stores."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unet_image.axes import (
+    arrange,
+    check_axes,
+    count_pages,
+    guess_axes,
+    image_shape,
+    locate_page,
+)
+from unet_image.header import Header
+from unet_image.limits import check_count, check_size
+from unet_spec import InputError
+
+if TYPE_CHECKING:
+    import zarr
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """An array of images.
+
+    Attributes:
+        array: of NumPy or zarr, of which parts can be read.
+        axes: a letter for each axis, Y and X among them.
+    """
+
+    array: Any
+    axes: str
+
+
+def measure_npy(path: Path) -> list[Header]:
+    """Measure the images of a NumPy file by its header.
+
+    Raises:
+        InputError: axes or values that are no image's, or too large.
+    """
+    return _measure(path, [_open_npy(path)])
+
+
+def read_npy(path: Path, index: int, header: Header) -> np.ndarray:
+    """Read the stored samples of an image; only its part of the file is read."""
+    return _read([_open_npy(path)], index)
+
+
+def measure_zarr(path: Path) -> list[Header]:
+    """Measure the images of a zarr store by its metadata.
+
+    Raises:
+        InputError: axes or values that are no image's, too large, or several arrays of which
+            none is said to be the image.
+    """
+    return _measure(path, _open_zarr(path))
+
+
+def read_zarr(path: Path, index: int, header: Header) -> np.ndarray:
+    """Read the stored samples of an image; only its chunks are read."""
+    return _read(_open_zarr(path), index)
+
+
+def _measure(path: Path, stacks: list[_Stack]) -> list[Header]:
+    headers: list[Header] = []
+    for stack in stacks:
+        shape, dtype = tuple(stack.array.shape), np.dtype(stack.array.dtype)
+        check_axes(path, stack.axes, shape)
+        image = image_shape(stack.axes, shape)
+        is_bilevel = dtype.kind == "b"
+        header = Header(
+            image,
+            np.dtype(np.uint8) if is_bilevel else dtype.newbyteorder("="),
+            largest=1 if is_bilevel else None,
+        )
+        count = count_pages(stack.axes, shape)
+        check_count(path, count + len(headers))
+        headers += [header.check(path)] * count
+    return headers
+
+
+def _read(stacks: list[_Stack], index: int) -> np.ndarray:
+    for stack in stacks:
+        shape = tuple(stack.array.shape)
+        count = count_pages(stack.axes, shape)
+        if index < count:
+            part = np.asarray(stack.array[locate_page(stack.axes, shape, index)])
+            image = arrange(stack.axes, part)
+            # owned, and in the machine's byte order
+            kind = np.uint8 if image.dtype.kind == "b" else image.dtype.newbyteorder("=")
+            return np.array(image, kind)
+        index -= count
+    raise ValueError(f"it has no page {index}")
+
+
+def _open_npy(path: Path) -> _Stack:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _Stack(array, guess_axes(path, array.shape))
+
+
+def _open_zarr(path: Path) -> list[_Stack]:
+    """Return the arrays of a store that are images.
+
+    Raises:
+        InputError: a plate or a well, several arrays of which none is said to be the image, or a
+            chunk that is too large.
+    """
+    import zarr  # it is slow to import, and few need it
+
+    opened = zarr.open(path, mode="r")
+    if isinstance(opened, zarr.Array):
+        stacks = [_Stack(opened, _name_axes(path, opened))]
+    else:
+        stacks = list(_list_images(path, opened))
+    for stack in stacks:
+        check_size(path, stack.array.chunks, np.dtype(stack.array.dtype), what="chunk")
+    return stacks
+
+
+def _list_images(path: Path, group: "zarr.Group") -> Iterator[_Stack]:
+    said: Any = dict(group.attrs)
+    said = said.get("ome", said)  # version 0.5 has a name for its own attributes
+    for kind in ("plate", "well"):
+        if kind in said:
+            raise InputError(f"{path}: an OME-Zarr {kind}; name the images in it")
+    if "multiscales" in said:
+        yield _open_scales(path, group, said["multiscales"])
+        return
+    if "bioformats2raw.layout" in said:  # its groups 0, 1, ... are an image each
+        groups = {int(key): inner for key, inner in group.groups() if key.isdigit()}
+        for number in sorted(groups):
+            yield from _list_images(path, groups[number])
+        return
+    arrays = dict(group.arrays())
+    if len(arrays) != 1:
+        names = ", ".join(sorted([*arrays, *group.group_keys()])) or "nothing"
+        raise InputError(f"{path}: a zarr group of {names}; name the array that is the image")
+    (array,) = arrays.values()
+    yield _Stack(array, _name_axes(path, array))
+
+
+def _open_scales(path: Path, group: "zarr.Group", scales: Any) -> _Stack:
+    """Return the largest of the sizes in which OME-Zarr holds an image."""
+    if len(scales) != 1:
+        raise InputError(f"{path}: an OME-Zarr of {len(scales)} images; store each by itself")
+    array: Any = group[scales[0]["datasets"][0]["path"]]
+    axes = scales[0].get("axes") or "tczyx"[-len(array.shape) :]  # so it was before version 0.3
+    letters = []
+    for axis in axes:
+        name = axis if isinstance(axis, str) else axis["name"]
+        is_channel = not isinstance(axis, str) and axis.get("type") == "channel"
+        letters.append("C" if is_channel else _letter(name))
+    return _Stack(array, "".join(letters))
+
+
+def _name_axes(path: Path, array: "zarr.Array") -> str:
+    """Return the axes of an array that stands by itself: as it names them, else by its shape.
+
+    Raises:
+        InputError: names without y and x, or a shape that is no image's.
+    """
+    names: Any = getattr(array.metadata, "dimension_names", None)
+    names = names or array.attrs.get("_ARRAY_DIMENSIONS")  # as xarray writes them
+    if not names or None in names:
+        return guess_axes(path, array.shape)
+    return "".join(_letter(str(name)) for name in names)
+
+
+def _letter(name: str) -> str:
+    """Return the letter of an axis: Y, X, C or S, and I for all that count pages."""
+    letter = "C" if name.lower() in ("c", "channel", "channels") else name.upper()
+    return letter if letter in ("Y", "X", "C", "S") else "I"

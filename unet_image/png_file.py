@@ -1,0 +1,151 @@
+"""PNG files."""
+
+import io
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import imagecodecs
+import numpy as np
+from PIL import PngImagePlugin
+
+from unet_image.header import Header, make_palette, read_orientation
+from unet_image.limits import DEFLATE, check_content
+from unet_spec import InputError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""How many samples a pixel has, by the type of colour."""
+GRAY, RGB, INDEXED = 0, 2, 3
+OURS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL")
+"""The chunks that are obeyed besides the pixels."""
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """The chunks of a PNG that are obeyed, and the number of bytes in those of the pixels."""
+
+    content: dict[bytes, bytes]
+    pixel_bytes: int
+
+
+def measure(path: Path) -> list[Header]:
+    """Measure the image of a PNG by its chunks.
+
+    Raises:
+        InputError: too large, an animation, or not whole.
+    """
+    with path.open("rb") as stream:
+        return [_make_header(path, _walk(stream, path.stat().st_size))]
+
+
+def read(path: Path, index: int, header: Header) -> np.ndarray:
+    """Read the stored samples.
+
+    Raises:
+        ValueError, OSError: it is not whole.
+    """
+    data = path.read_bytes()
+    plain = _copy_pixels(data)
+    bits, colour = data[24], data[25]
+    if bits == 16 and colour != GRAY:  # Pillow would cut it to 8
+        return imagecodecs.png_decode(plain)
+    with PngImagePlugin.PngImageFile(io.BytesIO(plain)) as image:
+        stored = np.array(image)
+    if stored.dtype == np.bool_:
+        return stored.astype(np.uint8)
+    if colour == GRAY and header.largest:  # Pillow has scaled it
+        return stored // np.uint8(255 // header.largest)
+    return stored
+
+
+def _walk(stream: BinaryIO, size: int) -> _Chunks:
+    """Read the chunks that are obeyed, and pass over the others.
+
+    Raises:
+        ValueError: the file ends early, or its chunks are damaged.
+    """
+    content: dict[bytes, bytes] = {}
+    pixel_bytes, place = 0, len(SIGNATURE)
+    while b"IEND" not in content:
+        stream.seek(place)
+        start = stream.read(8)
+        length, kind = int.from_bytes(start[:4], "big"), start[4:]
+        place += 12 + length
+        if len(start) < 8 or place > size:
+            raise ValueError("it ends early")
+        if kind == b"IDAT":
+            pixel_bytes += length
+        elif kind == b"IEND" or (kind in OURS and kind not in content):
+            content[kind] = stream.read(length)
+    return _Chunks(content, pixel_bytes)
+
+
+def _copy_pixels(data: bytes) -> bytes:
+    """Return a PNG without anything but its pixels and their palette.
+
+    A decoder has limits on texts and profiles, and obeys transparency in a way of its own.
+
+    Raises:
+        ValueError: the file ends early, or a checksum is not right.
+    """
+    view, parts, place, kind = memoryview(data), [SIGNATURE], len(SIGNATURE), b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(view[place : place + 4], "big"), bytes(view[place + 4 :][:4])
+        end = place + 12 + length
+        if end > len(view):
+            raise ValueError("it ends early")
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+                raise ValueError("a checksum is not right")
+            parts.append(bytes(view[place:end]))
+        place = end
+    return b"".join(parts)
+
+
+def _make_header(path: Path, chunks: _Chunks) -> Header:
+    content = chunks.content
+    start = content.get(b"IHDR", b"")
+    if len(start) != 13:
+        raise ValueError("it has no header")
+    width, height = int.from_bytes(start[:4], "big"), int.from_bytes(start[4:8], "big")
+    bits, colour = start[8], start[9]
+    if colour not in SAMPLES or bits not in (1, 2, 4, 8, 16):
+        raise ValueError(f"{bits} bits of colour type {colour}")
+    if int.from_bytes(content.get(b"acTL", b"")[:4], "big") > 1:
+        raise InputError(f"{path}: an animated PNG; store each of its frames as a file")
+    samples = SAMPLES[colour]
+    header = Header(
+        shape=(height, width) if samples == 1 else (height, width, samples),
+        dtype=np.dtype(np.uint16 if bits == 16 else np.uint8),
+        largest=2**bits - 1 if bits < 8 and colour == GRAY else None,
+        has_alpha=samples in (2, 4),
+        orientation=read_orientation(content.get(b"eXIf", b"")),
+    )
+    header = _add_transparency(header, content, colour).check(path)
+    check_content(
+        path, stored=chunks.pixel_bytes, decoded=height * width * samples * bits / 8, factor=DEFLATE
+    )
+    return header
+
+
+def _add_transparency(header: Header, content: dict[bytes, bytes], colour: int) -> Header:
+    """Return a header with the palette and the transparent colours that the chunks state."""
+    clear = content.get(b"tRNS")
+    if colour == INDEXED:
+        colours = np.frombuffer(content.get(b"PLTE", b""), np.uint8).reshape(-1, 3)
+        if not len(colours):
+            raise ValueError("it has no palette")
+        alpha = None
+        if clear is not None:
+            alpha = np.full(len(colours), 255, np.uint8)
+            alpha[: len(clear)] = np.frombuffer(clear, np.uint8)[: len(colours)]
+        palette = make_palette(colours, alpha)
+        return replace(header, palette=palette, has_alpha=clear is not None)
+    if clear is not None and colour in (GRAY, RGB):
+        samples = tuple(np.frombuffer(clear, ">u2").tolist())
+        if len(samples) != SAMPLES[colour]:
+            raise ValueError("its transparent colour is damaged")
+        return replace(header, transparent=samples, has_alpha=True)
+    return header
