@@ -55,7 +55,7 @@ def continued(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
         augment=AugmentConfig(flips=False, quarter_turns=False), optimizer=Optimizer(lr=LR),
         schedule=Schedule("cosine"), steps=STEPS,
     )  # fmt: skip
-    sides = split_samples(load_samples(config), holdout=config.data.holdout, seed=config.seed)
+    sides = split_samples(load_samples(config), data=config.data, seed=config.seed)
     torch.manual_seed(0)
     first = _Torch(config, sides, unet_torch.UNet(NET))
     before = first.train(HANDOVER)

@@ -54,7 +54,7 @@ def own_net(images: Path, masks: Path, folder: Path) -> dict[str, Any]:
         augment=AugmentConfig(flips=False, quarter_turns=False), schedule=Schedule("cosine"),
         steps=STEPS,
     )  # fmt: skip
-    training, _ = split_samples(load_samples(config), holdout=config.data.holdout, seed=config.seed)
+    training, _ = split_samples(load_samples(config), data=config.data, seed=config.seed)
 
     def run(theirs: "Theirs", until: int, *, turned: bool = False) -> None:
         theirs.run(config, training, until, turned=turned)

@@ -10,7 +10,6 @@ from unet_train.config import DataConfig
 from unet_train.input import synthetic
 from unet_train.input.crops import choose_samples, cut_batch
 from unet_train.input.samples import Sample, make_sample, read_samples
-from unet_train.input.split import split_samples
 
 NET = UNetConfig(widths=(4, 6))
 
@@ -126,18 +125,6 @@ def test_instances_become_one_class_and_keep_their_numbers(tmp_path, dtype):
     assert sample.objects.dtype == np.int32
 
 
-def test_stacks_pair_page_by_page(tmp_path):
-    stack = np.random.default_rng(0).integers(0, 255, (4, 20, 24)).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "volume.tif", stack, photometric="minisblack")
-    tifffile.imwrite(
-        tmp_path / "labels.tif", (stack > 99).astype(np.uint8) * 255, photometric="minisblack"
-    )
-    samples = _read(tmp_path / "volume.tif", tmp_path / "labels.tif")
-    assert [s.name for s in samples] == [f"volume.tif[{i}]" for i in range(4)]
-    for page, sample in enumerate(samples):
-        np.testing.assert_array_equal(sample.mask, stack[page] > 99)
-
-
 def test_the_batch_is_a_function_of_seed_and_step():
     samples = [_synthetic(i) for i in range(5)]
     first, again, other_step, other_seed = (
@@ -230,22 +217,6 @@ def test_a_crop_is_a_window_of_the_mirrored_image_whose_output_lies_inside(paddi
     assert columns == list(range(width - crop_px + 2 * margin + 1))
 
 
-def test_split_holds_out_a_part_and_loses_nothing():
-    samples = [_synthetic(i) for i in range(8)]
-    training, validation = split_samples(samples, holdout=0.25, seed=0)
-    assert (len(training), len(validation)) == (6, 2)
-    assert sorted(s.name for s in training + validation) == sorted(s.name for s in samples)
-
-
-def test_another_seed_is_another_split():
-    samples = [_synthetic(i) for i in range(8)]
-    held_out = {
-        tuple(s.name for s in split_samples(samples, holdout=0.25, seed=seed)[1])
-        for seed in range(6)
-    }
-    assert len(held_out) > 2
-
-
 def test_synthetic_cells_are_reproducible_and_of_both_classes():
     image, mask = synthetic.draw_cells(5)
     np.testing.assert_array_equal(image, synthetic.draw_cells(5)[0])
@@ -263,18 +234,6 @@ def _synthetic(seed):
 
 def _weighted(sample):
     return dataclasses.replace(sample, weight=sample.x[..., 0] ** 2)
-
-
-def _no_mask(images, masks):
-    (masks / "1.png").unlink()
-
-
-def _no_image(images, masks):
-    (images / "1.png").unlink()
-
-
-def _other_shape(images, masks):
-    Image.fromarray(np.zeros((20, 25), np.uint8)).save(masks / "1.png")
 
 
 def _other_values(images, masks):
@@ -326,17 +285,6 @@ def _as_it_was(images, masks):
     pass
 
 
-def _more_pages(images, masks):
-    (masks / "1.png").unlink()
-    pages = np.zeros((2, 20, 24), np.uint8)
-    tifffile.imwrite(masks / "1.tif", pages, photometric="minisblack")
-
-
-def _emptied(images, masks):
-    for path in images.iterdir():
-        path.unlink()
-
-
 def _words(value):
     """The id of a parameter: the damage, and what masks hold where it is not classes."""
     if callable(value):
@@ -351,10 +299,6 @@ INSTANCES = {"mask_values": "instances"}
 @pytest.mark.parametrize(
     ("damage", "settings", "name", "rule"),
     [
-        (_no_mask, {}, "images/1.png", "no mask named 1"),
-        (_no_image, {}, "masks/1.png", "no image named 1"),
-        (_other_shape, {}, "masks/1.png", "must be the same"),
-        (_more_pages, {}, "masks/1.tif", "2 pages for the 1 of"),
         (_other_values, {}, "masks/1.png", "values 7"),
         (_as_it_was, {"classes": 3}, "masks/0.png", "values 0, 255 do not fit 3 classes"),
         (_fractions, {}, "masks/1.tif", "values 0.5 "),
@@ -370,7 +314,6 @@ INSTANCES = {"mask_values": "instances"}
         (_negative, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
         (_fractions, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
         (_missing_values, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
-        (_emptied, {}, "images", "holds no image"),
     ],
     ids=_words,
 )

@@ -52,7 +52,7 @@ def test_a_run_leaves_whole_files_that_both_frameworks_open(run):
 def test_a_run_equals_its_steps_by_hand(run):
     placement = make_placement(TINY)
     steps = compile_steps(TINY, placement)
-    training, _ = split_samples(load_samples(TINY), holdout=TINY.data.holdout, seed=TINY.seed)
+    training, _ = split_samples(load_samples(TINY), data=TINY.data, seed=TINY.seed)
     state = steps.init()
     for step in range(TINY.steps):
         crops = cut_batch(training, step, data=TINY.data, net=TINY.net, seed=TINY.seed)
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 def test_a_run_names_the_image_that_is_not_finite(tmp_path, monkeypatch):
     config = replace(TINY, data=replace(TINY.data, synthetic=7))
     samples = load_samples(config)
-    training, _ = split_samples(samples, holdout=TINY.data.holdout, seed=TINY.seed)
+    training, _ = split_samples(samples, data=TINY.data, seed=TINY.seed)
     first, second, third = (
         [sample.name for sample in choose_samples(training, step, data=TINY.data, seed=TINY.seed)]
         for step in range(3)

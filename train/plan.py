@@ -61,7 +61,7 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     if out is not None and not resuming and is_first_process():
         refuse_existing(out, why="exists, and holds no run")
     samples = load_samples(config)
-    training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
+    training, validation = split_samples(samples, data=config.data, seed=config.seed)
     fingerprints = run_folder.fingerprint_samples(samples)
     refuse_unlike_processes(run_folder.describe_identity(config, fingerprints))
     if out is not None and resuming:

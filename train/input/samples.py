@@ -15,7 +15,7 @@ from ..config import DataConfig, TrainConfig
 from . import synthetic
 from .border_weights import border_weights, label_objects
 from .masks import Stored, check_settings, to_truth
-from .pairs import list_pairs
+from .pairs import Pair, list_pairs
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Sample:
         mask, objects, stored: as in `masks.Truth`.
         x: (h, w, in_channels) float32, the net's input.
         weight: (h, w) float32, of each pixel in the loss.
+        pair: the files; None for a synthetic image.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sample:
     objects: np.ndarray | None = None
     weight: np.ndarray | None = None
     stored: Stored = "indices"
+    pair: Pair | None = None
 
 
 def load_samples(config: TrainConfig) -> list[Sample]:
@@ -65,16 +67,16 @@ def read_samples(
     """
     check_settings(data, net)
     samples = []
-    for pair in list_pairs(data):
+    for pair in list_pairs(data).pairs:
         image = unet_image.read_page(pair.image, alpha=pair.image.shape[2:] == (net.in_channels,))
         mask = unet_image.read_page(pair.mask, indices=data.mask_values != "colours")
         source = pair.mask.place
         truth = to_truth(mask, data=data, net=net, ignore_index=ignore_index, source=source)
         try:
-            sample = make_sample(pair.image.name, image, truth.mask, net, preprocessing)
+            sample = make_sample(pair.name, image, truth.mask, net, preprocessing)
         except InputError as error:
             raise InputError(f"{pair.image.place}: {error}") from error
-        samples.append(replace(sample, objects=truth.objects, stored=truth.stored))
+        samples.append(replace(sample, objects=truth.objects, stored=truth.stored, pair=pair))
     return samples
 
 

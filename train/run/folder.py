@@ -35,6 +35,8 @@ MAY_CHANGE = (
     "preset",
     "data.images",
     "data.masks",
+    "data.validation_images",
+    "data.validation_masks",
     "validate_every",
     "checkpoint_every",
     "keep",
