@@ -63,13 +63,19 @@ class DataConfig:
                     f"{{{name}}} needs {{{other}}} as well; give the folder of {other} with the "
                     "same names",
                 )
-        self._check_split()
         if not 0 < self.holdout < 1:
             raise FieldError(self, "holdout", "is a part between 0 and 1")
         if self.synthetic < 2:
             raise FieldError(self, "synthetic", "needs at least 2")
         if self.batch < 1:
             raise FieldError(self, "batch", "needs at least 1")
+        try:
+            re.compile(self.groups or "")
+        except re.error as error:
+            raise FieldError(
+                self, "groups", "needs a regular expression ({reason})", reason=error
+            ) from error
+        self._check_split()
 
     def _check_split(self) -> None:
         """Refuse several answers to the question which images are held out, and half an answer."""
@@ -94,12 +100,6 @@ class DataConfig:
         for name in (*chosen, "groups"):
             if getattr(self, name) is not None and self.images is None:
                 raise ConfigError(self, f"{{{name}}} needs {{images}} and {{masks}}; give both")
-        try:
-            re.compile(self.groups or "")
-        except re.error as error:
-            raise FieldError(
-                self, "groups", "is a regular expression", remedy="{reason}", reason=error
-            ) from error
 
 
 @dataclass(frozen=True)

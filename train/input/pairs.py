@@ -140,12 +140,13 @@ def _list_files(where: Path) -> list[Path]:
     except InputError:
         _refuse_folders_of_images(folder)
         raise
+    names = {path.name for path in paths}
+    paths = [path for path in paths if not _is_overlay(path, names)]
     if is_pattern:
         paths = [path for path in paths if fnmatchcase(path.name, where.name)]
         if not paths:
             raise InputError(f"{where}: no image in {folder} has such a name")
-    names = {path.name for path in unet_image.list_images(folder)}
-    return [path for path in paths if path.name == where.name or not _is_overlay(path, names)]
+    return paths
 
 
 def _is_overlay(path: Path, names: set[str]) -> bool:
