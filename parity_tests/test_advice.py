@@ -23,6 +23,8 @@ TRAIN = ("unet train cells --net.widths 4 6 --data.synthetic 4 --data.batch 2 --
          "--steps 2 --validate-every 2 --checkpoint-every 2 --mesh.data 1")  # fmt: skip
 PAPER = TRAIN.replace("cells", "paper").replace("--data.crop-px 32", "--data.crop-px 44")
 IMAGES = "--data.images IMAGES --data.masks"
+SPLIT = "--data.split split.txt"
+HELD_OUT = "--data.validation-images IN_COLOUR --data.validation-masks MASKS"
 VERIFY = "unet verify cells.safetensors --steps 0"
 
 
@@ -395,6 +397,34 @@ ADVICE = (
         (f"{TRAIN} {{0}} IMAGES {{1}} MASKS",),
     ),
     Advice(
+        "{} needs images and masks; give both", f"{TRAIN} --data.groups 0",
+        r"needs (--data\.images) and (--data\.masks); give both",
+        (f"{TRAIN} --data.groups ^[0-9] {{0}} IMAGES {{1}} MASKS",),
+    ),
+    Advice(
+        "split and validation_images both say", f"{TRAIN} {IMAGES} MASKS {SPLIT} {HELD_OUT}",
+        "both say what is held out; leave out one",
+        (f"{TRAIN} {IMAGES} MASKS {SPLIT}", f"{TRAIN} {IMAGES} MASKS {HELD_OUT}"),
+    ),
+    Advice(
+        "{} counts nothing with {}, which says",
+        f"{TRAIN} {IMAGES} MASKS {SPLIT} --data.holdout 0.5",
+        r"(--data\.holdout) counts nothing with (--data\.split), .*; leave out one",
+        (f"{TRAIN} {IMAGES} MASKS {{0}} 0.5", f"{TRAIN} {IMAGES} MASKS {{1}} split.txt"),
+    ),
+    Advice(
+        "finds no group in the name", f"{TRAIN} {IMAGES} MASKS --data.groups ^[0-2]",
+        r"3\.png: (--data\.groups) '\^\[0-2\]' finds no group .*; change the expression",
+        (f"{TRAIN} {IMAGES} MASKS {{0}} ^[0-9]",),
+    ),
+    Advice(
+        "it is among images and among validation_images",
+        f"{TRAIN} {IMAGES} MASKS --data.validation-images IMAGES --data.validation-masks MASKS",
+        r"among (--data\.images) and among (--data\.validation-images); take it out of one",
+        (f"{TRAIN} {{0}} 'IMAGES/[!0]*' --data.masks 'MASKS/[!0]*' {{1}} 'IMAGES/0*' "
+         "--data.validation-masks 'MASKS/0*'",),
+    ),
+    Advice(
         "it is at step {} already", f"{TRAIN} --start started.safetensors",
         r"it is at step 2 already, and (--steps) 2; give",
         (f"{TRAIN} --start started.safetensors {{0}} 3",),
@@ -525,6 +555,7 @@ def advice_folder(tmp_path_factory):
         for name, pixels in pictures.items():
             (here / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(here / name / f"{index}.png")
+    (here / "split.txt").write_text("0.png\n")
     net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
     unet_torch.save(net, here / "cells.safetensors")
     torch.save(net.state_dict(), here / "model.pth")

@@ -127,18 +127,6 @@ def test_instances_become_one_class_and_keep_their_numbers(tmp_path, dtype):
     assert sample.objects.dtype == np.int32
 
 
-def test_stacks_pair_page_by_page(tmp_path):
-    stack = np.random.default_rng(0).integers(0, 255, (4, 20, 24)).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "volume.tif", stack, photometric="minisblack")
-    tifffile.imwrite(
-        tmp_path / "labels.tif", (stack > 99).astype(np.uint8) * 255, photometric="minisblack"
-    )
-    samples = _read(tmp_path / "volume.tif", tmp_path / "labels.tif")
-    assert [s.name for s in samples] == [f"volume.tif[{i}]" for i in range(4)]
-    for page, sample in enumerate(samples):
-        np.testing.assert_array_equal(sample.mask, stack[page] > 99)
-
-
 def test_the_batch_is_a_function_of_seed_and_step():
     samples = [_synthetic(i) for i in range(5)]
     first, again, other_step, other_seed = (
@@ -289,18 +277,6 @@ def _weighted(sample):
     return dataclasses.replace(sample, weight=sample.x[..., 0] ** 2)
 
 
-def _no_mask(images, masks):
-    (masks / "1.png").unlink()
-
-
-def _no_image(images, masks):
-    (images / "1.png").unlink()
-
-
-def _other_shape(images, masks):
-    Image.fromarray(np.zeros((20, 25), np.uint8)).save(masks / "1.png")
-
-
 def _other_values(images, masks):
     Image.fromarray(np.full((20, 24), 7, np.uint8)).save(masks / "1.png")
 
@@ -350,17 +326,6 @@ def _as_it_was(images, masks):
     pass
 
 
-def _more_pages(images, masks):
-    (masks / "1.png").unlink()
-    pages = np.zeros((2, 20, 24), np.uint8)
-    tifffile.imwrite(masks / "1.tif", pages, photometric="minisblack")
-
-
-def _emptied(images, masks):
-    for path in images.iterdir():
-        path.unlink()
-
-
 def _words(value):
     """The id of a parameter: the damage, and what masks hold where it is not classes."""
     if callable(value):
@@ -375,10 +340,6 @@ INSTANCES = {"mask_values": "instances"}
 @pytest.mark.parametrize(
     ("damage", "settings", "name", "rule"),
     [
-        (_no_mask, {}, "images/1.png", "no mask named 1"),
-        (_no_image, {}, "masks/1.png", "no image named 1"),
-        (_other_shape, {}, "masks/1.png", "must be the same"),
-        (_more_pages, {}, "masks/1.tif", "2 pages for the 1 of"),
         (_other_values, {}, "masks/1.png", "values 7"),
         (_as_it_was, {"classes": 3}, "masks/0.png", "values 0, 255 do not fit 3 classes"),
         (_fractions, {}, "masks/1.tif", "values 0.5 "),
@@ -394,7 +355,6 @@ INSTANCES = {"mask_values": "instances"}
         (_negative, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
         (_fractions, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
         (_missing_values, INSTANCES, "masks/1.tif", "are whole, from 0 to 2147483647"),
-        (_emptied, {}, "images", "holds no image"),
     ],
     ids=_words,
 )

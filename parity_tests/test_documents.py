@@ -29,6 +29,17 @@ SIZES = {
     "unet train nuclei --data.images IMAGES --data.masks MASKS --out RUN": (
         f"{RUN} --preprocessing.window-px 32"
     ),
+    **{
+        f"unet train nuclei --data.images IMAGES --data.masks MASKS {flags}": (
+            f"{RUN} --preprocessing.window-px 32"
+        )
+        for flags in (
+            "--data.split split.json --out RUN_SPLIT",
+            "--data.validation-images MORE_IMAGES --data.validation-masks MORE_MASKS "
+            "--out RUN_FOLDERS",
+            "--data.groups '^[0-9]+' --out RUN_GROUPS",
+        )
+    },
     "unet train nuclei --start start.safetensors --data.images IMAGES --data.masks MASKS "
     "--out FURTHER --steps 2000": (
         "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1"
@@ -48,13 +59,14 @@ integration runs `unet verify` at full width as well."""
 def prepare(folder: Path) -> dict[str, Any]:
     """Make what documents take for granted in a folder, and the names that Python blocks use."""
     rng = np.random.default_rng(0)
-    for part in ("IMAGES", "MASKS"):
+    for part in ("IMAGES", "MASKS", "MORE_IMAGES", "MORE_MASKS"):
         (folder / part).mkdir()
     for index in range(4):
         image = rng.integers(0, 255, (40, 48), np.uint8)
-        Image.fromarray(image).save(folder / "IMAGES" / f"{index}.png")
         mask = (255 * (image > 127)).astype(np.uint8)
-        Image.fromarray(mask).save(folder / "MASKS" / f"{index}.png")
+        for part in ("", "MORE_") if index < 2 else ("",):
+            Image.fromarray(image).save(folder / f"{part}IMAGES" / f"{index}.png")
+            Image.fromarray(mask).save(folder / f"{part}MASKS" / f"{index}.png")
     net = unet_torch.UNet(NET)
     (folder / "demo_run" / "run").mkdir(parents=True)
     unet_torch.save(net, folder / "demo_run" / "run" / "weights.safetensors")

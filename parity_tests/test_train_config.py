@@ -7,6 +7,9 @@ from unet_spec import InputError, Preprocessing
 from unet_spec.recipe import Optimizer, Schedule
 from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig
 
+BOTH = {"images": Path("a"), "masks": Path("b")}
+HELD_OUT = {"validation_images": Path("c"), "validation_masks": Path("d")}
+
 
 @pytest.mark.parametrize(
     ("change", "names"),
@@ -79,6 +82,32 @@ def test_a_config_that_cannot_be_is_refused(change, names):
         (DataConfig, {"synthetic": 1}, "synthetic needs at least 2, got 1"),
         (DataConfig, {"batch": 0}, "batch needs at least 1, got 0"),
         (DataConfig, {"masks": Path("a")}, "masks needs images as well; give the folder of images"),
+        (DataConfig, {"groups": "("}, r"groups needs a regular expression \(missing \), "),
+        (DataConfig, {"groups": "a"}, "groups needs images and masks; give both"),
+        (DataConfig, {"split": Path("a")}, "split needs images and masks; give both"),
+        (
+            DataConfig,
+            BOTH | HELD_OUT | {"images": None, "masks": None},
+            "images needs images and",
+        ),
+        (DataConfig, {"validation_images": Path("a")}, "validation_images needs validation_masks"),
+        (DataConfig, {"validation_masks": Path("a")}, "validation_masks needs validation_images"),
+        (DataConfig, BOTH | HELD_OUT | {"split": Path("a")}, "split and validation_images both"),
+        (
+            DataConfig,
+            BOTH | {"split": Path("a"), "holdout": 0.5},
+            "holdout counts nothing",
+        ),
+        (
+            DataConfig,
+            BOTH | {"split": Path("a"), "groups": "a"},
+            "groups counts nothing",
+        ),
+        (
+            DataConfig,
+            BOTH | HELD_OUT | {"holdout": 0.5},
+            "holdout counts nothing with val",
+        ),
         (AugmentConfig, {"noise": -1}, "noise needs at least 0, got -1"),
         (LossConfig, {"ignore_index": 256}, "a mask value from 0 to 255, got 256"),
         (LossConfig, {"class_weights": (1.0, float("nan"))}, "class_weights needs finite"),

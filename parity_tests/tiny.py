@@ -42,7 +42,7 @@ def read_all(config):
     check_settings(config.data, config.net)
     return [
         InFiles(pair, config, (identify(pair.image.path), identify(pair.mask.path))).load()
-        for pair in list_pairs(config.data)
+        for pair in list_pairs(config.data).pairs
     ]
 
 

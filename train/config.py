@@ -22,11 +22,11 @@ class DataConfig:
     """A `DataConfig` says where the images come from, and what a batch is."""
 
     images: Path | None = None
-    """Read the images from this folder (PNG, JPEG, TIFF) or TIFF stack; without one, synthetic
-    cells are drawn."""
+    """Read the images from this folder (PNG, JPEG, TIFF) or TIFF stack, or those of a pattern such
+    as 'FOLDER/*_0000.png'; without one, synthetic cells are drawn."""
     masks: Path | None = None
-    """Read the masks from this folder, where they have the names of the images, or from this TIFF
-    stack."""
+    """Read the masks from this folder, TIFF stack or pattern. In a folder they have the names of
+    the images, up to one beginning and one ending that all of a side share, such as `_mask`."""
     mask_values: Literal["classes", "colours", "instances"] = "classes"
     """A mask holds classes (0/255, 0/1 or indices), the colours of `palette`, or a number for each
     object (0 is the background), of which classes 0 and 1 are made."""
@@ -35,6 +35,18 @@ class DataConfig:
     classes."""
     holdout: float = 0.25
     """This part of the images is held out for validation."""
+    validation_images: Path | None = None
+    """Read the held-out images from here, as from `images`, of which none is held out then."""
+    validation_masks: Path | None = None
+    """Read the masks of the held-out images from here, as from `masks`."""
+    split: Path | None = None
+    """Read from this file which images are held out: a `.json` with their names under `training`
+    and `validation`, as the `data.json` of a run has them, or a text with the name of a held-out
+    image in each line."""
+    groups: str | None = None
+    """Keep images on one side of the split where this regular expression finds the same in their
+    names without suffix, such as '^patient[0-9]+'. With a group in parentheses, that part
+    counts."""
     crop_px: int = 128
     """The net sees squares of this side in pixels in training; the net must be able to take
     them."""
@@ -67,6 +79,37 @@ class DataConfig:
             raise FieldError(self, "cache_gb", "needs at least 0")
         if self.batch < 1:
             raise FieldError(self, "batch", "needs at least 1")
+        try:
+            re.compile(self.groups or "")
+        except re.error as error:
+            raise FieldError(
+                self, "groups", "needs a regular expression ({reason})", reason=error
+            ) from error
+        self._check_split()
+
+    def _check_split(self) -> None:
+        """Refuse several answers to the question which images are held out, and half an answer."""
+        sides = ("validation_images", "validation_masks")
+        for name, other in (sides, sides[::-1]):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise ConfigError(self, f"{{{name}}} needs {{{other}}} as well; give both")
+        chosen = [name for name in ("split", sides[0]) if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ConfigError(
+                self, "{split} and {validation_images} both say what is held out; leave out one"
+            )
+        drawn = {"holdout": type(self).holdout, "groups": None}
+        for name in chosen:
+            for other, default in drawn.items():
+                if getattr(self, other) != default:
+                    raise ConfigError(
+                        self,
+                        f"{{{other}}} counts nothing with {{{name}}}, which says what is held out; "
+                        "leave out one",
+                    )
+        for name in (*chosen, "groups"):
+            if getattr(self, name) is not None and self.images is None:
+                raise ConfigError(self, f"{{{name}}} needs {{images}} and {{masks}}; give both")
 
 
 @dataclass(frozen=True)
@@ -328,8 +371,8 @@ class TrainConfig:
 def to_plain(config: TrainConfig) -> dict[str, Any]:
     """Return the config as JSON values."""
     plain = dataclasses.asdict(config)
-    for part, name in ((plain["data"], "images"), (plain["data"], "masks"), (plain, "start")):
-        part[name] = None if part[name] is None else str(part[name])
+    for part in (plain, plain["data"]):
+        part.update({name: str(value) for name, value in part.items() if isinstance(value, Path)})
     return plain
 
 

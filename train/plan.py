@@ -61,6 +61,8 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     known = run_folder.read_identities(out) if out is not None and resuming else {}
     dataset = open_dataset(config, known)
     refuse_unlike_processes(run_folder.describe_identity(config, dataset))
+    if dataset.matched is not None:
+        progress.say(dataset.matched)
     if out is not None and resuming:
         for change in run_folder.compare_with_beginning(out, config, dataset):
             progress.say(f"other than before: {change}")

@@ -26,11 +26,13 @@ class Dataset:
     Attributes:
         identities: of the files, by the folder's role and the file's name, such as `masks/a.png`;
             of synthetic cells there are none.
+        matched: by which names masks were found, in words.
     """
 
     training: Samples
     validation: Samples
     identities: Identities = field(default_factory=dict)
+    matched: str | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Return which images are where, and which files they are, as JSON values."""
@@ -51,12 +53,13 @@ def open_dataset(config: TrainConfig, known: Identities = {}) -> Dataset:
     room = make_room(config)
     if config.data.images is None:
         sources = [Drawn(number, config) for number in range(config.data.synthetic)]
-        sides = draw_split(len(sources), holdout=config.data.holdout, seed=config.seed)
+        names = [source.name for source in sources]
+        sides = draw_split(names, holdout=config.data.holdout, seed=config.seed)
         training, validation = (Samples([sources[i] for i in side], room) for side in sides)
         return Dataset(training, validation)
     check_settings(config.data, config.net)
-    pairs = list_pairs(config.data)
-    identities = _identify_files(pairs, known)
+    pairing = list_pairs(config.data)
+    identities = _identify_files(pairing.pairs, known)
 
     def open_side(side: Iterable[Pair]) -> Samples:
         """Return the samples of one side of the split."""
@@ -66,8 +69,8 @@ def open_dataset(config: TrainConfig, known: Identities = {}) -> Dataset:
             sources.append(InFiles(pair, config, (of_image, of_mask)))
         return Samples(sources, room)
 
-    training, validation = map(open_side, split(pairs, config.data, seed=config.seed))
-    return Dataset(training, validation, identities)
+    training, validation = map(open_side, split(pairing.pairs, data=config.data, seed=config.seed))
+    return Dataset(training, validation, identities, pairing.sentence)
 
 
 def _identify_files(pairs: Iterable[Pair], known: Identities) -> dict[str, Identity]:
@@ -83,4 +86,5 @@ def _identify_files(pairs: Iterable[Pair], known: Identities) -> dict[str, Ident
 
 def _name_files(pair: Pair) -> tuple[str, str]:
     """Return the names of the files of a pair, without the folders, which may move."""
-    return f"images/{pair.image.path.name}", f"masks/{pair.mask.path.name}"
+    side = pair.name.removesuffix(pair.image.name)  # `validation/` for folders of one's own
+    return f"{side}images/{pair.image.path.name}", f"{side}masks/{pair.mask.path.name}"

@@ -107,8 +107,8 @@ class InFiles:
 
     @property
     def name(self) -> str:
-        """Return the name of the image's file, with the page of a stack."""
-        return self.pair.image.name
+        """Return the name of the pair: that of the image's file, with the page of a stack."""
+        return self.pair.name
 
     @property
     def shape(self) -> tuple[int, int]:

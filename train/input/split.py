@@ -1,35 +1,244 @@
 """Which images a run trains on, and which it holds out."""
 
+import json
+import re
+import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unet_spec import InputError
+from unet_spec.errors import ConfigError
+from unet_spec.wording import list_names
 
 from ..config import DataConfig
 from .pairs import Pair
 
+MAX_NAMES = 5  # names in a sentence
+SIDES = ("training", "validation")
+OTHER_NAMES = {"train": "training", "val": "validation"}  # of the sides, in nnU-Net's files
 
-def split(pairs: Sequence[Pair], data: DataConfig, *, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Split pairs into those to train on and those to validate with.
-
-    Raises:
-        InputError: fewer than two.
-    """
-    training, validation = draw_split(len(pairs), holdout=data.holdout, seed=seed)
-    return [pairs[i] for i in training], [pairs[i] for i in validation]
+Indices = list[int]
 
 
-def draw_split(count: int, *, holdout: float, seed: int) -> tuple[list[int], list[int]]:
-    """Draw which of so many images are to train on, and which are held out.
+def split(pairs: Sequence[Pair], *, data: DataConfig, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Split pairs into those to train on and those to validate with, each in its order.
 
-    Either side has at least one image.
+    The folders say it, or the file `data.split`; otherwise it is drawn, with all pages of a file on
+    one side where there are several files, and all images of a group.
 
     Raises:
-        InputError: fewer than two.
+        InputError: a file that does not fit the images, a name without a group, or nothing on one
+            side.
     """
+    held_out = [pair.held_out for pair in pairs]
+    if data.split is not None:
+        held_out = read_split(data.split, pairs)
+    if any(flag is None for flag in held_out):
+        sides = draw_split(list_groups(pairs, data), holdout=data.holdout, seed=seed)
+        training, validation = ([pairs[i] for i in side] for side in sides)
+        return training, validation
+    training = [pair for pair, flag in zip(pairs, held_out, strict=True) if not flag]
+    validation = [pair for pair, flag in zip(pairs, held_out, strict=True) if flag]
+    return training, validation
+
+
+def draw_split(groups: Sequence[str], *, holdout: float, seed: int) -> tuple[Indices, Indices]:
+    """Draw which images are held out: about a part of them, and never a part of a group.
+
+    Groups come in a random order. One is held out where that brings the number of held-out images
+    closer to the part. Either side gets at least one group.
+
+    Args:
+        groups: the group of each image; images of other groups may be parted.
+        holdout: the part.
+
+    Returns:
+        indices to train on and to validate with, ascending.
+
+    Raises:
+        InputError: fewer than two groups.
+    """
+    names = list(dict.fromkeys(groups))
+    count = len(groups)
     if count < 2:
         raise InputError(f"{count} image is too few: one to train and one to validate")
-    order = np.random.default_rng(seed).permutation(count)
-    held_out = min(max(1, round(holdout * count)), count - 1)
-    return sorted(map(int, order[held_out:])), sorted(map(int, order[:held_out]))
+    if len(names) < 2:
+        raise InputError(
+            f"all {count} images are of one group, {names[0]}; one to train on and one to hold out "
+            "are needed"
+        )
+    sizes = dict.fromkeys(names, 0)
+    for name in groups:
+        sizes[name] += 1
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    wanted = min(max(1, round(holdout * count)), count - 1)
+    held_out: set[str] = set()
+    images = 0
+    for name in order:
+        is_closer = abs(images + sizes[name] - wanted) < abs(images - wanted)
+        if is_closer and len(held_out) < len(names) - 1:
+            held_out.add(name)
+            images += sizes[name]
+    if not held_out:  # every group alone is far too large
+        held_out.add(min(order, key=sizes.__getitem__))
+    training = [i for i, name in enumerate(groups) if name not in held_out]
+    validation = [i for i, name in enumerate(groups) if name in held_out]
+    return training, validation
+
+
+def list_groups(pairs: Sequence[Pair], data: DataConfig) -> list[str]:
+    """Return the group of each pair.
+
+    It is what `data.groups` matches in the name of the file without its suffix: the first group of
+    the expression, or all of the match where it has none. Without an expression it is the file, and
+    the page where there is one file alone.
+
+    Raises:
+        InputError: names that do not match, or only with nothing.
+    """
+    if data.groups is None:
+        files = {pair.image.path for pair in pairs}
+        return [str(pair.image.path) if len(files) > 1 else pair.name for pair in pairs]
+    expression = re.compile(data.groups)
+    groups: list[str] = []
+    others: list[str] = []
+    for pair in pairs:
+        match = expression.search(_stem(pair.image.path))
+        group = match and match[min(1, expression.groups)]
+        if group:
+            groups.append(group)
+        else:
+            others.append(pair.image.path.name)
+    if others:
+        names = list_names(list(dict.fromkeys(others)), MAX_NAMES)
+        raise ConfigError(
+            data,
+            "{names}: {groups=} finds no group in the name; change the expression so that it fits "
+            "every image",
+            names=names,
+        )
+    return groups
+
+
+def read_split(path: Path, pairs: Sequence[Pair]) -> list[bool | None]:
+    """Read from a file which pairs are held out, in their order.
+
+    A `.json` file has the names of images under `training` and `validation`, or under `train` and
+    `val`; what else it holds counts nothing. Any other file is a text with the name of a held-out
+    image in each line. A name may be without its suffix, or without what only the images' names
+    have; that of a stack stands for all its pages.
+
+    Raises:
+        InputError: it cannot be read, or names that are no image's, or on both sides; images that
+            it does not name; no image on one side.
+    """
+    sides = _read_names(path)
+    index = _index_names(pairs)
+    unknown = [name for names in sides.values() for name in names if _normal(name) not in index]
+    if unknown:
+        raise InputError(
+            f"{path}: no image is named {list_names(unknown, MAX_NAMES)}; take the names from the "
+            "folder of images"
+        )
+    chosen = {side: {i for n in names for i in index[_normal(n)]} for side, names in sides.items()}
+    every = set(range(len(pairs)))
+    if "training" not in chosen:
+        chosen["training"] = every - chosen["validation"]
+    for problem, indices in (
+        ("it has on both sides", chosen["training"] & chosen["validation"]),
+        ("it has on neither side", every - chosen["training"] - chosen["validation"]),
+    ):
+        if indices:
+            names = list_names([pairs[i].name for i in sorted(indices)], MAX_NAMES)
+            raise InputError(f"{path}: {problem} {names}; an image is on one of them")
+    for side in SIDES:
+        if not chosen[side]:
+            raise InputError(f"{path}: it leaves no image for {side}; name at least one")
+    return [i in chosen["validation"] for i in range(len(pairs))]
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    """Return the names in a split file by their side; a text has those of `validation` alone.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"{path}: cannot be read ({reason}); name a split file") from error
+    if path.suffix.lower() != ".json":
+        return {"validation": [line.strip() for line in text.splitlines() if line.strip()]}
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); mend the file") from error
+    return _read_sides(path, content)
+
+
+def _read_sides(path: Path, content: Any) -> dict[str, list[str]]:
+    """Return the names of both sides from what a JSON file holds.
+
+    Raises:
+        InputError: it holds something else, or a side twice.
+    """
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        raise InputError(
+            f"{path}: it holds a list of {len(content)} splits; write one of them into a file of "
+            "its own"
+        )
+    sides: dict[str, list[str]] = {}
+    for key, names in content.items() if isinstance(content, dict) else ():
+        side = OTHER_NAMES.get(key, key)
+        if side not in SIDES:
+            continue
+        if side in sides:
+            raise InputError(f"{path}: it has names for {side} twice; leave one of them out")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: what stands under {key} is not a list of names; mend it")
+        sides[side] = names
+    if len(sides) < len(SIDES):
+        raise InputError(
+            f'{path}: it needs names under both keys, {{"training": [...], "validation": [...]}}'
+        )
+    return sides
+
+
+def _index_names(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    """Return the indices of the pairs that a name in a split file may mean, by that name.
+
+    A whole name counts before one without its suffix, and that before what the mask has too.
+    """
+    index: dict[str, list[int]] = {}
+    for list_aliases in (_list_names, _list_stems, _list_cores):
+        level: dict[str, list[int]] = {}
+        for i, pair in enumerate(pairs):
+            for name in dict.fromkeys(map(_normal, list_aliases(pair))):
+                level.setdefault(name, []).append(i)
+        index = {**level, **index}
+    return index
+
+
+def _list_names(pair: Pair) -> tuple[str, ...]:
+    return pair.name, pair.image.name, pair.image.path.name
+
+
+def _list_stems(pair: Pair) -> tuple[str, ...]:
+    page = pair.image.name.removeprefix(pair.image.path.name)  # such as [3]
+    return pair.image.path.stem, f"{pair.image.path.stem}{page}"
+
+
+def _list_cores(pair: Pair) -> tuple[str, ...]:
+    return (pair.core,)
+
+
+def _stem(path: Path) -> str:
+    return _normal(path.stem)
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -35,7 +35,10 @@ MAY_CHANGE = (
     "preset",
     "data.images",
     "data.masks",
+    "data.split",
     "data.cache_gb",
+    "data.validation_images",
+    "data.validation_masks",
     "validate_every",
     "checkpoint_every",
     "keep",
@@ -174,6 +177,12 @@ def compare_with_beginning(out: Path, config: TrainConfig, dataset: Dataset) -> 
         raise InputError(
             f"{out}: the images or masks are not those with which the run there began ({other}); "
             "bring them back, or name another --out"
+        )
+    held_out = _read(out / DATA).get("validation")
+    if held_out != dataset.validation.names:
+        raise InputError(
+            f"{out}: the images that are held out are not those of the run there; bring back the "
+            "split with which it began, or name another --out"
         )
     return [f"{name} was {old}, now {new}" for name, (old, new) in changed.items()]
 
