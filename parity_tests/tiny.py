@@ -39,5 +39,6 @@ def quiet():
 
 def begin(out, config, settings=()):
     """A run of the samples of TINY that was killed before its first checkpoint."""
-    started = beginning.describe_start(config.start, settings, None)
+    out.mkdir(exist_ok=True)
+    started = beginning.describe_start(settings, None)
     run_folder.write_beginning(out, config, fingerprints=SHOWN, started=started)
