@@ -14,6 +14,7 @@ from unet_spec import InputError, training_state
 from unet_train import loop, plan
 from unet_train.check import data_doctor
 from unet_train.config import MeshConfig
+from unet_train.devices import processes
 from unet_train.input.samples import load_samples
 from unet_train.report.metrics_log import read_metrics
 from unet_train.run import folder as run_folder
@@ -260,7 +261,7 @@ def test_no_weights_are_written_before_the_checkpoint_of_their_step(tmp_path, mo
         write_weights(out, weights, **named)
 
     write, is_scored = training_state.write, threading.Event()
-    broadcast = loop.broadcast_from_first
+    broadcast = processes.broadcast_from_first
 
     def note(*arguments):
         if arguments[0].startswith("score"):

@@ -260,6 +260,7 @@ class TrainConfig:
             )
         self.optimizer.check_names(trained_names(self.net))
         prediction.check_window(self.net, self.preprocessing.window_px)
+        self._check_norm()
         for name, values in (
             ("class_names", self.class_names),
             ("loss.class_weights", self.loss.class_weights),
@@ -276,6 +277,37 @@ class TrainConfig:
                 self,
                 "{mesh.rows} spreads rows of padded nets only, whose output keeps the rows of its "
                 "input; use {mesh.data}, or {net.padding=same}",
+            )
+
+    def _check_norm(self) -> None:
+        """Refuse a norm over one value, of which nothing is left; torch refuses it as well."""
+        net, batch, crop_px = self.net, self.data.batch, self.data.crop_px
+        if net.norm == "none":
+            return
+        if _count_normed_values(net, crop_px, images=batch // self.accumulate) < 2:
+            larger = _next_size_for_norm(net, crop_px)
+            if net.norm == "batch":
+                more = 2 * self.accumulate
+                raise ConfigError(
+                    self,
+                    "{net.norm=} needs at least 2 values, and {data.crop_px=} leaves 1 x 1 pixel "
+                    "at the deepest level, of one image at a time with {data.batch=} and "
+                    f"{{accumulate=}}; use {{data.batch={more}}} or {{data.crop_px={larger}}}",
+                )
+            raise ConfigError(
+                self,
+                "{net.norm=} needs at least 2 values of each image, and {data.crop_px=} leaves "
+                f"1 x 1 pixel at the deepest level; use {{data.crop_px={larger}}}",
+            )
+        window_px = self.preprocessing.window_px
+        if window_px is None or net.norm == "batch":  # which predicts with its statistics
+            return
+        if _count_normed_values(net, window_px, images=1) < 2:
+            larger = _next_size_for_norm(replace(net, fit="error"), window_px)
+            raise ConfigError(
+                self,
+                "{net.norm=} needs at least 2 values, and {preprocessing.window_px=} leaves "
+                f"1 x 1 pixel at the deepest level; use {{preprocessing.window_px={larger}}}",
             )
 
     def _check_schedule(self) -> None:
@@ -318,6 +350,26 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     for part, name in ((plain["data"], "images"), (plain["data"], "masks"), (plain, "start")):
         part[name] = None if part[name] is None else str(part[name])
     return plain
+
+
+def _count_normed_values(net: UNetConfig, size_px: int, *, images: int) -> int:
+    """Return of how many values the net's norm takes a mean at the deepest level.
+
+    Args:
+        size_px: side of the input, which is a square.
+        images: of a batch, or of the part of it that is computed at once.
+    """
+    pixels = geometry.levels(net, size_px).neck ** 2
+    if net.norm == "batch":
+        return images * pixels
+    return pixels * (net.widths[-1] // net.groups if net.norm == "group" else 1)
+
+
+def _next_size_for_norm(net: UNetConfig, size_px: int) -> int:
+    """Return the next legal size above this one that leaves more than a pixel everywhere."""
+    while geometry.levels(net, size_px).neck < 2:
+        size_px = geometry.next_legal(net, size_px + 1)
+    return size_px
 
 
 NUCLEI = TrainConfig(
