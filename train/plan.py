@@ -47,7 +47,7 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     """Settle all that comes before the first step; nothing is written.
 
     Args:
-        out: the folder of the run; None for one that leaves nothing.
+        out: the folder of the run; None for one that leaves nothing, and may have one image.
 
     Raises:
         InputError: data, a config or an output that cannot be used.
@@ -62,7 +62,10 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
         progress.say(f"taken from {config.start}: {name}={value}")
     placement = make_placement(config)
     samples = load_samples(config)
-    training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
+    if out is None and len(samples) == 1:  # nothing is scored there, so nothing is held out
+        training, validation = samples, []
+    else:
+        training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
     fingerprints = run_folder.fingerprint_samples(samples)
     refuse_unlike_processes(run_folder.describe_identity(config, fingerprints))
     if out is not None and resuming:
