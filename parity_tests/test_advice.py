@@ -71,6 +71,12 @@ ADVICE = (
         r"use (--preprocessing\.window-px 4)", (f"{TRAIN} --net.norm instance {{0}}",),
     ),
     Advice(
+        "there are no images to train on", f"{TRAIN} --data.synthetic 0",
+        r"by (--data\.images) and that of their masks by (--data\.masks), or "
+        r"(--data\.synthetic 48)",
+        (f"{TRAIN} --data.synthetic 0 {{0}} IMAGES {{1}} MASKS", f"{TRAIN} {{2}}"),
+    ),
+    Advice(
         "accumulate={} does not divide", f"{TRAIN} --accumulate 2 --data.batch 3",
         r"(--accumulate) 2 does not divide (--data\.batch) 3; change either",
         (f"{TRAIN} {{0}} 3 --data.batch 3", f"{TRAIN} --accumulate 2 {{1}} 2"),

@@ -8,9 +8,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import unet_torch
+from parity_tests.tiny import quiet
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
 from unet_spec.recipe import Optimizer, Schedule
-from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig
+from unet_train import loop
+from unet_train.config import CELLS, PRESETS, AugmentConfig, DataConfig, LossConfig, MeshConfig
+from unet_train.overfit import learn_one_batch
 
 BATCH = UNetConfig(widths=(4, 8, 16), norm="batch")
 
@@ -156,7 +159,7 @@ def test_a_norm_is_refused_exactly_where_torch_refuses_it(
     ("part", "fields", "names"),
     [
         (DataConfig, {"holdout": 1.0}, "holdout is a part between 0 and 1, got 1.0"),
-        (DataConfig, {"synthetic": 1}, "synthetic needs at least 2, got 1"),
+        (DataConfig, {"synthetic": -1}, "synthetic needs at least 0, got -1"),
         (DataConfig, {"batch": 0}, "batch needs at least 1, got 0"),
         (DataConfig, {"masks": Path("a")}, "masks needs images as well; give the folder of images"),
         (AugmentConfig, {"noise": -1}, "noise needs at least 0, got -1"),
@@ -170,3 +173,17 @@ def test_a_norm_is_refused_exactly_where_torch_refuses_it(
 def test_a_part_of_a_config_that_cannot_be_is_refused(part, fields, names):
     with pytest.raises(InputError, match=names):
         part(**fields)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_only_the_cells_are_drawn_where_no_images_are_given(preset, tmp_path):
+    config = PRESETS[preset]
+    assert config.data.images is None
+    if preset == "cells":
+        config.data.check_source()
+        return
+    for go in (loop.run, lambda config, _, **named: learn_one_batch(config, **named)):
+        with pytest.raises(InputError, match=r"no images to train on; .* images .* masks.*synthe"):
+            go(config, tmp_path / "run", progress=quiet())
+    assert not (tmp_path / "run").exists()
+    replace(config, data=replace(config.data, synthetic=2)).data.check_source()

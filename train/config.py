@@ -22,8 +22,7 @@ class DataConfig:
     """A `DataConfig` says where the images come from, and what a batch is."""
 
     images: Path | None = None
-    """Read the images from this folder (PNG, JPEG, TIFF) or TIFF stack; without one, synthetic
-    cells are drawn."""
+    """Read the images from this folder (PNG, JPEG, TIFF) or TIFF stack."""
     masks: Path | None = None
     """Read the masks from this folder, where they have the names of the images, or from this TIFF
     stack."""
@@ -40,8 +39,8 @@ class DataConfig:
     them."""
     batch: int = 8
     """Each step sees this many images."""
-    synthetic: int = 48
-    """This many synthetic images are drawn where no folder is given."""
+    synthetic: int = 0
+    """This many synthetic images of cells are drawn where no folder is given."""
 
     def __post_init__(self) -> None:
         for name, other in (("images", "masks"), ("masks", "images")):
@@ -53,10 +52,23 @@ class DataConfig:
                 )
         if not 0 < self.holdout < 1:
             raise FieldError(self, "holdout", "is a part between 0 and 1")
-        if self.synthetic < 2:
-            raise FieldError(self, "synthetic", "needs at least 2")
+        if self.synthetic < 0:
+            raise FieldError(self, "synthetic", "needs at least 0")
         if self.batch < 1:
             raise FieldError(self, "batch", "needs at least 1")
+
+    def check_source(self) -> None:
+        """Refuse a run without images, which a preset alone is.
+
+        Raises:
+            ConfigError: naming what gives it some.
+        """
+        if self.images is None and self.synthetic == 0:
+            raise ConfigError(
+                self,
+                "there are no images to train on; give their folder by {images} and that of their "
+                "masks by {masks}, or {synthetic=48} for cells that the program draws",
+            )
 
 
 @dataclass(frozen=True)
@@ -388,6 +400,7 @@ NUCLEI = TrainConfig(
 CELLS = TrainConfig(
     preset="cells",
     net=UNetConfig(widths=(8, 16, 32, 64)),
+    data=DataConfig(synthetic=48),
     steps=150,
     validate_every=75,
     checkpoint_every=75,

@@ -52,6 +52,7 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     Raises:
         InputError: data, a config or an output that cannot be used.
     """
+    config.data.check_source()
     resuming = out is not None and is_first_process() and run_folder.may_resume(out)
     resuming = broadcast_from_first("resuming", resuming)
     if out is not None and not resuming and run_folder.has_begun(out):
@@ -62,8 +63,9 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
         progress.say(f"taken from {config.start}: {name}={value}")
     placement = make_placement(config)
     samples = load_samples(config)
+    validation: list[Sample] = []
     if out is None and len(samples) == 1:  # nothing is scored there, so nothing is held out
-        training, validation = samples, []
+        training = samples
     else:
         training, validation = split_samples(samples, holdout=config.data.holdout, seed=config.seed)
     fingerprints = run_folder.fingerprint_samples(samples)
