@@ -69,7 +69,7 @@ def train(
     json: Json = None,
     command: Typed = Command(),
 ) -> int:
-    """Train on folders of images and masks, or on synthetic cells.
+    """Train on folders of images and masks; the preset cells draws its own.
 
     The same command again resumes a run that was stopped.
 

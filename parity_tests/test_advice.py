@@ -56,6 +56,29 @@ ADVICE = (
         (f"{TRAIN} --data.crop-px {{0}}", f"{TRAIN} --data.crop-px {{1}}"),
     ),
     Advice(
+        "data.crop_px={} leaves 1 x 1 pixel at the deepest level, of one image at a time",
+        f"{TRAIN} --net.norm batch --data.crop-px 2 --data.batch 1",
+        r"use (--data\.batch 2) or (--data\.crop-px 4)",
+        (f"{TRAIN} --net.norm batch --data.crop-px 2 {{0}}",
+         f"{TRAIN} --net.norm batch --data.batch 1 {{1}}"),
+    ),
+    Advice(
+        "of each image, and data.crop_px={} leaves 1 x 1 pixel",
+        f"{TRAIN} --net.norm instance --data.crop-px 2", r"use (--data\.crop-px 4)",
+        (f"{TRAIN} --net.norm instance {{0}}",),
+    ),
+    Advice(
+        "preprocessing.window_px={} leaves 1 x 1 pixel",
+        f"{TRAIN} --net.norm instance --preprocessing.window-px 2",
+        r"use (--preprocessing\.window-px 4)", (f"{TRAIN} --net.norm instance {{0}}",),
+    ),
+    Advice(
+        "there are no images to train on", f"{TRAIN} --data.synthetic 0",
+        r"by (--data\.images) and that of their masks by (--data\.masks), or "
+        r"(--data\.synthetic 48)",
+        (f"{TRAIN} --data.synthetic 0 {{0}} IMAGES {{1}} MASKS", f"{TRAIN} {{2}}"),
+    ),
+    Advice(
         "accumulate={} does not divide", f"{TRAIN} --accumulate 2 --data.batch 3",
         r"(--accumulate) 2 does not divide (--data\.batch) 3; change either",
         (f"{TRAIN} {{0}} 3 --data.batch 3", f"{TRAIN} --accumulate 2 {{1}} 2"),
@@ -468,7 +491,8 @@ OTHERWISE = {
     "this process cannot listen": "it needs a second port; test_processes.py starts processes",
     "another command is training there": "waiting is no command, and --out is named above",
     "it should say how the run began": "--out is named above",
-    "this is not the start with which it began": "--out is named above",
+    "it holds weights, and no checkpoint": "--out is named above",
+    "another command has just trained there": "the same command again is in test_train.py",
     "begins with the last good weights": "test_a_diverged_run_starts_again_as_the_message_says",
     "its averaged weights are left out": "test_start.py starts with --ema and without",
     "say what is read; give both": "the command refuses one of them alone before",

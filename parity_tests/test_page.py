@@ -4,6 +4,7 @@ import dataclasses
 import html.parser
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from parity_tests.browser import needs_browser, render
 from unet_train.check.data_doctor import Finding
-from unet_train.config import CELLS, NUCLEI, DataConfig, to_plain
+from unet_train.config import CELLS, NUCLEI, to_plain
 from unet_train.report import page, plot
 from unet_train.report.page import Report
 from unet_train.report.validation import ImageScore, Scores
@@ -139,7 +140,8 @@ def test_what_cannot_be_scored_is_not_a_number_on_the_page():
         SCORES, images=images, pooled_iou=[0.937, None], pooled_dice=[0.967, None]
     )
     found = Seen(page.render_page(_report(scores=scores)))
-    assert found.text.count("n/a") == 6  # table and picture of an image, and a class
+    # table and picture of an image, a class, and what it means
+    assert found.text.count("n/a") == 7
     shown = [a["alt"] for tag, a in found.tags if tag == "img"]
     assert shown == [f"{n}.png with outlines" for n in ("beta", "gamma", "alpha")]
 
@@ -190,12 +192,29 @@ def _expected_numbers(report):
 
 def test_every_number_shown_is_in_the_report():
     report = _report()
-    elsewhere = {"tick", "settings", "code", "findings"}
+    elsewhere = {"tick", "settings", "code", "findings", "words"}
     found = set()
     for within, text in Seen(page.render_page(report, command="unet train nuclei")).texts:
         if within == "title" or not within & elsewhere:
             found |= set(re.findall(r"\d[\d.,]*\d|\d", text.replace(ENVIRONMENT["jax"], "")))
     assert found == _expected_numbers(report)
+
+
+def test_every_score_is_explained_in_the_words_of_the_glossary():
+    report = _report()
+    text = Seen(page.render_page(report)).text
+    glossary = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text()
+    for word, meaning in page.WORDS.items():
+        assert f"{word}: {meaning}" in text
+        assert f"- **{word}**: {meaning}\n" in glossary
+    explained = {word.lower() for word in page.WORDS}
+    names = [page.NAMES[name] for name in report.scores.headline]
+    assert {part.lower() for name in names for part in name.split(", ")} <= explained
+    three = dataclasses.replace(
+        SCORES, confusion=np.eye(3).tolist(), rand_score=None,
+        pooled_iou=[1.0, 1.0, 1.0], pooled_dice=[1.0, 1.0, 1.0],
+    )  # fmt: skip
+    assert "Rand score" not in Seen(page.render_page(_report(scores=three, class_names=()))).text
 
 
 def test_what_was_found_measured_and_asked_is_told():
@@ -282,7 +301,7 @@ def test_classes_without_names_are_numbers():
 @pytest.mark.parametrize("preset", ["nuclei", "cells"])
 def test_what_differs_from_the_nearest_preset_is_marked(preset):
     config = {"nuclei": NUCLEI, "cells": CELLS}[preset]
-    changed = dataclasses.replace(config, data=DataConfig(batch=6), seed=7)
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=6), seed=7)
     report = _report(config=to_plain(changed))
     found = Seen(page.render_page(report)).texts
     marked = [text for within, text in found if isinstance(within, set) and "other" in within]

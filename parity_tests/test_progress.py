@@ -168,10 +168,53 @@ def test_images_per_second_leave_out_the_first_step_and_pauses(monkeypatch):
         assert windows[step]["waiting_share"] == pytest.approx(0.05 / 0.25)
 
 
+@pytest.mark.parametrize(("every", "start"), [(25, 25), (25, 75), (33, 33), (33, 99), (1, 3)])
+def test_a_resumed_run_has_the_windows_of_one_that_was_never_stopped(every, start):
+    """A run resumes at a step that was saved, where a window ends."""
+    windows: list[dict[int, dict[str, float]]] = []
+    for first in (0, start):
+        _, steps = _steps(100, start=first)
+        windows.append({})
+        with steps as bar:
+            for step in range(first + 1, 101):
+                means = bar.advance(_metrics(step), images=8, settle=step % every == 0)
+                if means is not None:
+                    windows[-1][step] = means
+    whole, resumed = windows
+    assert list(resumed) == [step for step in whole if step > start]
+    for step, means in resumed.items():
+        for name in ("loss", "iou", "lr", "grad_norm"):
+            assert means[name] == whole[step][name], (step, name)
+
+
+def test_a_window_of_the_first_step_of_a_command_alone_has_no_speeds():
+    _, steps = _steps(9, start=4)
+    with steps as bar:
+        alone = bar.advance(_metrics(5), images=8, settle=True)
+        after = bar.advance(_metrics(6), images=8, settle=True)
+    assert {"images_per_s", "waiting_share"}.isdisjoint(alone)
+    assert {"images_per_s", "waiting_share"} <= after.keys()
+
+
+@pytest.mark.parametrize("start", [0, 30])
+def test_images_per_second_leave_out_the_first_step_of_a_command(monkeypatch, start):
+    clock = Clock(monkeypatch)
+    _, steps = _steps(start + WINDOW + 1, start=start)
+    with steps as bar:
+        for step in range(start + 1, start + WINDOW + 2):
+            clock.passes(100 if step == start + 1 else 0.20)
+            bar.wait_for(Made(clock, 0.05))
+            means = bar.advance(_metrics(step), images=8, settle=step == start + WINDOW + 1)
+            if means is not None and step > start + 1:
+                assert means["images_per_s"] == pytest.approx(8 / 0.25)
+                assert means["waiting_share"] == pytest.approx(0.05 / 0.25)
+
+
 @pytest.mark.parametrize("start", [0, 30])
 def test_a_file_gets_the_first_line_the_last_and_one_in_15_s(monkeypatch, start):
     clock = Clock(monkeypatch)
-    count = start + 1 + 6 * WINDOW
+    first = 1 if start == 0 else start + WINDOW
+    count = first + 6 * WINDOW
     file, steps = _steps(count, start=start)
     with steps as bar:
         for step in range(start + 1, count + 1):
@@ -180,16 +223,16 @@ def test_a_file_gets_the_first_line_the_last_and_one_in_15_s(monkeypatch, start)
     lines = file.getvalue().splitlines()
     told = re.findall(r"^step (\d+) of", file.getvalue(), re.MULTILINE)
     assert len(lines) == len(told)
-    assert list(map(int, told)) == [start + 1 + n * WINDOW for n in (0, 2, 4, 6)]
+    assert list(map(int, told)) == [first + n * WINDOW for n in (0, 2, 4, 6)]
     assert f"of {count}: loss 0." in lines[-1]
 
 
 def test_a_terminal_gets_a_bar_with_the_numbers_in_80_columns(monkeypatch):
     clock = Clock(monkeypatch)
     monkeypatch.setattr(progress, "peak_memory_bytes", lambda: 12_340_000_000)
-    file, steps = _steps(100_000, terminal=True, start=99_979)
+    file, steps = _steps(100_000, terminal=True, start=99_980)
     with steps as bar:
-        for step in range(21):
+        for step in range(WINDOW):
             bar.wait_for(Made(clock, 0.01))
             means = bar.advance(_metrics(step + 1), images=100)
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", file.getvalue())
@@ -208,10 +251,10 @@ def test_time_left_is_that_of_the_steps_not_done_before(monkeypatch):
         assert (task.completed, task.total) == (500, 1000)
         task.get_time = lambda: clock.now
         bar._view.get_time = lambda: clock.now
-        for step in range(1 + 2 * WINDOW):
+        for step in range(2 * WINDOW):
             clock.passes(3)  # a window takes a minute
             bar.advance(_metrics(step + 1), images=8)
-        assert task.time_remaining == pytest.approx(3 * (500 - 1 - 2 * WINDOW), abs=1)
+        assert task.time_remaining == pytest.approx(3 * (500 - 2 * WINDOW), abs=1)
 
 
 def test_what_is_said_keeps_its_brackets():

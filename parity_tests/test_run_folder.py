@@ -2,23 +2,21 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 
 from parity_tests.tiny import SHOWN, TINY, begin, quiet
-from unet_spec import InputError
-from unet_train import loop
+from unet_spec import InputError, training_state
+from unet_train import loop, plan
+from unet_train.check import data_doctor
 from unet_train.config import MeshConfig
+from unet_train.devices import processes
 from unet_train.input.identity import Identity
+from unet_train.report.metrics_log import read_metrics
 from unet_train.run import folder as run_folder
-
-
-def test_a_kill_while_a_run_begins_leaves_nothing_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "to_plain", lambda config: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        begin(tmp_path / "run", TINY)
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
@@ -111,11 +109,204 @@ def test_a_run_that_is_under_way_is_left_alone(run, tmp_path):
         pass
 
 
+def test_a_lock_leaves_nothing_of_itself(tmp_path):
+    with run_folder.lock_run(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
+    assert list((tmp_path / "new").iterdir()) == []
+    with run_folder.lock_run(tmp_path / "new"):  # empty, and perhaps a mount point
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+    with run_folder.lock_run(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+# takes the lock, says so, holds it for a moment; else says why not
+LOCKS = """
+import sys, time
+from pathlib import Path
+from unet_spec import InputError
+from unet_train.run.folder import lock_run
+for _ in range(int(sys.argv[1])):
+    try:
+        with lock_run(Path("run")):
+            Path("holders").open("a").write("+")
+            time.sleep(0.001)
+            Path("holders").open("a").write("-")
+    except InputError as error:
+        assert "another command is training there" in str(error)
+print("done")
+"""
+
+
+def test_no_two_processes_hold_a_lock_whose_file_comes_and_goes(tmp_path):
+    """Each makes the folder and the file, and removes both: nobody may lock a removed file."""
+    words = [sys.executable, "-c", LOCKS, "300"]
+    racing = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate()[0] for process in racing] == 3 * [b"done\n"]
+    taken = (tmp_path / "holders").read_text()
+    assert taken == "+-" * (len(taken) // 2), "two held it at once"
+    assert len(taken) > 100
+
+
+def test_a_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    killed = (
+        "import os; from pathlib import Path; from unet_train.run.folder import lock_run\n"
+        "with lock_run(Path('run')): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path).returncode == 9
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert not run_folder.may_resume(tmp_path / "run")
+    with run_folder.lock_run(tmp_path / "run"):
+        pass
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+OTHER = replace(TINY, net=replace(TINY.net, widths=(4, 8)), seed=5, steps=2, validate_every=2)
+
+
+def _say_into(sentences):
+    progress = quiet()
+    progress.say = sentences.append
+    return progress
+
+
+def test_a_run_without_a_checkpoint_begins_again_with_the_config_of_the_command(tmp_path):
+    out = tmp_path / "run"
+    begin(out, TINY)
+    (out / "augmented.png").write_bytes(b"of the other config")
+    (out / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 9.0}\n')
+    sentences: list[str] = []
+    result = loop.run(OTHER, out, progress=_say_into(sentences))
+    assert result.step == 2
+    again = [text for text in sentences if "has no checkpoint yet, and begins again" in text]
+    assert again == [f"{out}: the run there has no checkpoint yet, and begins again"]
+    whole = tmp_path / "whole"
+    loop.run(OTHER, whole, progress=quiet())
+    names = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    events = {name for name in names if "tensorboard" in name.parts}
+    assert names - events == {
+        path.relative_to(out) for path in out.rglob("*")
+        if path.is_file() and "tensorboard" not in path.parts
+    }  # fmt: skip
+    for name in ("config.json", "data.json", "start.json", "augmented.png", "weights.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert all(line.get("loss") != 9.0 for line in read_metrics(out))
+
+
+@pytest.mark.parametrize("place", ["to_plain", "compile_steps", "write_preview"])
+def test_a_beginning_that_fails_anywhere_leaves_nothing_that_refuses_the_next(
+    tmp_path, monkeypatch, place
+):
+    owner = {"to_plain": run_folder, "compile_steps": loop, "write_preview": plan}[place]
+
+    def fail(*_, **__):
+        raise InputError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, fail)
+        if place == "to_plain":  # the identity of processes needs it before
+            patch.setattr(run_folder, "describe_identity", lambda *_: "")
+        with pytest.raises(InputError, match="planted"):
+            loop.run(TINY, tmp_path / "run", progress=quiet())
+    assert (tmp_path / "run").exists() == (place == "write_preview")
+    assert loop.run(OTHER, tmp_path / "run", progress=quiet()).step == 2
+
+
+# one process; dies at the n-th time that a file gets its name
+KILLED = """
+import os, sys
+from pathlib import Path
+from parity_tests.tiny import TINY, begin
+place, done = os.replace, [0]
+def replace(*names):
+    if done[0] == int(sys.argv[1]):
+        os._exit(9)
+    done[0] += 1
+    place(*names)
+os.replace = replace
+from unet_train.run.folder import lock_run
+with lock_run(Path("run")):
+    begin(Path("run"), TINY)
+"""
+
+
+@pytest.mark.parametrize("names", [0, 1, 2])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_kill_while_a_run_begins_lets_any_command_begin_there(tmp_path, names, earlier):
+    out = tmp_path / "run"
+    if earlier:
+        begin(out, OTHER)
+    words = [sys.executable, "-c", KILLED, str(names)]
+    assert subprocess.run(words, cwd=tmp_path).returncode == 9
+    assert ".lock" in {path.name for path in out.iterdir()}
+    assert not run_folder.may_resume(out)
+    with run_folder.lock_run(out):
+        begin(out, OTHER)
+        run_folder.remove_leftovers(out)
+    assert run_folder.compare_with_beginning(out, OTHER, SHOWN) == []
+    assert {path.name for path in out.iterdir()} == {"config.json", "data.json", "start.json"}
+
+
+def test_weights_without_a_checkpoint_are_not_lost_to_another_run(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    shutil.rmtree(out / "checkpoints")
+    before = (out / "weights.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"holds weights, and no checkpoint .* name another --out"):
+        loop.run(OTHER, out, progress=quiet())
+    assert (out / "weights.safetensors").read_bytes() == before
+
+
+def test_no_weights_are_written_before_the_checkpoint_of_their_step(tmp_path, monkeypatch):
+    seen = []
+    write_weights = loop.write_weights
+
+    def look(out, weights, **named):
+        seen.append(sorted(path.name for path in (out / "checkpoints").glob("[0-9]*")))
+        write_weights(out, weights, **named)
+
+    write, is_scored = training_state.write, threading.Event()
+    broadcast = processes.broadcast_from_first
+
+    def note(*arguments):
+        if arguments[0].startswith("score"):
+            is_scored.set()
+        return broadcast(*arguments)
+
+    monkeypatch.setattr(loop, "broadcast_from_first", note)
+
+    def be_slow(*arguments):
+        is_scored.wait(60)
+        time.sleep(0.5)
+        write(*arguments)
+
+    monkeypatch.setattr(loop, "write_weights", look)
+    monkeypatch.setattr(training_state, "write", be_slow)
+    loop.run(replace(OTHER, steps=1, validate_every=1), tmp_path / "run", progress=quiet())
+    assert seen == [["1.safetensors"]]
+
+
+def test_a_run_that_another_command_has_begun_since_is_left_alone(run, tmp_path, monkeypatch):
+    """The other one starts and ends while this one reads its images."""
+    report_data = data_doctor.report_data
+
+    def be_slow(*arguments, **named):
+        shutil.copytree(run[0], tmp_path / "run")
+        return report_data(*arguments, **named)
+
+    monkeypatch.setattr(data_doctor, "report_data", be_slow)
+    with pytest.raises(InputError, match="another command has just trained there"):
+        loop.run(OTHER, tmp_path / "run", progress=quiet())
+    assert run_folder.read_config(tmp_path / "run")["steps"] == TINY.steps
+
+
 def test_a_run_may_begin_in_an_empty_folder(tmp_path):
     before = tmp_path.stat().st_ino
-    begin(tmp_path, TINY)
+    assert not run_folder.may_resume(tmp_path)
+    loop.run(OTHER, tmp_path, progress=quiet())
     assert tmp_path.stat().st_ino == before
-    assert run_folder.read_config(tmp_path)["steps"] == TINY.steps
+    assert run_folder.read_config(tmp_path)["steps"] == OTHER.steps
 
 
 def test_an_existing_folder_is_not_written_over(tmp_path):

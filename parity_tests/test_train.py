@@ -210,6 +210,41 @@ def test_a_run_that_is_stopped_and_goes_on_ends_in_the_bytes_of_one_that_was_not
     assert _validations(tmp_path / "run") == [3, 6]
 
 
+def test_a_run_that_was_killed_has_the_curves_of_one_that_was_not(tmp_path, monkeypatch):
+    config = replace(TINY, steps=60, validate_every=50, checkpoint_every=25)
+    loop.run(config, tmp_path / "whole", progress=quiet())
+    wait_for = StepBar.wait_for
+
+    def die(bar, batch):
+        if bar._done == 47:
+            raise KeyboardInterrupt
+        return wait_for(bar, batch)
+
+    monkeypatch.setattr(StepBar, "wait_for", die)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(config, tmp_path / "run", progress=quiet())
+    monkeypatch.undo()
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 45
+    stream = io.StringIO()
+    loop.run(config, tmp_path / "run", progress=Progress(Console(file=stream, width=200)))
+    assert "going on at step 25 of 60" in stream.getvalue()
+    curves = []
+    for name in ("whole", "run"):
+        lines = read_metrics(tmp_path / name)
+        # the rest are speeds, and the memory of a process
+        names = ("step", "kind", "loss", "iou", "lr", "grad_norm", "mean_image_iou")
+        curves.append([{name: line.get(name) for name in names} for line in lines])
+    assert curves[0] == curves[1]
+    assert [line["step"] for line in curves[0] if line["kind"] == "train"] == [
+        1,
+        21,
+        25,
+        45,
+        50,
+        60,
+    ]
+
+
 def test_a_run_that_is_stopped_before_its_first_step_begins_again(run, tmp_path, monkeypatch):
     shown = Progress.steps
 

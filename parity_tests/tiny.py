@@ -52,5 +52,6 @@ def quiet():
 
 def begin(out, config, settings=(), dataset=SHOWN):
     """A run of the samples of TINY that was killed before its first checkpoint."""
-    started = beginning.describe_start(config.start, settings, None)
+    out.mkdir(exist_ok=True)
+    started = beginning.describe_start(settings, None)
     run_folder.write_beginning(out, config, dataset=dataset, started=started)

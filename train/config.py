@@ -23,7 +23,7 @@ class DataConfig:
 
     images: Path | None = None
     """Read the images from this folder (PNG, JPEG, TIFF) or TIFF stack, or those of a pattern such
-    as 'FOLDER/*_0000.png'; without one, synthetic cells are drawn."""
+    as 'FOLDER/*_0000.png'."""
     masks: Path | None = None
     """Read the masks from this folder, TIFF stack or pattern. In a folder they have the names of
     the images, up to one beginning and one ending that all of a side share, such as `_mask`."""
@@ -58,8 +58,8 @@ class DataConfig:
     cache_gb: float | None = None
     """Keep decoded images in at most this much memory, in GB for each process; by default a
     quarter of what is free at the start. What does not fit is decoded again when it is needed."""
-    synthetic: int = 48
-    """This many synthetic images are drawn where no folder is given."""
+    synthetic: int = 0
+    """This many synthetic images of cells are drawn where no folder is given."""
 
     def __post_init__(self) -> None:
         for name, other in (("images", "masks"), ("masks", "images")):
@@ -71,8 +71,8 @@ class DataConfig:
                 )
         if not 0 < self.holdout < 1:
             raise FieldError(self, "holdout", "is a part between 0 and 1")
-        if self.synthetic < 2:
-            raise FieldError(self, "synthetic", "needs at least 2")
+        if self.synthetic < 0:
+            raise FieldError(self, "synthetic", "needs at least 0")
         if not 0 <= self.foreground <= 1:
             raise FieldError(self, "foreground", "is a share from 0 to 1")
         if self.cache_gb is not None and not 0 <= self.cache_gb < float("inf"):
@@ -110,6 +110,19 @@ class DataConfig:
         for name in (*chosen, "groups"):
             if getattr(self, name) is not None and self.images is None:
                 raise ConfigError(self, f"{{{name}}} needs {{images}} and {{masks}}; give both")
+
+    def check_source(self) -> None:
+        """Refuse a run without images, which a preset alone is.
+
+        Raises:
+            ConfigError: naming what gives it some.
+        """
+        if self.images is None and self.synthetic == 0:
+            raise ConfigError(
+                self,
+                "there are no images to train on; give their folder by {images} and that of their "
+                "masks by {masks}, or {synthetic=48} for cells that the program draws",
+            )
 
 
 @dataclass(frozen=True)
@@ -316,6 +329,7 @@ class TrainConfig:
             )
         self.optimizer.check_names(trained_names(self.net))
         prediction.check_window(self.net, self.preprocessing.window_px)
+        self._check_norm()
         for name, values in (
             ("class_names", self.class_names),
             ("loss.class_weights", self.loss.class_weights),
@@ -332,6 +346,37 @@ class TrainConfig:
                 self,
                 "{mesh.rows} spreads rows of padded nets only, whose output keeps the rows of its "
                 "input; use {mesh.data}, or {net.padding=same}",
+            )
+
+    def _check_norm(self) -> None:
+        """Refuse a norm over one value, of which nothing is left; torch refuses it as well."""
+        net, batch, crop_px = self.net, self.data.batch, self.data.crop_px
+        if net.norm == "none":
+            return
+        if _count_normed_values(net, crop_px, images=batch // self.accumulate) < 2:
+            larger = _next_size_for_norm(net, crop_px)
+            if net.norm == "batch":
+                more = 2 * self.accumulate
+                raise ConfigError(
+                    self,
+                    "{net.norm=} needs at least 2 values, and {data.crop_px=} leaves 1 x 1 pixel "
+                    "at the deepest level, of one image at a time with {data.batch=} and "
+                    f"{{accumulate=}}; use {{data.batch={more}}} or {{data.crop_px={larger}}}",
+                )
+            raise ConfigError(
+                self,
+                "{net.norm=} needs at least 2 values of each image, and {data.crop_px=} leaves "
+                f"1 x 1 pixel at the deepest level; use {{data.crop_px={larger}}}",
+            )
+        window_px = self.preprocessing.window_px
+        if window_px is None or net.norm == "batch":  # which predicts with its statistics
+            return
+        if _count_normed_values(net, window_px, images=1) < 2:
+            larger = _next_size_for_norm(replace(net, fit="error"), window_px)
+            raise ConfigError(
+                self,
+                "{net.norm=} needs at least 2 values, and {preprocessing.window_px=} leaves "
+                f"1 x 1 pixel at the deepest level; use {{preprocessing.window_px={larger}}}",
             )
 
     def _check_schedule(self) -> None:
@@ -376,6 +421,26 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
+def _count_normed_values(net: UNetConfig, size_px: int, *, images: int) -> int:
+    """Return of how many values the net's norm takes a mean at the deepest level.
+
+    Args:
+        size_px: side of the input, which is a square.
+        images: of a batch, or of the part of it that is computed at once.
+    """
+    pixels = geometry.levels(net, size_px).neck ** 2
+    if net.norm == "batch":
+        return images * pixels
+    return pixels * (net.widths[-1] // net.groups if net.norm == "group" else 1)
+
+
+def _next_size_for_norm(net: UNetConfig, size_px: int) -> int:
+    """Return the next legal size above this one that leaves more than a pixel everywhere."""
+    while geometry.levels(net, size_px).neck < 2:
+        size_px = geometry.next_legal(net, size_px + 1)
+    return size_px
+
+
 NUCLEI = TrainConfig(
     preset="nuclei",
     net=UNetConfig(in_channels=3, widths=(24, 48, 96, 192, 384), norm="group"),
@@ -392,6 +457,7 @@ NUCLEI = TrainConfig(
 CELLS = TrainConfig(
     preset="cells",
     net=UNetConfig(widths=(8, 16, 32, 64)),
+    data=DataConfig(synthetic=48),
     steps=150,
     validate_every=75,
     checkpoint_every=75,

@@ -30,7 +30,7 @@ from .devices.processes import (
 )
 from .input.prefetch import prefetch_batches
 from .metrics import as_result, format_score
-from .plan import Plan, make_plan, open_run
+from .plan import Plan, lock_run, make_plan, open_run
 from .report.metrics_log import MetricsLog, read_metrics, read_validations
 from .report.page import Report, write_page
 from .report.pictures import draw_overlays, draw_worst_and_best, write_pictures
@@ -131,12 +131,14 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     """
     start = time.monotonic()
     plan = make_plan(config, progress, out=out)
-    with open_run(plan, out):
+    with lock_run(plan, out):
         progress.say(f"compiling for {plan.placement.describe()}")
         compile_start = time.monotonic()
         steps = compile_steps(plan.config, plan.placement)
         compile_s = time.monotonic() - compile_start
         progress.say(f"compiled in {compile_s:.1f} s")
+        if is_first_process():  # not before: a run that cannot be compiled leaves nothing
+            open_run(plan, out)
         wait_for_all("compiled")
         if not is_first_process():  # it has to see the folder as well
             run_folder.compare_with_beginning(out, plan.config, plan.dataset)
@@ -157,12 +159,8 @@ def first_state(
         run_folder.refuse_other_run(out, checkpoint, config)
         _say_where_it_resumes(plan, checkpoint, progress)
         return resume_state(checkpoint, state), _read_validations(out, until=checkpoint.step)
-    if plan.resuming:
-        progress.say("no checkpoint yet: the run begins again")
     if config.start is None:
         return state, Validations()
-    if plan.resuming:
-        beginning.refuse_changed(config.start, run=out)
     source = beginning.read_start(config.start)
     if isinstance(source, WeightFile):
         return start_from_weights(source, state), Validations()
@@ -200,7 +198,9 @@ def take_steps(
         progress.steps(config.steps, start=step) as bar,
     ):
         is_due = partial(is_validation_due, every=config.validate_every, last=config.steps)
-        validate_and_publish = partial(_validate_and_publish, plan, out, log, requests, progress)
+        validate_and_publish = partial(
+            _validate_and_publish, plan, out, checkpoints, log, requests, progress
+        )
         if step and is_due(step) and validations.last_step != step:
             # the command before this one was stopped in that validation
             scores, validations = validate_and_publish(state, validations)
@@ -327,6 +327,7 @@ def save(plan: Plan, checkpoints: Checkpoints, state: State, validations: Valida
 def _validate_and_publish(
     plan: Plan,
     out: Path,
+    checkpoints: Checkpoints,
     log: MetricsLog | None,
     requests: Sequence[str],
     progress: Progress,
@@ -347,6 +348,7 @@ def _validate_and_publish(
     score = math.nan if scores.mean_image_iou is None else scores.mean_image_iou
     score = broadcast_from_first(f"score {step}", score)
     validations = validations.add(step, as_result(score))
+    checkpoints.wait()  # no weights without a checkpoint, or the run could not go on
     if is_first_process():
         write_weights(out, weights, is_best=validations.best_step == step)
     if log is not None:  # last: a validation without its line is made again

@@ -1,12 +1,12 @@
 """What is settled before the first step of a run: config, devices, samples."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unet_spec import InputError
 from unet_spec.errors import ConfigError
-from unet_spec.files import refuse_existing
 from unet_spec.origin import Origin
 
 from .check import data_doctor
@@ -29,7 +29,7 @@ class Plan:
         settings: names of what the start settled.
         origin: of the net in the start.
         dataset: with the images of either side.
-        resuming: the run has begun in its folder.
+        resuming: the run has a checkpoint in its folder.
     """
 
     config: TrainConfig
@@ -45,21 +45,23 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     """Settle all that comes before the first step; nothing is written.
 
     Args:
-        out: the folder of the run; None for one that leaves nothing.
+        out: the folder of the run; None for one that leaves nothing, and may have one image.
 
     Raises:
         InputError: data, a config or an output that cannot be used.
     """
-    resuming = out is not None and broadcast_from_first("begun", run_folder.is_run(out))
+    config.data.check_source()
+    resuming = out is not None and is_first_process() and run_folder.may_resume(out)
+    resuming = broadcast_from_first("resuming", resuming)
+    if out is not None and not resuming and run_folder.has_begun(out):
+        progress.say(f"{out}: the run there has no checkpoint yet, and begins again")
     settings = beginning.read_start_settings(config, run=out if resuming else None)
     given, config = config, beginning.apply_start(config, settings)
     for name, value in run_folder.list_changes(given, config):
         progress.say(f"taken from {config.start}: {name}={value}")
     placement = make_placement(config)
-    if out is not None and not resuming and is_first_process():
-        refuse_existing(out, why="exists, and holds no run")
     known = run_folder.read_identities(out) if out is not None and resuming else {}
-    dataset = open_dataset(config, known)
+    dataset = open_dataset(config, known, needs_validation=out is not None)
     refuse_unlike_processes(run_folder.describe_identity(config, dataset))
     if dataset.matched is not None:
         progress.say(dataset.matched)
@@ -100,21 +102,32 @@ def balance_classes(loss: LossConfig, diagnosis: data_doctor.Diagnosis) -> LossC
     return replace(loss, class_weights=weights)
 
 
+def lock_run(plan: Plan, out: Path) -> AbstractContextManager[None]:
+    """Let no other command train in the folder in the block; the first process holds the lock.
+
+    Raises:
+        InputError: another command trains there, or has done so since the plan was made.
+    """
+    return _lock_run(plan, out) if is_first_process() else nullcontext()
+
+
 @contextmanager
-def open_run(plan: Plan, out: Path) -> Iterator[None]:
-    """Write the beginning of a new run, and let nobody else train in the folder meanwhile."""
-    if not is_first_process():
-        yield
-        return
-    config = plan.config
-    if not plan.resuming:
-        started = beginning.describe_start(config.start, plan.settings, plan.origin)
-        run_folder.write_beginning(out, config, dataset=plan.dataset, started=started)
+def _lock_run(plan: Plan, out: Path) -> Iterator[None]:
     with run_folder.lock_run(out):
-        run_folder.remove_leftovers(out)
-        if not (out / run_folder.AUGMENTED).exists():
-            write_preview(
-                out / run_folder.AUGMENTED, plan.dataset.training, data=config.data, net=config.net,
-                augment=config.augment, seed=config.seed,
-            )  # fmt: skip
+        if run_folder.may_resume(out) != plan.resuming:
+            raise InputError(f"{out}: another command has just trained there; give this one again")
         yield
+
+
+def open_run(plan: Plan, out: Path) -> None:
+    """Write the beginning of a new run, or clear up in one that resumes, where it is locked."""
+    config = plan.config
+    run_folder.remove_leftovers(out)
+    if not plan.resuming:
+        started = beginning.describe_start(plan.settings, plan.origin)
+        run_folder.write_beginning(out, config, dataset=plan.dataset, started=started)
+    if not (out / run_folder.AUGMENTED).exists():
+        write_preview(
+            out / run_folder.AUGMENTED, plan.dataset.training, data=config.data, net=config.net,
+            augment=config.augment, seed=config.seed,
+        )  # fmt: skip

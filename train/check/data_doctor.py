@@ -446,7 +446,7 @@ def _find_bad_classes(d: Diagnosis, ignore_index: int | None) -> Iterator[Findin
                 f"{name} is in no image to train on and cannot be learnt; look at the masks' "
                 f"values, --data.mask-values{ignored}",
             )
-        elif not share.validation:
+        elif d.validation and not share.validation:
             yield Finding(
                 "warning",
                 f"{name} is in no held-out image, so its score tells nothing; use a larger "

@@ -41,21 +41,26 @@ class Dataset:
         return {**names, "files": files}
 
 
-def open_dataset(config: TrainConfig, known: Identities = {}) -> Dataset:
+def open_dataset(
+    config: TrainConfig, known: Identities = {}, *, needs_validation: bool = True
+) -> Dataset:
     """List, measure and split the images of a config; they are decoded when they are needed.
 
     Args:
         known: identities that the files had in an earlier command of the run.
+        needs_validation: something has to be held out; otherwise one image alone is enough.
 
     Raises:
         InputError: as in `list_pairs` and `split`; settings that do not fit the net.
     """
     room = make_room(config)
     if config.data.images is None:
-        sources = [Drawn(number, config) for number in range(config.data.synthetic)]
-        names = [source.name for source in sources]
+        drawn = [Drawn(number, config) for number in range(config.data.synthetic)]
+        if len(drawn) == 1 and not needs_validation:
+            return Dataset(Samples(drawn, room), Samples([], room))
+        names = [source.name for source in drawn]
         sides = draw_split(names, holdout=config.data.holdout, seed=config.seed)
-        training, validation = (Samples([sources[i] for i in side], room) for side in sides)
+        training, validation = (Samples([drawn[i] for i in side], room) for side in sides)
         return Dataset(training, validation)
     check_settings(config.data, config.net)
     pairing = list_pairs(config.data)
@@ -69,7 +74,11 @@ def open_dataset(config: TrainConfig, known: Identities = {}) -> Dataset:
             sources.append(InFiles(pair, config, (of_image, of_mask)))
         return Samples(sources, room)
 
-    training, validation = map(open_side, split(pairing.pairs, data=config.data, seed=config.seed))
+    if len(pairing.pairs) == 1 and not needs_validation:
+        pairs_of_sides: tuple[list[Pair], list[Pair]] = (pairing.pairs, [])
+    else:
+        pairs_of_sides = split(pairing.pairs, data=config.data, seed=config.seed)
+    training, validation = map(open_side, pairs_of_sides)
     return Dataset(training, validation, identities, pairing.sentence)
 
 

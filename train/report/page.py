@@ -22,11 +22,29 @@ from .validation import ImageScore, Scores
 NOTHING_TO_SCORE = "no image has a class other than 0, and the net finds none"
 PICTURE_PX = 800  # of the longer side
 NAMES = {
-    "mean_image_iou": "mean IoU of images",
-    "pooled_iou": "IoU of all pixels",
-    "pooled_dice": "Dice of all pixels",
-    "pixel_error": "pixel error",
-    "rand_score": "Rand score",
+    "mean_image_iou": "IoU, mean of images",
+    "pooled_iou": "IoU, pooled",
+    "pooled_dice": "Dice score, pooled",
+    "pixel_error": "pixel error, pooled",
+    "rand_score": "Rand score, mean of images",
+}
+# docs/glossary.md has the same sentences
+WORDS = {
+    "IoU": "The intersection over union of a class is the number of pixels that have it in the "
+    "mask and in the prediction, divided by the number that have it in either. 1 is perfect.",
+    "Dice score": "For a class it is twice the number of pixels that have it in the mask and in "
+    "the prediction, divided by the sum of those that have it in the mask and those that have it "
+    "in the prediction. 1 is perfect.",
+    "Pixel error": "It is the part of the pixels whose class is predicted wrong. 0 is perfect.",
+    "Rand score": "It asks whether objects are whole and apart. It is the number of pairs of "
+    "pixels of true objects that mask and prediction both put into one object, divided by the mean "
+    "of the numbers that each of them does. 1 is perfect.",
+    "Mean of images": "The score of each image is averaged over the images, so that every image "
+    "counts the same. The IoU of an image is the mean over its classes without 0, the background.",
+    "Pooled": "The pixels of all images are counted together, so that a large image counts more. "
+    "IoU and Dice score are then the mean over the classes without 0.",
+    "n/a": "There is nothing to divide by, as for a class that is neither in the mask nor in the "
+    "prediction. Such a score is left out of every mean.",
 }
 
 
@@ -78,6 +96,7 @@ def render_page(report: Report, *, command: str = "") -> str:
         command=command,
         sentence=summarize(report),
         figures=[*_list_figures(report)],
+        words=_choose_words(report.scores),
         curves=[*_make_curves(report)],
         strip=_plot_image_scores(report.scores),
         pictures=_choose_pictures(report),
@@ -135,6 +154,15 @@ def _list_figures(report: Report) -> Iterator[tuple[str, str]]:
         yield "time waiting for input", f"{100 * fmean(waits):.1f} %"
     if peaks:
         yield "peak memory", f"{max(peaks) / 1e9:.2f} GB"
+
+
+def _choose_words(scores: Scores) -> dict[str, str]:
+    """Return what the words of the page mean, without those that it does not have."""
+    return {
+        word: meaning
+        for word, meaning in WORDS.items()
+        if word != "Rand score" or "rand_score" in scores.headline
+    }
 
 
 def _make_curves(report: Report) -> Iterator[Plot]:

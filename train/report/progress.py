@@ -77,15 +77,19 @@ class StepBar:
     """A `StepBar` counts steps, and shows means over the last of them.
 
     Steps run ahead of the numbers: only every few steps, a window, are they fetched. The means of
-    a window are loss, iou, grad_norm, lr (of its last step), peak_memory_bytes (so far), and from
-    the second window on images_per_s and waiting_share, the part of the time in which the devices
-    waited for a batch.
+    a window are loss, iou, grad_norm, lr (of its last step), peak_memory_bytes (so far), and
+    images_per_s and waiting_share, the part of the time in which the devices waited for a batch.
+
+    The first step of a run is a window of its own. A run that resumes has the windows of one that
+    was never stopped. Of its first window the speeds leave out the first step, with which happens
+    what happens only once; a window of that step alone has no speeds.
     """
 
     def __init__(self, progress: Progress, view: "_View", count: int, start: int):
         self._progress, self._view = progress, view
         self._task = view.add_task("step", total=count, completed=start)
         self._count, self._first, self._done = count, start + 1, start
+        self._has_shown = False
         self._pending: list[Metrics] = []
         self._images, self._waited_s = 0, 0.0
         self._window_start = self._last_line = time.monotonic()
@@ -110,8 +114,12 @@ class StepBar:
         self._done += 1
         self._images += images
         self._pending.append(metrics)
+        if self._done == self._first:
+            jax.block_until_ready(self._pending)
+            self._images, self._waited_s = 0, 0.0
+            self.restart_clock()
         jax.block_until_ready(self._pending[:-IN_FLIGHT][-1:])
-        if settle or self._done == self._first or len(self._pending) == WINDOW:
+        if settle or self._done == 1 or len(self._pending) == WINDOW:
             return self._settle()
         return None
 
@@ -138,7 +146,7 @@ class StepBar:
             "grad_norm": float(np.mean([step.grad_norm for step in steps], dtype=np.float64)),
             "peak_memory_bytes": float(peak_memory_bytes()),
         }
-        if self._done == self._first:  # with what happens only once
+        if self._images == 0:
             return means
         speed = {
             "images_per_s": self._images / elapsed_s,
@@ -151,9 +159,9 @@ class StepBar:
         self._view.numbers = text = format_status(means)
         self._view.update(self._task, completed=self._done)
         now = time.monotonic()
-        due = now - self._last_line > LINE_EVERY_S or self._done in (self._first, self._count)
-        if self._view.disable and due:
-            self._last_line = now
+        is_first_or_last = not self._has_shown or self._done == self._count
+        if self._view.disable and (is_first_or_last or now - self._last_line > LINE_EVERY_S):
+            self._last_line, self._has_shown = now, True
             self._progress.say(f"step {self._done} of {self._count}: {text}")
 
 

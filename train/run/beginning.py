@@ -2,7 +2,6 @@
 of either framework."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -43,7 +42,7 @@ def read_start_settings(config: TrainConfig, *, run: Path | None = None) -> dict
     a checkpoint optimizer and schedule too. Empty where the config has no start.
 
     Args:
-        run: a folder in which that run has begun; then its files say it, and the start may be gone.
+        run: the folder of that run if it resumes; then its files say it, and the start may be gone.
 
     Raises:
         InputError: a start that cannot be read, or is at the last step already.
@@ -101,9 +100,7 @@ def read_origin(start: Path | None, *, run: Path | None = None) -> Origin | None
     return (source.weights if isinstance(source, TrainingState) else source).origin
 
 
-def describe_start(
-    start: Path | None, settings: Iterable[str], origin: Origin | None
-) -> dict[str, Any]:
+def describe_start(settings: Iterable[str], origin: Origin | None) -> dict[str, Any]:
     """Return what a run writes down of its start, as plain values.
 
     Args:
@@ -111,7 +108,6 @@ def describe_start(
     """
     return {
         "settings": sorted(settings),
-        "sha256": hash_start(start),
         "origin": None if origin is None else origin.to_plain(),
     }
 
@@ -128,28 +124,6 @@ def apply_start(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
     config = replace(config, **settings)
     config.check_net()
     return config
-
-
-def hash_start(path: Path | None) -> str | None:
-    """Return the sha256 of the file that `read_start` reads."""
-    if path is None:
-        return None
-    if path.is_dir():
-        path = training_state.newest_path(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def refuse_changed(path: Path, *, run: Path) -> None:
-    """Refuse another start than the one that a run began with.
-
-    Raises:
-        InputError: it is another.
-    """
-    if run_folder.read_started(run).get("sha256") != hash_start(path):
-        raise InputError(
-            f"{path}: the run in {run} has no checkpoint yet, and this is not the start with which "
-            "it began; bring that back, or name another --out"
-        )
 
 
 def _add_clipping(recipe: Recipe, config: TrainConfig) -> Recipe:

@@ -2,16 +2,17 @@
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from unet_spec import InputError, training_state
 from unet_spec.errors import ConfigError
-from unet_spec.files import atomic_write, atomic_write_folder, refuse_existing
+from unet_spec.files import atomic_write, refuse_existing
 from unet_spec.training_state import TrainingState
 
 from ..config import TrainConfig, to_plain
@@ -27,6 +28,7 @@ BEST = "best.safetensors"
 PICTURES = "pictures"
 PAGE = "report.html"
 AUGMENTED = "augmented.png"
+LOCK = ".lock"
 
 MAX_NAMES = 5  # names in a sentence
 
@@ -39,6 +41,7 @@ MAY_CHANGE = (
     "data.cache_gb",
     "data.validation_images",
     "data.validation_masks",
+    "data.synthetic",  # data.json says which images there are
     "validate_every",
     "checkpoint_every",
     "keep",
@@ -47,54 +50,108 @@ MAY_CHANGE = (
 )
 
 
-def is_run(out: Path) -> bool:
-    """Return whether a run has begun there."""
+def may_resume(out: Path) -> bool:
+    """Return whether a run there has a checkpoint; one without has nothing to lose.
+
+    Raises:
+        InputError: something is there that is no run, or a run whose weights would be lost.
+    """
+    if training_state.list_steps(out / CHECKPOINTS):
+        return True
+    if (out / WEIGHTS).exists() or (out / BEST).exists():
+        raise InputError(
+            f"{out}: it holds weights, and no checkpoint from which their run could go on; name "
+            "another --out, or remove it first"
+        )
+    if not (out / CONFIG).exists() and not _is_empty(out):
+        refuse_existing(out, why="exists, and holds no run")
+    return False
+
+
+def has_begun(out: Path) -> bool:
+    """Return whether a run has begun there, with or without a checkpoint."""
     return (out / CONFIG).exists()
+
+
+def _is_empty(out: Path) -> bool:
+    """Return whether a folder holds nothing but what a beginning that was killed has left."""
+    return out.is_dir() and all(
+        path.name == LOCK or path.name.startswith(f".{CONFIG}.") for path in out.iterdir()
+    )
 
 
 def write_beginning(
     out: Path, config: TrainConfig, *, dataset: Dataset, started: Mapping[str, Any]
 ) -> None:
-    """Write what the run is.
+    """Write what the run is, in place of what a run without a checkpoint has left there.
 
-    A kill leaves all of it or nothing, except if `out` is there and empty: it may be a mount point,
-    and is not replaced.
+    A kill leaves a run without a checkpoint, which the next command replaces in the same way.
 
     Args:
+        out: the folder, which `lock_run` has made.
         dataset: its images.
         started: what `beginning.describe_start` gives.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    refuse_existing(out)
-    with nullcontext(out) if out.is_dir() else atomic_write_folder(out) as folder:
-        for name, content in (
-            (DATA, dataset.to_plain()),
-            (START, dict(started)),
-            (CONFIG, to_plain(config)),
-        ):
-            with atomic_write(folder / name) as stream:
-                stream.write(_json(content))
+    for name, content in (
+        (CONFIG, to_plain(config)),  # first: it says that this folder is a run
+        (DATA, dataset.to_plain()),
+        (START, dict(started)),
+    ):
+        with atomic_write(out / name) as stream:
+            stream.write(_json(content))
+    (out / AUGMENTED).unlink(missing_ok=True)  # of another config, perhaps
 
 
 @contextmanager
 def lock_run(out: Path) -> Iterator[None]:
-    """Let nobody else train in this run while the block runs.
+    """Let nobody else train in this folder while the block runs; make it where it is missing.
 
-    However this process ends, the next one may train there.
+    However this process ends, the next one may train there. If nothing was written into the
+    folder, nothing of it is left, except an empty folder that was there before.
 
     Raises:
         InputError: somebody does.
     """
-    with (out / CONFIG).open("r+b") as stream:  # NFS locks only what is open for writing
+    is_new = not out.exists()
+    with _open_lock(out):
+        try:
+            yield
+        finally:
+            # while it is locked: whoever opens it from here on makes a new one
+            (out / LOCK).unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # it holds something
+                    out.rmdir()
+
+
+def _open_lock(out: Path) -> BinaryIO:
+    """Return RUN/.lock, locked.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    path = out / LOCK
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+b")  # NFS locks only what is open for writing
+        except (FileNotFoundError, FileExistsError):
+            if os.path.lexists(out) and not out.is_dir():
+                raise  # it is a file, or a link to nothing
+            continue  # another owner of the lock has just removed the folder
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            stream.close()
             raise InputError(
                 f"{out}: another command is training there; wait for it, or name another --out"
             ) from error
         except OSError:
-            pass  # a file system without locks
-        yield
+            return stream  # a file system without locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                return stream
+        stream.close()  # its owner has removed the file that was opened here
 
 
 def remove_leftovers(out: Path) -> None:
@@ -178,11 +235,11 @@ def compare_with_beginning(out: Path, config: TrainConfig, dataset: Dataset) -> 
             f"{out}: the images or masks are not those with which the run there began ({other}); "
             "bring them back, or name another --out"
         )
-    held_out = _read(out / DATA).get("validation")
-    if held_out != dataset.validation.names:
+    sides, data = (dataset.training.names, dataset.validation.names), _read(out / DATA)
+    if sides != (data.get("training"), data.get("validation")):
         raise InputError(
-            f"{out}: the images that are held out are not those of the run there; bring back the "
-            "split with which it began, or name another --out"
+            f"{out}: other images are held out, or to train on, than in the run there; bring back "
+            "those with which it began, or name another --out"
         )
     return [f"{name} was {old}, now {new}" for name, (old, new) in changed.items()]
 
