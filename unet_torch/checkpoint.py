@@ -130,9 +130,9 @@ def read_content(path: Path) -> Any:
         )
     damaged = f"{path}: not a whole PyTorch file"
     try:
-        container.check(path)
         with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's reader, about damaged files
+            warnings.simplefilter("ignore")  # of the readers, about damaged files
+            container.check(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError as error:
         raise InputError(f"{damaged}: {error}; fetch or write it again") from error
