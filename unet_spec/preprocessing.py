@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from unet_spec.errors import InputError
+from unet_spec.errors import FieldError, InputError
 from unet_spec.fields import check_types
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -40,6 +40,8 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.window_px is not None and self.window_px < 1:
+            raise FieldError(self, "window_px", "needs at least 1")
 
 
 def prepare(image: np.ndarray, *, channels: int, preprocessing: Preprocessing) -> np.ndarray:

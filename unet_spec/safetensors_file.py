@@ -20,6 +20,7 @@ from unet_spec.errors import InputError
 from unet_spec.files import atomic_write
 from unet_spec.narrowing import narrow, refuse_not_finite
 from unet_spec.parameters import Tensors
+from unet_spec.plain_json import read_json
 
 VERSION = 1
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -101,8 +102,10 @@ def read_card(path: Path) -> dict[str, Any] | None:
     if "unet" not in metadata:
         return None
     try:
-        card: dict[str, Any] = json.loads(metadata["unet"])
-        version, digest = int(card["version"]), card.get("sha256")
+        card: dict[str, Any] = read_json(metadata["unet"])
+        version, digest = card["version"], card.get("sha256")
+        if type(version) is not int or version < 1 or type(digest) not in (str, type(None)):
+            raise ValueError(f"version {version!r} and sha256 {digest!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotWholeError(f"{path}: its metadata is damaged ({error!r})") from error
     if digest is not None:  # another program need not write it

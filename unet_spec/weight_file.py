@@ -128,16 +128,20 @@ def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> Wei
         InputError: damaged metadata, or not exactly the tensors of its config.
     """
     try:
+        names = card["class_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class_names is a list of texts, got {names!r}")
+        "".join(names).encode()  # what no text file can hold
         return WeightFile(
             from_json(UNetConfig, json.dumps(card["config"])),
             tensors,
             from_json(Preprocessing, json.dumps(card["preprocessing"])),
-            tuple(card["class_names"]),
+            tuple(names),
             Origin.from_plain(card["origin"]) if "origin" in card else None,
         )
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UnicodeEncodeError) as error:
         raise InputError(f"{source}: its metadata is damaged ({error!r})") from error
 
 

@@ -18,6 +18,7 @@ from unet_spec import InputError, Preprocessing, UNetConfig, own_names, training
 from unet_spec.fields import from_json
 from unet_spec.origin import Group
 from unet_spec.parameters import Tensors
+from unet_spec.plain_json import read_json
 from unet_spec.recipe import Recipe
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -327,7 +328,10 @@ def _of_checkpoint(
 
 def _read_card(content: Any) -> dict[str, Any]:
     """Return what `write` says of a run beside torch's own states; {} in somebody else's file."""
-    return json.loads(content["unet"]) if "unet" in content else {}
+    card = read_json(content["unet"]) if "unet" in content else {}
+    if not isinstance(card, dict):
+        raise InputError("what its entry `unet` says is no JSON object")
+    return card
 
 
 def _read_weights(card: Mapping[str, Any], tensors: Tensors) -> WeightFile:
