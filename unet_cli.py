@@ -153,7 +153,7 @@ def convert(
     reference_arguments: Annotated[str, arg(metavar="'3, 2'")] = "",
     names: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
     explain: bool = False,
-    dtype: Literal["float16", "float32", "float64"] = "float32",
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32",
     weights_only: bool = False,
     without_scheduler: bool = False,
     json: Json = None,

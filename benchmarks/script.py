@@ -21,6 +21,13 @@ def parse_arguments(
         result: the file that it writes by default; `--out` names another.
         folders: names of folders that have to be given, as absolute paths in the answer.
     """
+    return make_parser(description, result=result, folders=folders).parse_args()
+
+
+def make_parser(
+    description: str | None, *, result: Path, folders: tuple[str, ...] = ()
+) -> argparse.ArgumentParser:
+    """Return what parses the arguments of a script that has more of them; as `parse_arguments`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{result.stem}",
         description=description,
@@ -31,9 +38,14 @@ def parse_arguments(
             name.lower(), metavar=name, type=_existing_folder, help=f"folder of {name.lower()}"
         )
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, default=result, help=f"by default {result.name}"
+        "--out",
+        "--json",
+        metavar="FILE",
+        type=Path,
+        default=result,
+        help=f"by default {result.name}",
     )
-    return parser.parse_args()
+    return parser
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:

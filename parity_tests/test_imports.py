@@ -61,7 +61,10 @@ def test_package_imports_only_what_lies_below_it(package):
 )
 def test_applications_do_not_import_the_command_or_the_tests(package):
     for path in sources(package):
-        assert not imports(path) & {"unet_cli", "unet_command", "parity_tests"}, path
+        # what damages commands has to type them
+        types_commands = {"unet_cli"} if path.stem == "wrong_flags" else set()
+        above = {"unet_cli", "unet_command", "parity_tests"} - types_commands
+        assert not imports(path) & above, path
 
 
 def test_what_stands_behind_the_verbs_does_not_import_them():

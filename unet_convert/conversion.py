@@ -12,6 +12,7 @@ from unet_spec import (
     InputError,
     Preprocessing,
     UNetConfig,
+    narrowing,
     safetensors_file,
     training_state,
     weight_file,
@@ -124,6 +125,10 @@ def convert(
         without_scheduler=without_scheduler,
         say=say,
     )
+    if dtype != "float32" and target.suffix in OF_TORCH:
+        raise InputError(
+            f"{target}: a file for PyTorch has the types that its net came in; leave out --dtype"
+        )
     if isinstance(content, TrainingState) and dtype not in ("float32", content.dtype):
         raise InputError(f"{source}: the run is in {content.dtype} and stays so; leave out --dtype")
     notes = (*notes, *_write(target, content, dtype=dtype))
@@ -219,17 +224,18 @@ def read(
     """
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
+    content: TrainingState | WeightFile
     recognition: Recognition | None = None
     notes: tuple[str, ...] = ()
     if source.is_dir():
-        content: TrainingState | WeightFile = training_state.read(source)
+        content = _read_ours(training_state.newest_path(source), weights_only=weights_only)
     elif _is_of_torch(source):
         content, recognition, notes = _read_torch(
             source, evidence, weights_only=weights_only, without_scheduler=without_scheduler,
             say=say,
         )  # fmt: skip
     elif safetensors_file.read_card(source) is not None:
-        content = training_state.read_either(source)
+        content = _read_ours(source, weights_only=weights_only)
     else:
         _, tensors = safetensors_file.read(source)
         recognition = foreign.recognise(tensors, source=source, evidence=evidence, say=say)
@@ -245,6 +251,12 @@ def read(
     return content, recognition, notes
 
 
+def _read_ours(path: Path, *, weights_only: bool) -> TrainingState | WeightFile:
+    """Return what a .safetensors file of this project holds; of a run, its weights alone where
+    they are asked for: then it does not matter what its optimizer holds."""
+    return weight_file.read(path) if weights_only else training_state.read_either(path)
+
+
 def _read_torch(
     source: Path,
     evidence: Evidence,
@@ -258,6 +270,8 @@ def _read_torch(
     from unet_torch import training_state as torch_state
 
     opened = checkpoint.read(source)
+    if torch_state.knows_config(opened.content) and weights_only:
+        return torch_state.weights_from_content(opened.content, source=source), None, ()
     if torch_state.knows_config(opened.content):
         content = torch_state.from_content(
             opened.content, evidence.config, source=source, without_scheduler=without_scheduler
@@ -284,6 +298,7 @@ def _write(target: Path, content: TrainingState | WeightFile, *, dtype: str) -> 
             training_state.write(target, content)
         else:
             weight_file.write(target, content, dtype=dtype)
+            return _note_losses(content, dtype)
         return []
     need("torch")
     from unet_torch import checkpoint, foreign_run
@@ -296,6 +311,15 @@ def _write(target: Path, content: TrainingState | WeightFile, *, dtype: str) -> 
     else:
         checkpoint.write(target, content.tensors)
     return []
+
+
+def _note_losses(weights: WeightFile, dtype: str) -> list[str]:
+    """Say which values the type of a file keeps with fewer digits, or makes 0."""
+    floats = narrowing.list_floats(weights.tensors)
+    floats = {name: t for name, t in floats.items() if str(t.dtype) != dtype}
+    narrowed = {name: narrowing.narrow(name, t, dtype) for name, t in floats.items()}
+    sentence = narrowing.describe_losses(floats, narrowed, dtype)
+    return [sentence] if sentence else []
 
 
 def refuse_contradiction(given: UNetConfig, config: UNetConfig, *, source: Path | None) -> None:

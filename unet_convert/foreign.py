@@ -13,6 +13,7 @@ from unet_spec import structure as structure_of
 from unet_spec.environment import need
 from unet_spec.errors import ConfigError
 from unet_spec.families import OWN
+from unet_spec.narrowing import refuse_not_finite
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, parameters
 from unet_spec.structure import (
@@ -148,6 +149,7 @@ def recognise(
     ties = {} if checkpoint is None else checkpoint.ties
     case = _read_case(inside, ties, source, evidence, module, say)
     structure, search = case.structures[0], None
+    _refuse_not_finite(case)
     notes: list[str] = []
     pairs = collect_pairs(structure, module, evidence)
     if pairs:
@@ -176,6 +178,19 @@ def recognise(
             *_note_what_stays([n for n in tensors if n not in ours], left_out, checkpoint),
         ),
     )  # fmt: skip
+
+
+def _refuse_not_finite(case: Case) -> None:
+    """Refuse a net with NaN or infinite values, under their names.
+
+    Raises:
+        InputError: it has some.
+    """
+    of_net = [name for name, _ in case.structures[0].names]
+    try:
+        refuse_not_finite({case.theirs[name]: case.tensors[name] for name in of_net})
+    except InputError as error:
+        raise InputError(f"{case.source}: {error}") from error
 
 
 def _read_case(

@@ -11,6 +11,7 @@ from jax import Array
 from unet_jax import recipe as jax_recipe
 from unet_jax.functional import split
 from unet_jax.recipe import OptimizerState, Plateau
+from unet_jax.weights import place_array
 from unet_spec import Preprocessing, UNetConfig, layout
 from unet_spec.origin import Origin
 from unet_spec.recipe import Recipe
@@ -31,7 +32,7 @@ def from_training_state(
     arrays = layout.to_jax(config, state.weights.tensors)
     slots = {name: _to_jax(state, tensors) for name, tensors in state.slots.items()}
     return (
-        *split(config, {name: jnp.asarray(a, _kind(a)) for name, a in arrays.items()}),
+        *split(config, {name: place_array(name, a, _kind(a)) for name, a in arrays.items()}),
         OptimizerState(
             jnp.asarray(state.step, jnp.int32),
             jnp.asarray(state.scheduler["lr"], float),
@@ -83,12 +84,10 @@ def _to_jax(state: TrainingState, tensors: Arrays) -> dict[str, Array]:
     """Some tensors in JAX's layout, which takes those of a whole net."""
     whole = {**state.weights.tensors, **tensors}
     arrays = layout.to_jax(state.weights.config, whole)
-    return {name: jnp.asarray(arrays[name], _kind(arrays[name])) for name in tensors}
+    return {name: place_array(name, arrays[name], _kind(arrays[name])) for name in tensors}
 
 
 def _kind(array: np.ndarray) -> Any:
-    if not np.issubdtype(array.dtype, np.floating):
-        return None
     return jnp.result_type(float) if array.dtype == np.float64 else array.dtype
 
 

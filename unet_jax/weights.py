@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from unet_jax.functional import Arrays, fill_arrays, split, to_arrays
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import Preprocessing, UNetConfig, layout, weight_file
+from unet_spec.narrowing import SMALLEST_NORMAL, narrow
 from unet_spec.parameters import parameters
 from unet_spec.weight_file import WeightFile
 
@@ -125,8 +127,20 @@ def to_weights(model: UNet) -> WeightFile:
 def _arrays(weights: WeightFile, numerics: Numerics) -> dict[str, Array]:
     """Return all arrays of a weight file in JAX's layout; counts stay integers."""
     return {
-        name: jnp.asarray(
-            array, numerics.param_dtype if np.issubdtype(array.dtype, np.floating) else None
-        )
+        name: place_array(name, array, numerics.param_dtype)
         for name, array in layout.to_jax(weights.config, weights.tensors).items()
     }
+
+
+def place_array(name: str, array: np.ndarray, dtype: Any) -> Array:
+    """Return an array of a type on the device; integers stay integers.
+
+    Raises:
+        InputError: a finite value would become infinite.
+    """
+    if array.dtype.kind != "f":
+        return jnp.asarray(array)
+    kind = jnp.dtype(dtype).name
+    if kind in SMALLEST_NORMAL:
+        array = narrow(name, array, kind)
+    return jnp.asarray(array, dtype)

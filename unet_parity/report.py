@@ -38,6 +38,8 @@ def show(report: ParityReport, console: Console) -> None:
         console.print(_describe_steps(trajectory))
     if report.recorded is not None:
         console.print(_describe_recorded(report.recorded))
+    if report.subnormal:
+        console.print(Text(str(report.subnormal)))
     _show_verdict(report, console)
 
 

@@ -51,6 +51,7 @@ class Trajectory:
         torch_yardstick: in float32, the distance of torch from itself with the batch reversed
             and without oneDNN; empty in float64.
         jax_yardstick: likewise of JAX, with the batch reversed.
+        furthest: after each step, the trained tensor that is furthest from torch's.
     """
 
     dtype: str
@@ -61,6 +62,7 @@ class Trajectory:
     statistics: list[float]
     torch_yardstick: list[float]
     jax_yardstick: list[float]
+    furthest: list[str]
 
 
 class Step(NamedTuple):
@@ -112,12 +114,13 @@ def train_side_by_side(
         jax_runs.append(port.run(tensors, turned))
     weights = list(trained_names(config))
     statistics = [p.name for p in parameters(config) if p.kind == "statistic"]
-    run = Trajectory(dtype, list(data[0].x.shape), [], [], [], [], [], [])
+    run = Trajectory(dtype, list(data[0].x.shape), [], [], [], [], [], [], [])
     # step by step, because the weights of all steps would not fit in memory
     for (ours, *ours_again), (theirs, *theirs_again) in _run_in_step(torch_runs, jax_runs):
         run.torch_losses.append(ours.loss)
         run.jax_losses.append(theirs.loss)
         run.parameters.append(_relative_distance(ours, theirs, weights))
+        run.furthest.append(_find_furthest(ours, theirs, weights))
         if statistics:
             run.statistics.append(_relative_distance(ours, theirs, statistics))
         if dtype == "float32":
@@ -155,7 +158,7 @@ def list_problems(run: Trajectory) -> tuple[str, ...]:
         kinds = {"parameters": run.parameters, "statistics": run.statistics}
         return tuple(
             f"after {len(values)} steps in float64 the {kind} are {values[-1]:.1e} from torch's, "
-            f"more than {BOUND:.0e}"
+            f"more than {BOUND:.0e}; furthest is {run.furthest[-1]}"
             for kind, values in kinds.items()
             if values and not values[-1] <= BOUND
         )
@@ -165,7 +168,8 @@ def list_problems(run: Trajectory) -> tuple[str, ...]:
         return ()
     return (
         f"in float32 the parameters are {worst:.1e} from torch's, more than {FACTOR:g} times as "
-        f"far as sums in another order move either framework ({yardstick:.1e})",
+        f"far as sums in another order move either framework ({yardstick:.1e}); furthest is "
+        f"{run.furthest[int(np.argmax(run.parameters))]}",
     )
 
 
@@ -296,6 +300,12 @@ def _relative_distance(truth: Step, run: Step, names: list[str]) -> float:
     """Return the norm of all differences over the norm of all values."""
     a, b = truth.tensors, run.tensors
     return _norm([b[n].astype(np.float64) - a[n] for n in names]) / _norm([a[n] for n in names])
+
+
+def _find_furthest(truth: Step, run: Step, names: list[str]) -> str:
+    """Return the tensor in which two steps differ most."""
+    a, b = truth.tensors, run.tensors
+    return max(names, key=lambda name: _norm([b[name].astype(np.float64) - a[name]]))
 
 
 def _norm(arrays: list[np.ndarray]) -> float:

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
-from unet_parity import exact, oracle, precision, training
+from unet_parity import exact, oracle, precision, subnormal, training
 from unet_parity.comparison import Comparer, Comparison, Numbers, draw_numbers
 from unet_parity.exact import ExactRow
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
@@ -22,6 +23,7 @@ from unet_parity.own_comparison import OwnComparison, blame, choose_size, compar
 from unet_parity.own_module import OwnModule, match_module
 from unet_parity.recorded_output import RecordedOutput, judge_recorded, runs_of
 from unet_parity.scope import Scope
+from unet_parity.subnormal import Subnormal
 from unet_parity.training import Trajectory
 from unet_parity.twins import is_small
 from unet_spec import InputError, UNetConfig, geometry, layout
@@ -62,6 +64,7 @@ class ParityReport:
         environment: versions, devices and precision in force.
         scope: what was compared, and what not.
         bits: of a float32 factor that JAX's device keeps in a product.
+        subnormal: the weights and values of the input that are subnormal numbers.
     """
 
     verdict: str
@@ -78,6 +81,7 @@ class ParityReport:
     environment: dict[str, str]
     scope: Scope
     bits: int
+    subnormal: Subnormal
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as the plain values that `--json` writes."""
@@ -116,6 +120,7 @@ class ParityReport:
             "steps": [asdict(trajectory) for trajectory in self.steps],
             "recorded": None if self.recorded is None else self.recorded.to_json(),
             "input": list(self.x.shape),
+            "subnormal": asdict(self.subnormal),
             "hashes": self.hashes,
             "environment": self.environment,
         }
@@ -160,6 +165,29 @@ def verify(
             raise InputError("x and size both give the input; leave one out")
         geometry.check(config, *size)
     precision.use_full_precision()
+    run = partial(
+        _verify, config, size=size, recorded=recorded, reference=reference, origin=origin,
+        steps=steps, jax_precision=jax_precision,
+    )  # fmt: skip
+    report = run(weights=weights, x=x, say=say)
+    causes = [] if report.verdict != "different" else list(_explain(report, weights, run, say))
+    return replace(report, reasons=(*causes, *report.reasons))
+
+
+def _verify(
+    config: UNetConfig,
+    *,
+    weights: WeightFile | None,
+    x: np.ndarray | None,
+    size: tuple[int, int] | None,
+    recorded: np.ndarray | None,
+    reference: nn.Module | None,
+    origin: Origin | None,
+    steps: int,
+    jax_precision: str,
+    say: Callable[[str], None],
+) -> ParityReport:
+    """Compare the twins; the arguments are those of `verify`."""
     tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     _refuse_infinite("the weights", tensors)
     scope = Scope(own_input=x is not None, own_weights=weights is not None, precision=jax_precision)
@@ -171,11 +199,12 @@ def verify(
     numbers = draw_numbers(config, tensors, x=x, size=size)
     x = numbers.x
     _refuse_single_values(config, x)
+    subnormals = subnormal.count_given(tensors, x)
     no_training = "" if own is None else _explain_no_training(own, x)
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
     if structure["problems"]:
-        return _report_structure(config, structure, tensors, x, scope)
+        return _report_structure(config, structure, tensors, x, scope, subnormals)
     say("exact proof: integers, compared with ==")
     rows = tuple(
         _prove_exactly(
@@ -214,12 +243,68 @@ def verify(
     return ParityReport(
         verdict, reasons, config, structure, rows, comparisons, owns, trajectories, theirs, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
-        {**environment(), **precision.describe_precision(jax_precision)}, scope, bits,
+        {**environment(), **precision.describe_precision(jax_precision)}, scope, bits, subnormals,
     )  # fmt: skip
 
 
+def _explain(
+    report: ParityReport,
+    weights: WeightFile | None,
+    run: Callable[..., ParityReport],
+    say: Callable[[str], None],
+) -> Iterator[str]:
+    """Yield the cause of a difference in float32, if it is how JAX takes subnormal numbers.
+
+    It is the cause if the difference is gone where both take them for 0.
+
+    Args:
+        run: compares again, with other weights, another input or in another mode.
+    """
+    given, config = report.subnormal, report.config
+    if not given.are_zero or any(c.faults for c in report.comparisons):
+        return
+    tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
+    if given:
+        say("again, with 0 in the place of subnormal numbers")
+        zeros = {name: subnormal.make_zero(tensor) for name, tensor in tensors.items()}
+        content = WeightFile(config, zeros) if weights is None else replace(weights, tensors=zeros)
+        outcome = _compare_again(partial(run, weights=content, x=subnormal.make_zero(report.x)))
+        if outcome is not None:
+            yield f"the cause is the {given}; with 0 in their place {outcome}"
+            return
+    numbers = draw_numbers(config, tensors, x=report.x)
+    counts = subnormal.find_computed(config, numbers, train=config.norm == "batch")
+    if not counts:
+        return
+    say("again, with subnormal numbers taken for 0 in torch too")
+    with subnormal.zero_in_torch() as is_possible:
+        compare = partial(run, weights=weights, x=report.x)
+        outcome = _compare_again(compare) if is_possible else None
+    if outcome is not None:
+        names = [f"{name} ({count})" for name, count in counts.items()]
+        yield (
+            "the cause is the subnormal numbers of float32 among what the net computes, in "
+            f"{list_names(names, 4)}: JAX takes them for 0 on this device, and PyTorch computes "
+            f"with them; where PyTorch takes them for 0 too {outcome}"
+        )
+
+
+def _compare_again(run: Callable[..., ParityReport]) -> str | None:
+    """Return how another comparison ends, in words; None where it is different as well."""
+    try:
+        verdict = run(say=lambda text: None).verdict
+    except InputError:  # the net is dead then: its only values were these
+        return "nothing is left to compare"
+    return None if verdict == "different" else f"the verdict is {verdict}"
+
+
 def _report_structure(
-    config: UNetConfig, structure: dict[str, Any], tensors: Tensors, x: np.ndarray, scope: Scope
+    config: UNetConfig,
+    structure: dict[str, Any],
+    tensors: Tensors,
+    x: np.ndarray,
+    scope: Scope,
+    subnormals: Subnormal,
 ) -> ParityReport:
     """Report on twins whose names or shapes differ already."""
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
@@ -227,6 +312,7 @@ def _report_structure(
         verdict, reasons, config, structure, (), (), (), (), None, x,
         {"weights": _hash(tensors), "input": _hash({"x": x})},
         {**environment(), **precision.describe_precision()}, scope, precision.significand_bits(),
+        subnormals,
     )  # fmt: skip
 
 

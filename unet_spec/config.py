@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple
 from unet_spec.errors import ConfigError, FieldError
 from unet_spec.fields import check_types, from_json
 
+MOST_LEVELS = 16
+"""With this many, the smallest size is 2**15 pixels already."""
+
 
 class UpLevel(NamedTuple):
     """An `UpLevel` holds the channels of one level of the expanding path.
@@ -99,6 +102,8 @@ class UNetConfig:
                 raise FieldError(self, name, "needs at least 1")
         if len(self.widths) < 2:
             raise FieldError(self, "widths", "needs at least 2 levels")
+        if len(self.widths) > MOST_LEVELS:
+            raise FieldError(self, "widths", "needs at most {most} levels", most=MOST_LEVELS)
         if min(self.widths) < 1:
             raise FieldError(self, "widths", "needs positive channel counts")
         if self.up_widths and (len(self.up_widths) != self.depth or min(self.up_widths) < 1):
@@ -125,6 +130,8 @@ class UNetConfig:
                 "{fit=} needs {padding=same}: with {padding=valid} the skip is always cropped; "
                 "use {fit=error} or {fit=crop}",
             )
+        if not abs(self.negative_slope) <= 100:
+            raise FieldError(self, "negative_slope", "is a number from -100 to 100")
         if not 0 <= self.dropout < 1:
             raise FieldError(self, "dropout", "is a rate in [0, 1)")
 

@@ -1,12 +1,12 @@
 """Fields of frozen dataclasses of plain values: their types, and their JSON."""
 
 import dataclasses
-import json
 import types
 import typing
 from typing import Any, Literal, TypeVar
 
 from unet_spec.errors import ConfigError, FieldError, InputError
+from unet_spec.plain_json import read_json
 
 T = TypeVar("T")
 
@@ -19,9 +19,11 @@ def from_json(cls: type[T], text: str) -> T:
             a `ConfigError`: what a file says was typed by nobody.
     """
     try:
-        return _from_plain(cls, json.loads(text))
-    except json.JSONDecodeError as error:
+        plain = read_json(text)
+    except ValueError as error:
         raise InputError(f"{cls.__name__}: not JSON ({error})") from error
+    try:
+        return _from_plain(cls, plain)
     except ConfigError as error:
         raise InputError(f"{cls.__name__}: {error}") from error
 

@@ -64,16 +64,22 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
         for name, shape in table.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    integers = [
+    not_floats = [
         f"{p.name} {tensors[p.name].dtype}"
         for p in parameters(config)
-        if p.name in tensors and p.kind != "count" and tensors[p.name].dtype.kind in "iub"
+        if p.name in tensors and p.kind != "count" and tensors[p.name].dtype.kind != "f"
+    ]
+    not_counts = [
+        f"{p.name} {tensors[p.name]}"
+        for p in parameters(config)
+        if p.name in tensors and p.kind == "count" and not _is_count(tensors[p.name])
     ]
     kinds = {
         "missing": missing,
         "unexpected": unexpected,
         "mis-shaped": misshaped,
-        "integers for floats": integers,
+        "no floats": not_floats,
+        "no counts": not_counts,
     }
     if any(kinds.values()):
         lists = [f"{kind}: {list_names(names, 4)}" for kind, names in kinds.items() if names]
@@ -82,6 +88,13 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
             f"{source}: the tensors do not fit the net of its config ({problems}); nothing was "
             "loaded: give the weights of this net, or the config of these weights"
         )
+
+
+def _is_count(tensor: np.ndarray) -> bool:
+    """Whether values are whole numbers from 0 on; some programs write them as floats."""
+    if tensor.dtype.kind not in "iuf":
+        return False
+    return bool((np.isfinite(tensor) & (tensor >= 0) & (tensor == np.floor(tensor))).all())
 
 
 def _parameters(config: UNetConfig) -> Iterator[Parameter]:

@@ -47,6 +47,8 @@ class Preprocessing:
         check_types(self)
         if min(self.channels, default=0) < 0:
             raise FieldError(self, "channels", "are numbered from 0")
+        if self.window_px is not None and self.window_px < 1:
+            raise FieldError(self, "window_px", "needs at least 1")
 
 
 @dataclass(frozen=True)

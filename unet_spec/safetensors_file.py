@@ -15,12 +15,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from unet_spec import narrowing
 from unet_spec.errors import InputError
 from unet_spec.files import atomic_write
+from unet_spec.narrowing import narrow, refuse_not_finite
 from unet_spec.parameters import Tensors
+from unet_spec.plain_json import read_json
 
 VERSION = 1
-DTYPES = ("float16", "float32", "float64")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -37,16 +40,21 @@ def write(path: Path, tensors: Tensors, card: Mapping[str, Any], *, dtype: str) 
     """Write the file whole or not at all; an existing one is replaced.
 
     Args:
-        dtype: of the floating-point tensors: float16, float32 or float64.
+        dtype: of the floating-point tensors, one of `DTYPES`.
 
     Raises:
-        InputError: another dtype, or the folder does not exist.
+        InputError: another dtype, values that are not finite or do not fit it, or the folder does
+            not exist.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is one of {', '.join(DTYPES)}, got {dtype}")
     text = json.dumps({**card, "version": VERSION, "sha256": _ZEROS}, sort_keys=True)
-    contiguous = {name: _contiguous(tensor, dtype) for name, tensor in tensors.items()}
-    content = memoryview(safetensors.numpy.save(contiguous, {"unet": text}))
+    refuse_not_finite(tensors)
+    contiguous = {name: _contiguous(name, tensor, dtype) for name, tensor in tensors.items()}
+    if dtype == "bfloat16":
+        content = memoryview(_save_bfloat16(contiguous, {"unet": text}))
+    else:
+        content = memoryview(safetensors.numpy.save(contiguous, {"unet": text}))
     start = 8 + _find_digits(bytes(content[8 : 8 + _header_bytes(content)]))
     digest = hashlib.sha256(content).hexdigest()
     with atomic_write(path) as stream:
@@ -94,8 +102,10 @@ def read_card(path: Path) -> dict[str, Any] | None:
     if "unet" not in metadata:
         return None
     try:
-        card: dict[str, Any] = json.loads(metadata["unet"])
-        version, digest = int(card["version"]), card.get("sha256")
+        card: dict[str, Any] = read_json(metadata["unet"])
+        version, digest = card["version"], card.get("sha256")
+        if type(version) is not int or version < 1 or type(digest) not in (str, type(None)):
+            raise ValueError(f"version {version!r} and sha256 {digest!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotWholeError(f"{path}: its metadata is damaged ({error!r})") from error
     if digest is not None:  # another program need not write it
@@ -183,7 +193,28 @@ def _from_bytes(entry: Mapping[str, Any]) -> np.ndarray:
     return (halves << 16).view(np.float32).reshape(entry["shape"])
 
 
-def _contiguous(tensor: np.ndarray, dtype: str) -> np.ndarray:
-    target = np.int64 if np.issubdtype(tensor.dtype, np.integer) else dtype
+def _contiguous(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    is_integer = np.issubdtype(tensor.dtype, np.integer)
+    values = tensor.astype(np.int64) if is_integer else narrow(name, tensor, dtype)
     # safetensors takes the buffer as it lies: a transposed view would be scrambled, silently
-    return np.ascontiguousarray(tensor, dtype=target).reshape(tensor.shape)
+    return np.ascontiguousarray(values).reshape(tensor.shape)
+
+
+def _save_bfloat16(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    """Return the bytes of a file in which the floats are bfloat16, which numpy does not have.
+
+    They are written as integers of 16 bits, whose type in the header then becomes theirs.
+    """
+    halves = {
+        name: (tensor.view(np.uint32) >> 16).astype(np.uint16) if tensor.dtype.kind == "f" else
+        tensor
+        for name, tensor in tensors.items()
+    }  # fmt: skip
+    content = safetensors.numpy.save(halves, metadata)
+    size = _header_bytes(content)
+    header = json.loads(content[8 : 8 + size])
+    for name in narrowing.list_floats(tensors):
+        header[name]["dtype"] = "BF16"
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]

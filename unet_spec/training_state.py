@@ -25,6 +25,7 @@ import numpy as np
 from unet_spec import safetensors_file, weight_file
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
+from unet_spec.narrowing import refuse_not_finite
 from unet_spec.parameters import Parameter, Tensors, parameters
 from unet_spec.recipe import Recipe
 from unet_spec.safetensors_file import NotWholeError
@@ -67,6 +68,9 @@ class TrainingState:
         if type(self.step) is not int or self.step < 0:
             raise InputError(f"step is a number of at least 0, got {self.step!r}")
         _check_tensors(self.weights, self.recipe, self.slots, self.average)
+        for prefix, group in _groups(self.slots, self.average).items():
+            named = {f"{prefix}/{name}": tensor for name, tensor in group.items()}
+            refuse_not_finite(named, what="the tensors beside the weights")
         _check_scheduler(self.recipe, self.step, self.scheduler)
         in_order = {
             slot: {p.name: self.slots[slot][p.name] for p in trained(self.weights)}

@@ -19,6 +19,7 @@ from unet_spec import safetensors_file
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
+from unet_spec.narrowing import refuse_not_finite
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, check_tensors, parameters
 from unet_spec.preprocessing import Preprocessing
@@ -36,6 +37,7 @@ class WeightFile:
 
     def __post_init__(self) -> None:
         check_tensors(self.config, self.tensors, source="weights")
+        refuse_not_finite(self.tensors)
         in_order = {p.name: self.tensors[p.name] for p in parameters(self.config)}
         object.__setattr__(self, "tensors", in_order)
         if self.origin is not None and {ours for _, ours in self.origin.names} - in_order.keys():
@@ -53,12 +55,12 @@ def write(
     """Write the file whole or not at all.
 
     Args:
-        dtype: of the floating-point tensors: float16, float32 or float64.
+        dtype: of the floating-point tensors: float16, bfloat16, float32 or float64.
         overwrite: replace a file that is there already, as a run does with its own.
 
     Raises:
-        InputError: another dtype, the folder does not exist, or the file does and `overwrite`
-            is False.
+        InputError: another dtype, or one that values do not fit; the folder does not exist, or the
+            file does and `overwrite` is False.
     """
     path = Path(path)
     if path.is_dir():
@@ -126,16 +128,20 @@ def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> Wei
         InputError: damaged metadata, or not exactly the tensors of its config.
     """
     try:
+        names = card["class_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class_names is a list of texts, got {names!r}")
+        "".join(names).encode()  # what no text file can hold
         return WeightFile(
             from_json(UNetConfig, json.dumps(card["config"])),
             tensors,
             from_json(Preprocessing, json.dumps(card["preprocessing"])),
-            tuple(card["class_names"]),
+            tuple(names),
             Origin.from_plain(card["origin"]) if "origin" in card else None,
         )
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UnicodeEncodeError) as error:
         raise InputError(f"{source}: its metadata is damaged ({error!r})") from error
 
 

@@ -3,6 +3,7 @@
 import argparse
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from unet_spec import InputError
 from unet_spec.files import atomic_write
 from unet_spec.parameters import Tensors
 from unet_spec.safetensors_file import refuse_pointer, refuse_text
+from unet_torch import container
+from unet_torch.outline import MoreThanTensorsError
 
 OPTIMIZERS = (
     "optimizer", "optimizer_state_dict", "optimizer_state", "optimizer_states", "optim",
@@ -35,6 +38,8 @@ _PLAIN: list[Any] = [
     np.dtype, np.ndarray, multiarray.scalar, multiarray._reconstruct,
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"), argparse.Namespace,
 ]  # fmt: skip
+
+_OF_NUMPY = (torch.float16, torch.float32, torch.float64)  # of torch's floating-point types
 
 
 @dataclass(frozen=True)
@@ -123,18 +128,22 @@ def read_content(path: Path) -> Any:
             f"{path}: a TorchScript program, which is not run here; save model.state_dict() of the "
             "module that it was made from"
         )
+    damaged = f"{path}: not a whole PyTorch file"
     try:
-        with torch.serialization.safe_globals(_PLAIN):
+        with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the readers, about damaged files
+            container.check(path)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error):
+    except InputError as error:
+        raise InputError(f"{damaged}: {error}; fetch or write it again") from error
+    except Exception as error:  # in damaged bytes the readers come upon whatever they come upon
+        is_more = isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error)
+        if is_more or isinstance(error, MoreThanTensorsError):
             raise InputError(
                 f"{path}: it holds more than tensors (a whole pickled module?), and unpickling "
                 "runs code; save model.state_dict() where the class is at hand"
             ) from error
-        raise InputError(f"{path}: not a PyTorch file; fetch or write it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a whole PyTorch file; fetch or write it again") from error
+        raise InputError(f"{damaged}; fetch or write it again") from error
 
 
 def open_content(content: Any, *, source: str) -> Checkpoint:
@@ -163,9 +172,10 @@ def open_content(content: Any, *, source: str) -> Checkpoint:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as a contiguous array; bfloat16 as float32."""
+    """Return a tensor as a contiguous array; bfloat16 and float8 as float32."""
     tensor = tensor.detach().cpu()
-    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    if tensor.dtype.is_floating_point and tensor.dtype not in _OF_NUMPY:
+        tensor = tensor.float()
     return np.array(tensor.numpy(), order="C", copy=True)
 
 
@@ -223,7 +233,8 @@ def _find_ties(tensors: dict[str, Tensor]) -> dict[str, str]:
 
 
 def _is_program(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # no zip, or a damaged one, of which `container` says what is wrong
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())

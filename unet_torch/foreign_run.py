@@ -121,8 +121,25 @@ def _to_theirs(origin: Origin, weights: WeightFile) -> dict[str, Tensor]:
         if (our_name, kind) not in ours:
             tensor = torch.from_numpy(np.array(array))
             ours[our_name, kind] = tensor.to(getattr(torch, kind))
+            _refuse_overflow(name, tensor, ours[our_name, kind])
         theirs[name] = ours[our_name, kind]
     return theirs
+
+
+def _refuse_overflow(name: str, tensor: Tensor, narrowed: Tensor) -> None:
+    """Refuse a type that the file had and that the values do not fit any more.
+
+    Raises:
+        InputError: a value would become infinite.
+    """
+    lost = int((~narrowed.double().isfinite()).sum())
+    if lost:
+        kind = str(narrowed.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{name} does not fit {kind}, the type that it came in: {lost} of its "
+            f"{tensor.numel()} values would become infinite, the largest "
+            f"{float(tensor.abs().max()):.6g}; a .safetensors target keeps them as they are"
+        )
 
 
 def _note_what_stays(content: TrainingState | WeightFile, origin: Origin) -> list[str]:

@@ -17,6 +17,7 @@ from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 from unet_torch import recognition
+from unet_torch.checkpoint import to_numpy
 from unet_torch.param_groups import make_group, read_groups, refuse_other_number
 from unet_torch.recipe import Scheduler, build
 from unet_torch.recognition import Steps
@@ -367,4 +368,4 @@ def _scheduler_values(
 def _to_numpy(tensor: Any, slot: str, name: str) -> np.ndarray:
     if not isinstance(tensor, torch.Tensor):
         raise InputError(f"its optimizer has no {slot} of {name}; was it frozen, or never moved?")
-    return tensor.detach().cpu().numpy().copy()
+    return to_numpy(tensor)

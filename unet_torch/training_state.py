@@ -17,6 +17,8 @@ import torch
 from unet_spec import InputError, Preprocessing, UNetConfig, own_names, training_state
 from unet_spec.fields import from_json
 from unet_spec.origin import Group
+from unet_spec.parameters import Tensors
+from unet_spec.plain_json import read_json
 from unet_spec.recipe import Recipe
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
@@ -148,6 +150,18 @@ def from_content(
         )
         refuse_rising_plateau(state)
         return state
+
+
+def weights_from_content(content: Any, *, source: Path) -> WeightFile:
+    """Return the weights that predict in a run that `write` wrote, whatever its optimizer holds.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    with _naming(source):
+        tensors = checkpoint.open_content(content, source=str(source)).tensors
+        average = {n: checkpoint.to_numpy(t) for n, t in content.get("average", {}).items()}
+        return _read_weights(_read_card(content), {**tensors, **average})
 
 
 def write(path: Path | str, state: TrainingState) -> None:
@@ -282,13 +296,10 @@ def _of_checkpoint(
 ) -> TrainingState:
     if not holds_optimizer(content):
         raise InputError(f"no optimizer in it under {' or '.join(OPTIMIZERS)}")
-    card = json.loads(content["unet"]) if "unet" in content else {}
+    card = _read_card(content)
     opened = checkpoint.open_content(content, source=source)
     if card:
-        net = from_json(UNetConfig, json.dumps(card["config"]))
-        preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
-        loaded = WeightFile(net, opened.tensors, preprocessing, tuple(card["class_names"]))
-        order = list(opened.tensors)
+        loaded, order = _read_weights(card, opened.tensors), list(opened.tensors)
     else:
         loaded, order = own_names.read_own(
             opened.tensors, given=config, ties=opened.ties, source=source
@@ -310,9 +321,23 @@ def _of_checkpoint(
     )
     return dataclasses.replace(
         state,
-        average={name: tensor.numpy().copy() for name, tensor in average.items()},
+        average={name: checkpoint.to_numpy(tensor) for name, tensor in average.items()},
         devices=card.get("devices", ""),
     )
+
+
+def _read_card(content: Any) -> dict[str, Any]:
+    """Return what `write` says of a run beside torch's own states; {} in somebody else's file."""
+    card = read_json(content["unet"]) if "unet" in content else {}
+    if not isinstance(card, dict):
+        raise InputError("what its entry `unet` says is no JSON object")
+    return card
+
+
+def _read_weights(card: Mapping[str, Any], tensors: Tensors) -> WeightFile:
+    net = from_json(UNetConfig, json.dumps(card["config"]))
+    preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
+    return WeightFile(net, tensors, preprocessing, tuple(card["class_names"]))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 
 from unet_spec import InputError
 from unet_spec.files import atomic_write, name_errors
+from unet_spec.plain_json import read_json
 
 from .tensorboard import EventFile
 
@@ -114,11 +115,13 @@ def _parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
         InputError: it is not JSON with a step and a kind.
     """
     try:
-        line = json.loads(text)
-        if isinstance(line["step"], int) and isinstance(line["kind"], str):
+        line = read_json(text)
+        values = [value for name, value in line.items() if name != "kind"]
+        is_right = type(line["step"]) is int and isinstance(line["kind"], str)
+        if is_right and all(type(value) in (int, float, type(None)) for value in values):
             return line
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise InputError(
-        f'{path}: line {number} is not JSON with a "step" and a "kind"; take that line out'
+        f'{path}: line {number} is not JSON with a "step", a "kind" and numbers; take that line out'
     )

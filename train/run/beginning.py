@@ -77,12 +77,18 @@ def read_start_settings(config: TrainConfig, *, run: Path | None = None) -> dict
 
 
 def _settings_of_run(run: Path) -> dict[str, Any]:
-    plain = run_folder.read_config(run)
-    settings: dict[str, Any] = {
-        name: from_json(kind, json.dumps(plain.get(name))) for name, kind in KINDS.items()
-    }
-    settings["class_names"] = tuple(plain.get("class_names", ()))
-    return {name: settings[name] for name in run_folder.read_started(run).get("settings", ())}
+    plain, names = run_folder.read_config(run), run_folder.read_started(run)["settings"]
+    try:
+        settings: dict[str, Any] = {
+            name: from_json(kind, json.dumps(plain.get(name))) for name, kind in KINDS.items()
+        }
+        settings["class_names"] = tuple(plain.get("class_names", ()))
+        return {name: settings[name] for name in names}
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run / run_folder.CONFIG}: it should say how the run began, and does not ({error}); "
+            "bring it back from a copy, or name another --out"
+        ) from error
 
 
 def read_origin(start: Path | None, *, run: Path | None = None) -> Origin | None:

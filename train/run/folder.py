@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from unet_spec import InputError, training_state
 from unet_spec.errors import ConfigError
 from unet_spec.files import atomic_write, refuse_existing
+from unet_spec.plain_json import read_json
 from unet_spec.training_state import TrainingState
 
 from ..config import TrainConfig, to_plain
@@ -192,7 +193,11 @@ def read_started(out: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read.
     """
-    return _read(out / START)
+    started = _read(out / START)
+    settings, origin = started.get("settings"), started.get("origin")
+    if not isinstance(settings, list) or not isinstance(origin, dict | None):
+        raise _refuse_beginning(out / START, "its settings or its origin are missing")
+    return started
 
 
 def compare_with_beginning(out: Path, config: TrainConfig, dataset: Dataset) -> list[str]:
@@ -273,7 +278,7 @@ def read_identities(out: Path) -> dict[str, Identity]:
     try:
         return {name: Identity(**plain) for name, plain in (files or {}).items()}
     except (AttributeError, TypeError) as error:
-        raise _refuse_unreadable(out / DATA, "it does not name files") from error
+        raise _refuse_beginning(out / DATA, "it does not name files") from error
 
 
 def _describe_changed_files(old: Identities, new: Identities) -> str:
@@ -316,16 +321,17 @@ def _fill_in(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path.read_text())
         if isinstance(content, dict):
             return content
         reason = "it holds no names and values"
     except (OSError, ValueError) as error:
         reason = str(error)
-    raise _refuse_unreadable(path, reason)
+    raise _refuse_beginning(path, reason)
 
 
-def _refuse_unreadable(path: Path, reason: str) -> InputError:
+def _refuse_beginning(path: Path, reason: str) -> InputError:
+    """Return the error of a file that does not say how a run began."""
     return InputError(
         f"{path}: it should say how the run began, and cannot be read ({reason}); bring it back "
         "from a copy, or name another --out (of several processes, one that all of them see)"

@@ -8,6 +8,7 @@ import numpy as np
 
 from unet_jax.training_state import average_of, from_training_state
 from unet_jax.training_state import to_training_state as describe_run
+from unet_jax.weights import place_array
 from unet_spec import layout
 from unet_spec.origin import Origin
 from unet_spec.parameters import parameters
@@ -67,7 +68,10 @@ def resume_state(source: TrainingState, like: State) -> State:
 
 def start_from_weights(source: WeightFile, like: State) -> State:
     """Return the state at step 0 with these weights, on the devices of `like`."""
-    arrays = {n: jnp.asarray(a) for n, a in layout.to_jax(source.config, source.tensors).items()}
+    arrays = {
+        name: place_array(name, array, jnp.result_type(float))
+        for name, array in layout.to_jax(source.config, source.tensors).items()
+    }
     trained = {p.name for p in parameters(source.config) if p.trained}
     params = {name: array for name, array in arrays.items() if name in trained}
     stats = {name: array for name, array in arrays.items() if name not in trained}

@@ -1,0 +1,206 @@
+"""Commands with the real flags of all verbs and good and bad values, carried up to where real work
+would begin."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import shutil
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.watched import Case, Outcome, WorkBegins
+
+GOOD: dict[Any, tuple[str, ...]] = {
+    int: ("1", "2", "3", "4", "8", "16"),
+    float: ("0", "0.1", "0.5", "1", "2"),
+    str: ("a", "b", "background"),
+    Path: ("images", "masks", "images/0.png", "weights.safetensors", "weights.pt", "new"),
+}
+BAD: dict[Any, tuple[str, ...]] = {
+    int: ("0", "-1", "1.5", "x", "", "nan", "9" * 30, "1e3"),
+    float: ("-1", "nan", "inf", "-inf", "1e308", "1e-400", "x", ""),
+    str: ("", "é", "a b", "-", "0" * 3000, "\x00", "a\nb"),
+    Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "new\x00", "images/none"),
+}
+WORDS = ("--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths")
+Flag = tuple[str, Any]
+_READY = ("images", "masks", "weights.safetensors", "weights.pt")
+
+
+def prepare(folder: Path) -> Callable[[Case, Path], Outcome]:
+    """Return what runs one command, in a folder with a few images and weights in it."""
+    from PIL import Image
+
+    from benchmarks.whole_files import draw_weights
+    from unet_spec import weight_file
+    from unet_torch import checkpoint
+
+    ready = folder / "ready"
+    shutil.rmtree(ready, ignore_errors=True)
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (ready / part).mkdir(parents=True)
+        for index in range(4):
+            pixels = rng.integers(0, 2, (40, 36), np.uint8) * (120 if part == "images" else 1)
+            Image.fromarray(pixels).save(ready / part / f"{index}.png")
+    weight_file.write(ready / "weights.safetensors", draw_weights())
+    checkpoint.write(ready / "weights.pt", draw_weights().tensors)
+    return run_command
+
+
+def run_command(case: Case, folder: Path) -> Outcome:
+    """Type one command, and see how it ends and what it leaves behind."""
+    import unet_cli
+
+    place = folder / "here"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(folder / "ready", place)
+    before = _list_files(place)
+    printed, said = io.StringIO(), io.StringIO()
+    words = draw_words(np.random.default_rng(case.number))
+    back = Path.cwd()
+    os.chdir(place)
+    try:
+        with (
+            _stop_at_work(),
+            mock.patch.object(sys, "argv", ["unet", *words]),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(said),
+        ):
+            unet_cli.main()
+        raise AssertionError("main() has not ended the process")
+    except SystemExit as ended:
+        status = ended.code
+    except WorkBegins:
+        return Outcome("begun")
+    except BaseException as error:
+        error.args = (f"{' '.join(words)[:300]!r}: {error}",)
+        raise
+    finally:
+        os.chdir(back)
+    shown = f"unet {' '.join(words)[:300]!r}"
+    if status == 0:
+        return Outcome("read")
+    if _list_files(place) != before:
+        left = sorted(_list_files(place) - before)
+        return Outcome("left behind", f"{shown}: {left[:2]}")
+    text = said.getvalue().strip()
+    # a sentence is one line; the usage errors of the parser are boxes, which name --help
+    is_clean = "--help" in text or (text.startswith("unet: ") and "\n" not in text)
+    if status != 2 or not is_clean or "Traceback" in text:
+        return Outcome("noise", f"{shown}: status {status}, {text[:200]}")
+    return Outcome("refused")
+
+
+def draw_words(rng: np.random.Generator) -> list[str]:
+    """Draw the words of a command: mostly good ones, so that the bad ones are reached."""
+    import unet_cli
+
+    verbs = [verb for verb in unet_cli.VERBS if verb not in ("bench", "demo")]
+    verbs = [*verbs, "train", "train", "bench", "demo"]
+    verb = str(rng.choice(verbs))
+    words = [verb, *_draw_positionals(verb, rng)]
+    if verb in ("train", "predict"):
+        words += ["--out", "new"]
+    flags = list_flags(unet_cli.VERBS[verb])
+    for _ in range(int(rng.integers(1, 6))):
+        name, kind = flags[int(rng.integers(len(flags)))]
+        words += draw_flag(name, kind, rng)
+    if rng.random() < 0.1:
+        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(WORDS)))
+    return words
+
+
+def list_flags(verb: Callable[..., Any]) -> list[Flag]:
+    """List the flags of a verb with their types."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+    hidden = ("return", "command", "weights", "images", "source", "target")
+    return [flag for name, kind in hints.items() if name not in hidden
+            for flag in _list_of_type(name, kind)]  # fmt: skip
+
+
+def _list_of_type(name: str, kind: Any) -> Iterator[Flag]:
+    if typing.get_origin(kind) is typing.Annotated:
+        base, *options = typing.get_args(kind)
+        name = "" if any(getattr(option, "name", None) == "" for option in options) else name
+        kind = base
+    if not dataclasses.is_dataclass(kind):
+        yield "--" + name.replace("_", "-"), kind
+        return
+    for field in dataclasses.fields(kind):
+        inner = field.type
+        if field.name != "preset":
+            yield from _list_of_type(f"{name}.{field.name}".lstrip("."), inner)
+
+
+def draw_flag(name: str, kind: Any, rng: np.random.Generator) -> list[str]:
+    """Draw a flag with a value, or with none where that is one of its forms."""
+    if kind is bool:
+        prefix, dot, last = name.removeprefix("--").rpartition(".")
+        forms = [[name], [f"--{prefix}{dot}no-{last}"], [name, "yes"]]
+        return forms[int(rng.choice(3, p=[0.5, 0.4, 0.1]))]
+    origin, items = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return [name, str(rng.choice([*items, "zzz"]))]
+    if origin in (typing.Union, types.UnionType):
+        kinds = [item for item in items if item is not types.NoneType]
+        return [name, "None"] if rng.random() < 0.1 else draw_flag(name, kinds[0], rng)
+    if origin is tuple:
+        return [name, *(_draw_value(items[0], rng) for _ in range(int(rng.integers(5))))]
+    return [name, _draw_value(kind, rng)]
+
+
+def _draw_value(kind: Any, rng: np.random.Generator) -> str:
+    pool = BAD if rng.random() < 0.35 else GOOD
+    values = pool.get(kind, pool[str])
+    return values[int(rng.integers(len(values)))]
+
+
+def _draw_positionals(verb: str, rng: np.random.Generator) -> list[str]:
+    if rng.random() < 0.05:
+        return []
+    path = _draw_value(Path, rng)
+    match verb:
+        case "train":
+            return [str(rng.choice(["cells", "nuclei", "cells", "zzz"]))]
+        case "predict":
+            return [
+                str(rng.choice(["weights.safetensors", path])),
+                str(rng.choice(["images", path])),
+            ]
+        case "convert":
+            target = ["new.pt", "new.safetensors", path]
+            return [
+                str(rng.choice(["weights.pt", "weights.safetensors", path])),
+                str(rng.choice(target)),
+            ]
+        case "verify":
+            return [] if rng.random() < 0.5 else [str(rng.choice(["weights.safetensors", path]))]
+    return []
+
+
+@contextlib.contextmanager
+def _stop_at_work() -> Iterator[None]:
+    """Let what takes long, or starts processes, raise `WorkBegins`."""
+    places = (
+        "unet_train.loop.compile_steps", "unet_train.overfit.compile_steps", "unet_demo.run.run",
+        "unet_train.devices.supervise.run_watched", "unet_parity.verify.verify",
+        "unet_bench.bench.bench", "unet_jax.predict", "unet_torch.predict",
+        "unet_train.devices.processes.join_processes",
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        for place in places:
+            stack.enter_context(mock.patch(place, side_effect=WorkBegins))
+        yield
+
+
+def _list_files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
