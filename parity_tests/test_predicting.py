@@ -240,6 +240,16 @@ def test_an_image_of_which_a_file_is_not_whole_is_predicted_again(here, name, ha
         assert (after[file] == content) == (not file.startswith(stem)), file
 
 
+@pytest.mark.parametrize("size", [(1, 9), (7, 1), (1, 1)])
+@pytest.mark.parametrize("suffix", ["tif", "npy"])
+def test_tiny_images_and_single_channels_are_there_too(here, suffix, size):
+    """Readers of TIFF leave out axes of length 1."""
+    Image.fromarray(np.full(size, 7, np.uint8)).save(here / "tiny.png")
+    command = f"unet predict one.safetensors tiny.png --out out --probabilities {suffix}"
+    assert run_unet(command, here).status == 0
+    assert run_unet(command, here).text == "all 1 images are there already"
+
+
 def test_a_mask_of_another_size_is_not_that_of_the_image(here):
     assert run_unet(PREDICT, here).status == 0
     change_shape(here / "out" / "a_mask.png")

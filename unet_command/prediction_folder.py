@@ -138,8 +138,8 @@ def read_mask(out: Path, target: Target, *, classes: int) -> np.ndarray | None:
     if mask.shape != size or overlay.shape != (*size, 3):
         return None
     if target.probabilities_file is not None:
-        planes = _map_planes(out / target.probabilities_file)
-        if planes is None or planes.shape != (classes, *size):
+        path = out / target.probabilities_file
+        if _count_values(path) != classes * mask.size:
             return None
     return mask
 
@@ -240,11 +240,11 @@ def _list_leftovers(out: Path, names: set[str]) -> list[Path]:
     ]
 
 
-def _map_planes(path: Path) -> np.ndarray | None:
-    """Return the probabilities in a file without reading them, or None if it is not whole."""
+def _count_values(path: Path) -> int:
+    """Return how many probabilities a file holds, without reading them; 0 if it is not whole."""
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        return tifffile.memmap(path, mode="r")
+            return np.load(path, mmap_mode="r", allow_pickle=False).size
+        return tifffile.memmap(path, mode="r").size
     except Exception:  # of a file that is cut off, tifffile raises what it likes: struct.error, ...
-        return None
+        return 0
