@@ -1,6 +1,5 @@
 """The command `unet`: one verb, one function. Frameworks are imported inside the verbs."""
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from unet_command.reports import check_target, write_json
 from unet_command.wording import list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.environment import need
-from unet_spec.files import atomic_write, refuse_existing
+from unet_spec.files import atomic_write
 from unet_train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -93,17 +92,28 @@ def predict(
     /,
     *,
     out: Path,
+    probabilities: Literal["tif", "npy"] | None = None,
+    threshold: Annotated[float | None, arg(metavar="P")] = None,
     framework: Literal["jax", "torch"] | None = None,
     json: Json = None,
     command: Typed = Command(),
 ) -> int:
     """Segment images of any size, and write a mask and an overlay picture for each.
 
+    The same command again goes on where it was stopped.
+
     Args:
         weights: The net is in this weight file.
         images: Segment these image files (PNG, JPEG, TIFF, TIFF stacks), and those in these
             folders.
-        out: Write NAME_mask.png (class indices) and NAME_overlay.png into this folder.
+        out: Write NAME_mask.png (class indices) and NAME_overlay.png into this folder, and
+            prediction.json, which says what they were made of.
+        probabilities: Write the probability of every class too, as float32 of (classes, height,
+            width), into NAME_probabilities.tif or .npy. They add up to 1, but for a net with
+            output=sigmoid, in which each class has its own, and a net of one channel, which gives
+            that of class 1 alone.
+        threshold: Take class 1 where its probability is at least this, between 0 and 1, in a net
+            of two classes; by default where it is the larger one.
         framework: Predict with this one of the twins; the default is JAX where it is installed.
         json: Write into this file what was written where.
         command: This is what was typed.
@@ -112,33 +122,12 @@ def predict(
     if not images:
         raise InputError("no image given; name image files or folders after the weights")
     need("images")
-    from unet_image import list_images, overlay, read_pages, write_mask, write_picture
+    from unet_command import predicting
 
-    model, run = _load(weights, framework)
-    rows: list[dict[str, Any]] = []
-    paths = [path for image in images for path in list_images(image)]
-    refuse_existing(out)
-    pages = {path: len(read_pages(path)) for path in paths}  # all are whole before any is written
-    names = _name_outputs(pages)
-    out.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        for page, image in enumerate(read_pages(path)):
-            name = names[path, page]
-            try:
-                mask = run(model, image)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from error
-            write_mask(out / f"{name}_mask.png", mask)
-            write_picture(out / f"{name}_overlay.png", overlay(image, mask))
-            shares = [float((mask == c).mean()) for c in range(model.config.mask_classes)]
-            rows.append(
-                {"image": str(path), "page": page, "mask": f"{name}_mask.png",
-                 "height": mask.shape[0], "width": mask.shape[1], "class_shares": shares}
-            )  # fmt: skip
-            percent = ", ".join(f"{share:.1%}" for share in shares[1:])
-            print(f"{path} {mask.shape[0]}x{mask.shape[1]} -> {name}_mask.png ({percent})")
-    write_json(json, {"out": str(out), "images": rows}, command=command)
-    return 0
+    return predicting.predict(
+        weights, images, out=out, framework=framework, threshold=threshold,
+        probabilities=probabilities, json=json, command=command,
+    )  # fmt: skip
 
 
 def convert(
@@ -354,36 +343,6 @@ def _read_input(
         inputs.check_recorded(x, config, source=recorded)
         return x, y
     return None, None
-
-
-def _load(weights: Path, framework: str | None) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """Return the model of a weight file, and the function that predicts with it."""
-    if framework is None:
-        framework = "jax" if importlib.util.find_spec("jax") else "torch"
-    need(framework)
-    if framework == "jax":
-        import unet_jax
-
-        return unet_jax.load(weights), unet_jax.predict
-    import unet_torch
-
-    return unet_torch.load(weights), unet_torch.predict
-
-
-def _name_outputs(pages: dict[Path, int]) -> dict[tuple[Path, int], str]:
-    """Return the stem of the output of every page; two images of one name are refused."""
-    names: dict[tuple[Path, int], str] = {}
-    sources: dict[str, Path] = {}
-    for path, count in pages.items():
-        for page in range(count):
-            name = path.stem if count == 1 else f"{path.stem}_{page:04d}"
-            if name in sources:
-                raise InputError(
-                    f"{path}: its output has the name of {sources[name]}'s; predict them apart"
-                )
-            sources[name] = path
-            names[path, page] = name
-    return names
 
 
 if __name__ == "__main__":

@@ -102,13 +102,14 @@ def write_weights(folder: Path) -> list[Path]:
 def write_run(folder: Path) -> list[Path]:
     """Write the RUN of a training that has begun, and return the files that say how."""
     from unet_train.config import CELLS
+    from unet_train.input.dataset import open_dataset
     from unet_train.run import folder as run_folder
 
     run = draw_run()
     run_folder.write_beginning(
         folder,
         CELLS,
-        fingerprints={"0": "0" * 64},
+        dataset=open_dataset(CELLS),
         started={"settings": [], "sha256": None, "origin": None},
     )
     (folder / run_folder.CHECKPOINTS).mkdir()

@@ -145,6 +145,7 @@ def _convert_weights(case: Case, folder: Path) -> Outcome:
 
 def _read_run(case: Case, folder: Path) -> Outcome:
     from unet_train.config import CELLS
+    from unet_train.input.dataset import open_dataset
     from unet_train.report import metrics_log
     from unet_train.run import beginning
     from unet_train.run import folder as run_folder
@@ -154,7 +155,7 @@ def _read_run(case: Case, folder: Path) -> Outcome:
     shutil.copytree(folder / "whole", run)
     path = run / case.group.removeprefix("RUN/")
     path.write_bytes(damage_json(path.read_bytes(), np.random.default_rng(case.number)))
-    run_folder.compare_with_beginning(run, CELLS, {"0": "0" * 64})
+    run_folder.compare_with_beginning(run, CELLS, open_dataset(CELLS))
     beginning.read_start_settings(CELLS, run=run)
     beginning.read_origin(None, run=run)
     metrics_log.read_validations(run, until=2)

@@ -228,6 +228,11 @@ ADVICE = (
         ("{0}", "unet predict model.safetensors IMAGES --out OUT"),
     ),
     Advice(
+        "the prediction there {}", "unet predict cells.safetensors IMAGES --out PREDICTED "
+        "--threshold 0.3", r"has threshold=None, not 0\.3; name another (--out)",
+        ("unet predict cells.safetensors IMAGES --threshold 0.3 {0} OTHER",),
+    ),
+    Advice(
         "a safetensors file without this project's metadata", "unet predict bare.safetensors "
         "IMAGES --out OUT", r"(unet convert \S+ NEW\.safetensors --config\.padding) \.\.\. \(see "
         r"(unet convert --help)\)", ("{0} same", "{1}"),
@@ -489,6 +494,7 @@ OTHERWISE = {
     "but the cluster has {}": "it needs a cluster manager",
     "processes did not find each other": "test_processes.py starts processes that do",
     "this process cannot listen": "it needs a second port; test_processes.py starts processes",
+    "another command is predicting there": "waiting is no command, and --out is named above",
     "another command is training there": "waiting is no command, and --out is named above",
     "it should say how the run began": "--out is named above",
     "it holds weights, and no checkpoint": "--out is named above",
@@ -601,7 +607,8 @@ def advice_folder(tmp_path_factory):
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
     )
     _save_foreign(here)
-    for command in (f"{TRAIN} --out OLD", "unet convert run.pt started.safetensors"):
+    for command in (f"{TRAIN} --out OLD", "unet convert run.pt started.safetensors",
+                    "unet predict cells.safetensors IMAGES --out PREDICTED"):  # fmt: skip
         done = run_unet(command, here)
         assert done.status == 0, done.text
     return here

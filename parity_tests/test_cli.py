@@ -92,7 +92,8 @@ def test_predict_writes_mask_and_overlay_of_every_image(tmp_path, weights, image
     done = unet("predict", weights, images, "--out", "out", "--framework", framework, cwd=tmp_path)
     assert done.status == 0, done.text
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert written == sorted(f"{n}_{kind}.png" for n in "abc" for kind in ("mask", "overlay"))
+    pictures = [f"{n}_{kind}.png" for n in "abc" for kind in ("mask", "overlay")]
+    assert written == sorted([*pictures, "prediction.json"])
     (mask,) = unet_image.read_pages(tmp_path / "out" / "c_mask.png", indices=True)
     assert mask.shape == (32, 17)
 

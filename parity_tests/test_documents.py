@@ -156,7 +156,15 @@ def test_commands_that_run_elsewhere_are_shown_and_run_there():
 # folders and files that a run writes
 WRITTEN = ("RUN/", "demo_run/", "checkpoints/", "tensorboard/", "pictures/")
 # what stands for a value in running text
-VALUES = {"N": "2", "I": "0", "HOST:PORT": "127.0.0.1:12345", "...": "x", "H": "16", "W": "24"}
+VALUES = {
+    "N": "2",
+    "I": "0",
+    "P": "0.3",
+    "HOST:PORT": "127.0.0.1:12345",
+    "...": "x",
+    "H": "16",
+    "W": "24",
+}
 SHORT = {  # a flag that is explained by itself, with what it needs beside it
     "--data.images": "--data.images a --data.masks b",
     "--loss.ignore-index": "--loss.ignore-index 255",

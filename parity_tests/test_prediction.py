@@ -11,7 +11,7 @@ import unet_jax
 import unet_torch
 from unet_parity.oracle import random_tensors
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
-from unet_spec.outputs import apply_output
+from unet_spec.outputs import apply_output, compute_probabilities
 from unet_spec.prediction import border
 from unet_spec.preprocessing import Statistics, apply, measure, prepare
 from unet_spec.weight_file import WeightFile
@@ -331,6 +331,180 @@ def test_no_output_function_changes_a_mask(output):
     for (plain, named), framework in zip(pairs, (unet_torch, unet_jax), strict=True):
         masks = [framework.predict(model, image) for model in (plain, named)]
         np.testing.assert_array_equal(*masks)
+
+
+# probabilities and thresholds
+
+BOTH = (unet_torch, unet_jax)
+# measured were at most 6.2e-7 between float32 and float64, and 1.3e-6 between two float32
+PROBABILITY_BOUND = 2e-6
+
+
+def exact_probabilities(config, weights, image, preprocessing):
+    """Return (h, w, classes) in float64, of windows and mirror images one by one."""
+    net = unet_torch.weights.from_weights(weights).double().eval()
+    window_px, step = preprocessing.window_px, 8
+    height, width = image.shape
+    sums, total = np.zeros((config.classes, height, width)), np.zeros((height, width))
+    turns = [(1, 1), (1, -1), (-1, 1), (-1, -1)] if preprocessing.mirror else [(1, 1)]
+    tops = range(0, height - (window_px or height) + 1, step)
+    lefts = range(0, width - (window_px or width) + 1, step)
+    for top in tops:
+        for left in lefts:
+            place = np.s_[top : top + (window_px or height), left : left + (window_px or width)]
+            hann = np.ones(image[place].shape)
+            if window_px is not None:
+                one = np.sin(np.pi * np.arange(1, window_px + 1) / (window_px + 1)) ** 2
+                hann = one[:, None] * one
+            for down, right in turns:
+                part = np.ascontiguousarray(image[place][::down, ::right], np.float64)
+                with torch.no_grad():
+                    logits = net(torch.from_numpy(part)[None, None])[0].numpy()
+                sums[(slice(None), *place)] += hann * logits[:, ::down, ::right] / len(turns)
+            total[place] += hann
+    logits = sums / total
+    if config.output == "sigmoid" or config.classes == 1:
+        return np.moveaxis(1 / (1 + np.exp(-logits)), 0, -1)
+    powers = np.exp(logits)
+    return np.moveaxis(powers / powers.sum(0), 0, -1)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [{}, {"output": "sigmoid"}, {"classes": 1, "output": "softmax"}],
+    ids=["softmax", "sigmoid", "a single channel"],
+)
+@pytest.mark.parametrize(
+    "preprocessing",
+    [Preprocessing("none"), Preprocessing("none", window_px=16, mirror=True)],
+    ids=["whole", "windows and mirror images"],
+)
+def test_probabilities_of_both_frameworks_are_those_of_the_averaged_logits(preprocessing, axes):
+    config = replace(GRAY, **axes)
+    weights = WeightFile(config, random_tensors(config, seed=1), preprocessing=preprocessing)
+    image = picture((24, 32), np.float32)
+    truth = exact_probabilities(config, weights, image, preprocessing)
+    assert truth.std() > 0.1, "one probability everywhere proves nothing"
+    for framework in BOTH:
+        model = framework.weights.from_weights(weights)
+        ours = framework.predict_probabilities(model, image)
+        assert (ours.dtype, ours.shape) == (np.float32, (24, 32, config.classes))
+        assert ours.flags.c_contiguous
+        np.testing.assert_allclose(ours, truth, rtol=0, atol=PROBABILITY_BOUND)
+        mask = framework.predict(model, image)
+        if config.classes == 1:
+            np.testing.assert_array_equal(mask, ours[..., 0] > 0.5)
+        else:
+            np.testing.assert_array_equal(mask, ours.argmax(-1))
+
+
+@pytest.mark.parametrize("axes", [{}, {"padding": "valid"}, {"fit": "crop"}], ids=str)
+@pytest.mark.parametrize("tile_px", [2048, 80], ids=["whole", "tiles"])
+def test_probabilities_have_the_size_of_an_image_of_any_size(monkeypatch, axes, tile_px):
+    """In tiles and strips they are those of the whole image, but for rounding."""
+    reference, port = twins(replace(GRAY, **axes), preprocessing=Preprocessing("none"))
+    image = picture((131, 97), np.float32)
+    whole = unet_torch.predict_probabilities(reference, image)
+    monkeypatch.setattr(prediction, "TILE_PX", tile_px)
+    monkeypatch.setattr(prediction, "STRIP_ROWS", 7)
+    for model, framework in zip((reference, port), BOTH, strict=True):
+        ours = framework.predict_probabilities(model, image)
+        assert ours.shape == (131, 97, 4)
+        np.testing.assert_allclose(ours, whole, rtol=0, atol=PROBABILITY_BOUND)
+        np.testing.assert_array_equal(framework.predict(model, image), ours.argmax(-1))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 30])
+def test_probabilities_of_softmax_add_up_to_1_as_near_as_float32_can(classes):
+    """Each is rounded once, by at most 2^-24 of itself, and so is their sum."""
+    logits = 8 * np.random.default_rng(0).standard_normal((50, 70, classes)).astype(np.float32)
+    ours = compute_probabilities(UNetConfig(classes=classes), logits, axis=-1)
+    assert np.abs(ours.sum(-1, dtype=np.float64) - 1).max() <= 2.0**-24 + 1e-15
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1, 30, 1e4])
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_the_class_in_a_mask_has_the_largest_probability_also_where_float32_ends(output, scale):
+    logits = scale * np.random.default_rng(0).standard_normal((50, 70, 4)).astype(np.float32)
+    config = UNetConfig(classes=4, output=output)
+    ours = compute_probabilities(config, logits, axis=-1)
+    chosen = prediction.choose_class(logits, axis=-1)[..., None]
+    np.testing.assert_array_equal(np.take_along_axis(ours, chosen, -1)[..., 0], ours.max(-1))
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [{"classes": 2}, {"classes": 2, "output": "sigmoid"}, {"classes": 1},
+     {"classes": 1, "output": "sigmoid"}],
+    ids=str,
+)  # fmt: skip
+def test_a_threshold_gives_class_1_where_its_probability_is_at_least_that(axes):
+    pair = twins(replace(GRAY, **axes))
+    image = picture((29, 43), np.float32)
+    for model, framework in zip(pair, BOTH, strict=True):
+        of_class_1 = framework.predict_probabilities(model, image)[..., -1]
+        reached = float(np.sort(of_class_1.ravel())[400])  # the probability of a pixel itself
+        for threshold in (0.1, reached, 0.5, 0.9):
+            mask = framework.predict(model, image, threshold=threshold)
+            assert mask.dtype == np.uint8
+            np.testing.assert_array_equal(mask, of_class_1 >= np.float32(threshold))
+        assert (framework.predict(model, image, threshold=reached) == 0).sum() == 400
+
+
+def test_a_threshold_of_one_half_is_the_choice_of_a_net_of_two_classes():
+    """Unless both are equally probable, and no pixel here is so."""
+    image = picture((29, 43), np.float32)
+    for classes in (1, 2):
+        for model, framework in zip(twins(replace(GRAY, classes=classes)), BOTH, strict=True):
+            mask = framework.predict(model, image, threshold=0.5)
+            np.testing.assert_array_equal(mask, framework.predict(model, image))
+            assert 0.1 < mask.mean() < 0.9
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.5, 1.5, float("nan")])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    for model, framework in zip(twins(replace(GRAY, classes=2)), BOTH, strict=True):
+        with pytest.raises(InputError, match="is a probability between 0 and 1, got"):
+            framework.predict(model, picture((12, 20), np.uint8), threshold=threshold)
+
+
+@pytest.mark.parametrize("output", ["logits", "sigmoid"])
+def test_a_threshold_for_more_than_two_classes_is_refused(output):
+    for model, framework in zip(twins(replace(GRAY, output=output)), BOTH, strict=True):
+        with pytest.raises(InputError, match="divides two classes, and the net has 4; leave it"):
+            framework.predict(model, picture((12, 20), np.uint8), threshold=0.3)
+
+
+def refusal_of(check, *arguments, **named):
+    """Return the sentence with which a function refuses its arguments, or None."""
+    try:
+        check(*arguments, **named)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,), (4,), (5,), (3, 4)], ids=str)
+@pytest.mark.parametrize("in_channels", [1, 2, 3])
+def test_an_image_is_refused_by_its_shape_where_its_pixels_would_be(channels, in_channels):
+    config = replace(GRAY, in_channels=in_channels)
+    by_shape = refusal_of(
+        prediction.check_fit, (13, 23, *channels), config=config, preprocessing=NONE
+    )
+    by_pixels = refusal_of(
+        prepare, np.zeros((1, 1, *channels)), channels=in_channels, preprocessing=NONE
+    )
+    assert by_shape == by_pixels
+
+
+def test_a_size_that_cannot_be_cut_is_refused_by_the_shape(monkeypatch):
+    monkeypatch.setattr(prediction, "TILE_PX", 40)
+    prediction.check_fit((40, 31), config=GRAY, preprocessing=NONE)
+    prediction.check_fit((132, 40), config=GRAY, preprocessing=replace(NONE, window_px=16))
+    with pytest.raises(InputError, match="parts of at most 40 pixels"):
+        prediction.check_fit((132, 40), config=GRAY, preprocessing=NONE)
+    with pytest.raises(InputError, match="window_px=18"):
+        prediction.check_fit((13, 4), config=GRAY, preprocessing=replace(NONE, window_px=18))
 
 
 def test_more_than_256_classes_are_uint16():

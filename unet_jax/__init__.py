@@ -3,7 +3,7 @@
 Batches are (b, h, w, c): images, height and width in pixels, channels. It never imports torch.
 
 - As a module: `UNet` builds one, `load` and `save` read and write weight files, `predict` gives
-  the class of every pixel of an image.
+  the class of every pixel of an image, and `predict_probabilities` the probability of each class.
 - As two pure functions, for a loop of your own: `functional`, which returns a `Functional`.
   `read_arrays` and `write_arrays` are the way from a weight file to its `(params, stats)` and back.
 - `Numerics` says in what types both compute, such as bfloat16.
@@ -27,12 +27,14 @@ Batches are (b, h, w, c): images, height and width in pixels, channels. It never
 ...     model = unet_jax.load(path)
 >>> unet_jax.predict(model, numpy.zeros((13, 21))).shape
 (13, 21)
+>>> unet_jax.predict_probabilities(model, numpy.zeros((13, 21))).shape
+(13, 21, 2)
 """
 
 from unet_jax.functional import Functional, functional
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
-from unet_jax.predict import predict
+from unet_jax.predict import predict, predict_probabilities
 from unet_jax.weights import load, read_arrays, save, write_arrays
 from unet_spec import __version__ as __version__
 
@@ -43,6 +45,7 @@ __all__ = [
     "functional",
     "load",
     "predict",
+    "predict_probabilities",
     "read_arrays",
     "save",
     "write_arrays",

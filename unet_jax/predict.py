@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from functools import lru_cache
 
 import jax
@@ -9,7 +10,7 @@ from unet_jax.model import UNet
 from unet_spec import UNetConfig, prediction
 
 
-def predict(model: UNet, image: np.ndarray) -> np.ndarray:
+def predict(model: UNet, image: np.ndarray, *, threshold: float | None = None) -> np.ndarray:
     """Predict the class of every pixel of one image of any size: (h, w) integers.
 
     The image is mirrored at its borders to a size that the net takes, and the mask has its own.
@@ -18,18 +19,52 @@ def predict(model: UNet, image: np.ndarray) -> np.ndarray:
     Args:
         model: its `preprocessing` turns the image into the input.
         image: (h, w) or (h, w, c), any integer or float type; sizes in pixels.
+        threshold: a net of two classes gives class 1 where its probability is at least this,
+            between 0 and 1; by default where it is the larger one.
+
+    Raises:
+        InputError: the image has other axes or channels, or holds NaN or infinite values; or the
+            threshold is no probability, or the net has more than two classes.
+    """
+    return prediction.predict(
+        _make_forward(model), image, config=model.config, preprocessing=model.preprocessing,
+        threshold=threshold,
+    )  # fmt: skip
+
+
+def predict_probabilities(model: UNet, image: np.ndarray) -> np.ndarray:
+    """Predict the probability of every class in every pixel: (h, w, classes) float32.
+
+    Those of a pixel add up to 1, but for a net with `output=sigmoid`, in which each class has its
+    own, and a net of one channel, which gives that of class 1. `predict` chooses by them.
+
+    Args:
+        model, image: as for `predict(model, image)`.
 
     Raises:
         InputError: the image has other axes or channels, or holds NaN or infinite values.
     """
+    return predict_both(model, image)[1]
+
+
+def predict_both(
+    model: UNet, image: np.ndarray, *, threshold: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict classes and probabilities at once, as `predict` and `predict_probabilities` do."""
+    return prediction.predict_both(
+        _make_forward(model), image, config=model.config, preprocessing=model.preprocessing,
+        threshold=threshold,
+    )  # fmt: skip
+
+
+def _make_forward(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from a batch (b, h, w, c) to its logits (b, h', w', classes)."""
     arrays = to_arrays(model)
 
     def forward(x: np.ndarray) -> np.ndarray:
         return np.asarray(_compile(model.config)(arrays, x), np.float32)
 
-    return prediction.predict(
-        forward, image, config=model.config, preprocessing=model.preprocessing
-    )
+    return forward
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""The function in which a net's original ends, applied to the logits that the net here gives."""
+"""The function in which a net's original ends, and probabilities, both of the net's logits."""
 
 import numpy as np
 
@@ -20,6 +20,23 @@ def apply_output(config: UNetConfig, logits: np.ndarray, *, axis: int) -> np.nda
     if config.output == "softmax":
         return _softmax(logits, axis)
     return logits
+
+
+def compute_probabilities(config: UNetConfig, logits: np.ndarray, *, axis: int) -> np.ndarray:
+    """Return the probability of each channel's class: float32, of the shape of the logits.
+
+    With `output=sigmoid` each class has its own, whatever the others have, and so has a single
+    channel, whose class is 1. Otherwise the classes exclude one another, and the probabilities of
+    a pixel add up to 1: they are computed in float64 and rounded once, so that the error of their
+    sum is at most 2^-24.
+
+    Args:
+        axis: the axis of the channels.
+    """
+    exact = logits.astype(np.float64)
+    if config.output == "sigmoid" or logits.shape[axis] == 1:
+        return _sigmoid(exact).astype(np.float32)
+    return _softmax(exact, axis).astype(np.float32)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """One image of any size through a net that takes only legal sizes and has only so much memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -10,9 +10,11 @@ import numpy as np
 from unet_spec import geometry
 from unet_spec.config import UNetConfig
 from unet_spec.errors import ConfigError, InputError
+from unet_spec.outputs import compute_probabilities
 from unet_spec.preprocessing import Preprocessing, prepare
 
 TILE_PX = 2048  # side of the largest input
+STRIP_ROWS = 128  # of logits become classes and probabilities at once, which takes float64
 AS_IT_IS = np.s_[::1, ::1]
 MIRRORS = (AS_IT_IS, np.s_[::1, ::-1], np.s_[::-1, ::1], np.s_[::-1, ::-1])
 
@@ -31,16 +33,25 @@ class Tile(NamedTuple):
     output: slice
 
 
+class Part(NamedTuple):
+    """A `Part` holds the averaged logits, (h, w, classes), of some rows and columns of an image."""
+
+    rows: slice
+    columns: slice
+    logits: np.ndarray
+
+
 def predict(
     forward: Callable[[np.ndarray], np.ndarray],
     image: np.ndarray,
     *,
     config: UNetConfig,
     preprocessing: Preprocessing,
+    threshold: float | None = None,
 ) -> np.ndarray:
     """Predict the class of every pixel: (h, w) of uint8, or uint16 for more than 256 classes.
 
-    `choose_class` decides, by the logits.
+    `choose_class` decides, by the logits; with a threshold the probability of class 1 does.
 
     The paper's overlap-tile strategy: the image is mirrored at its borders up to the next legal
     size, cut into tiles where it is larger than `TILE_PX`, and the output cropped back. Tiles
@@ -54,27 +65,148 @@ def predict(
     Args:
         forward: logits of a batch, (b, h, w, in_channels) -> (b, h', w', classes).
         image: as for `unet_spec.preprocessing.prepare`.
+        threshold: a pixel of a net with two classes is class 1 where the probability of that is
+            at least this.
 
     Raises:
-        InputError: an image or windows that do not fit the net, or an output that is not finite.
+        InputError: an image or windows that do not fit the net, an output that is not finite, or
+            a threshold that is no probability or has more than two classes to tell apart.
     """
+    check_threshold(config, threshold)
+    x = _prepare(image, config, preprocessing)
+    mask = np.empty(x.shape[:2], _mask_type(config))
+    for part in _predict_parts(forward, x, config, preprocessing):
+        if threshold is None:
+            classes = choose_class(part.logits, axis=-1)
+        else:
+            probabilities = compute_probabilities(config, part.logits, axis=-1)
+            classes = _reach_threshold(probabilities, threshold)
+        mask[part.rows, part.columns] = classes
+    return mask
+
+
+def predict_both(
+    forward: Callable[[np.ndarray], np.ndarray],
+    image: np.ndarray,
+    *,
+    config: UNetConfig,
+    preprocessing: Preprocessing,
+    threshold: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask that `predict` gives, and the probabilities by which it chooses.
+
+    These are float32, (h, w, classes), of the averaged logits; `compute_probabilities` says what
+    they are. The class in the mask is one with the largest probability. Where two are equal in
+    float32 the logits, which are finer, have decided.
+
+    Besides what `predict` takes, this takes 4 bytes for each pixel and class.
+    """
+    check_threshold(config, threshold)
+    x = _prepare(image, config, preprocessing)
+    mask = np.empty(x.shape[:2], _mask_type(config))
+    probabilities = np.empty((*x.shape[:2], config.classes), np.float32)
+    for part in _predict_parts(forward, x, config, preprocessing):
+        of_part = compute_probabilities(config, part.logits, axis=-1)
+        if threshold is None:
+            classes = choose_class(part.logits, axis=-1)
+        else:
+            classes = _reach_threshold(of_part, threshold)
+        mask[part.rows, part.columns] = classes
+        probabilities[part.rows, part.columns] = of_part
+    return mask, probabilities
+
+
+def check_threshold(config: UNetConfig, threshold: float | None) -> None:
+    """Refuse a threshold that is no probability, or that does not divide a net's classes in two.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise InputError(
+            f"the threshold is a probability between 0 and 1, got {threshold}; give one such as 0.3"
+        )
+    if config.mask_classes != 2:
+        raise InputError(
+            f"the threshold divides two classes, and the net has {config.classes}; leave it out, "
+            "or compare the probabilities of the class that you mean"
+        )
+
+
+def check_fit(shape: tuple[int, ...], *, config: UNetConfig, preprocessing: Preprocessing) -> None:
+    """Refuse an image that the net cannot predict, by its shape, before its pixels are read.
+
+    Args:
+        shape: (h, w) or (h, w, c).
+
+    Raises:
+        InputError: channels, or a size together with tiles or windows, that do not fit.
+    """
+    check_window(config, preprocessing.window_px)
+    pixel = np.zeros((1, 1, *shape[2:]), np.uint8)
+    prepare(pixel, channels=config.in_channels, preprocessing=preprocessing)
+    if preprocessing.window_px is None:
+        config = _without_fit(config, preprocessing)
+        for size in shape[:2]:
+            cut_tiles(config, size + sum(border(config, size)))
+
+
+def _prepare(image: np.ndarray, config: UNetConfig, preprocessing: Preprocessing) -> np.ndarray:
+    """Return the input (h, w, in_channels) of an image, and refuse what does not fit the net."""
+    check_window(config, preprocessing.window_px)
+    return prepare(image, channels=config.in_channels, preprocessing=preprocessing)
+
+
+def _without_fit(config: UNetConfig, preprocessing: Preprocessing) -> UNetConfig:
+    """Return the config by which sizes are chosen.
+
+    What `fit` crops or adds lies on one side, and in a mirror image on the other: with windows and
+    mirror images only sizes are used that need no `fit`.
+    """
+    if preprocessing.window_px is not None or preprocessing.mirror:
+        return replace(config, fit="error")
+    return config
+
+
+def _predict_parts(
+    forward: Callable[[np.ndarray], np.ndarray],
+    x: np.ndarray,
+    config: UNetConfig,
+    preprocessing: Preprocessing,
+) -> Iterator[Part]:
+    """Yield the logits of an input (h, w, c), averaged, in strips that together are the whole."""
     window_px, mirrors = preprocessing.window_px, MIRRORS if preprocessing.mirror else (AS_IT_IS,)
-    check_window(config, window_px)
-    if window_px is not None or preprocessing.mirror:
-        # what `fit` crops or adds lies on one side: in a mirror image on the other
-        config = replace(config, fit="error")
-    x = prepare(image, channels=config.in_channels, preprocessing=preprocessing)
+    config = _without_fit(config, preprocessing)
     padded = _mirror_borders(config, x, least_px=window_px or 0)
 
     def run(part: np.ndarray) -> np.ndarray:
-        return _sum_logits(forward, part, config, mirrors)
+        return _average_logits(forward, part, config, mirrors)
 
     if window_px is None:
-        mask = _predict_tiles(run, padded, config)
+        parts = _predict_tiles(run, padded, config)
     else:
-        mask = _predict_windows(run, padded, config, window_px)
+        parts = iter([_predict_windows(run, padded, config, window_px)])
     height, width = x.shape[:2]
-    return mask[:height, :width]
+    for part in parts:
+        yield from _cut_strips(_crop(part, height, width))
+
+
+def _crop(part: Part, height: int, width: int) -> Part:
+    """Return what of a part lies in an image, which may be nothing."""
+    rows = slice(part.rows.start, max(part.rows.start, min(part.rows.stop, height)))
+    columns = slice(part.columns.start, max(part.columns.start, min(part.columns.stop, width)))
+    logits = part.logits[: rows.stop - rows.start, : columns.stop - columns.start]
+    return Part(rows, columns, logits)
+
+
+def _cut_strips(part: Part) -> Iterator[Part]:
+    """Yield a part in strips of at most `STRIP_ROWS` rows."""
+    for start in range(0, len(part.logits), STRIP_ROWS):
+        logits = part.logits[start : start + STRIP_ROWS]
+        first = part.rows.start + start
+        yield Part(slice(first, first + len(logits)), part.columns, logits)
 
 
 def _mirror_borders(config: UNetConfig, x: np.ndarray, *, least_px: int) -> np.ndarray:
@@ -83,31 +215,30 @@ def _mirror_borders(config: UNetConfig, x: np.ndarray, *, least_px: int) -> np.n
     return np.pad(x, (rows, columns, (0, 0)), mode="symmetric")
 
 
-def _sum_logits(
+def _average_logits(
     forward: Callable[[np.ndarray], np.ndarray],
     part: np.ndarray,
     config: UNetConfig,
     mirrors: Sequence[tuple[slice, slice]],
 ) -> np.ndarray:
-    """Return the logits (h', w', classes) of an input (h, w, c), summed over its mirror images."""
+    """Return the logits (h', w', classes) of an input (h, w, c), the mean of its mirror images."""
     logits = forward(np.stack([part[mirror] for mirror in mirrors]))
     if logits.shape[-1] != config.classes:
         raise AssertionError(f"the net gave {logits.shape} for {config.classes} classes")
     if not np.isfinite(logits).all():
         raise InputError("the net's output holds NaN or infinite values: its weights are damaged")
     # mirrored a second time, each lies as the input does
-    return sum(each[mirror] for each, mirror in zip(logits, mirrors, strict=True))
+    return np.mean([each[mirror] for each, mirror in zip(logits, mirrors, strict=True)], axis=0)
 
 
 def _predict_tiles(
     run: Callable[[np.ndarray], np.ndarray], padded: np.ndarray, config: UNetConfig
-) -> np.ndarray:
-    mask = np.empty(_output_shape(config, padded), _mask_type(config))
+) -> Iterator[Part]:
+    """Yield the logits of each tile, where it answers for the output."""
     height, width = padded.shape[:2]
     for row, column in product(cut_tiles(config, height), cut_tiles(config, width)):
         logits = run(padded[row.input, column.input])
-        mask[row.output, column.output] = choose_class(logits[row.keep, column.keep], axis=-1)
-    return mask
+        yield Part(row.output, column.output, logits[row.keep, column.keep])
 
 
 def _predict_windows(
@@ -115,14 +246,18 @@ def _predict_windows(
     padded: np.ndarray,
     config: UNetConfig,
     window_px: int,
-) -> np.ndarray:
-    sums = np.zeros((*_output_shape(config, padded), config.classes), np.float32)
+) -> Part:
+    """Return the logits of the whole output, averaged over the windows that see a pixel."""
+    height, width = _output_shape(config, padded)
+    sums = np.zeros((height, width, config.classes), np.float32)
+    weights = np.zeros((height, width, 1), np.float32)
     weight = _make_weight(geometry.output_size(config, window_px))
     rows, columns = (cut_windows(config, size, window_px) for size in padded.shape[:2])
     for row, column in product(rows, columns):
-        # the class with the largest sum is that with the largest average, and both have one sign
         sums[row.output, column.output] += weight * run(padded[row.input, column.input])
-    return choose_class(sums, axis=-1).astype(_mask_type(config))
+        weights[row.output, column.output] += weight
+    sums /= weights
+    return Part(slice(0, height), slice(0, width), sums)
 
 
 def choose_class(logits: np.ndarray, *, axis: int) -> np.ndarray:
@@ -138,6 +273,14 @@ def choose_class(logits: np.ndarray, *, axis: int) -> np.ndarray:
     if logits.shape[axis] == 1:
         return (logits > 0).squeeze(axis).astype(np.int64)
     return logits.argmax(axis)
+
+
+def _reach_threshold(probabilities: np.ndarray, threshold: float) -> np.ndarray:
+    """Return where the last channel, which is that of class 1, has at least a probability.
+
+    Both are compared as float32, in which 0.7 is 0.7.
+    """
+    return probabilities[..., -1] >= np.float32(threshold)
 
 
 def _output_shape(config: UNetConfig, padded: np.ndarray) -> tuple[int, int]:

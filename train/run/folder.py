@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from unet_spec import InputError, training_state
 from unet_spec.errors import ConfigError
+from unet_spec.fields import check_types
 from unet_spec.files import atomic_write, refuse_existing
 from unet_spec.plain_json import read_json
 from unet_spec.training_state import TrainingState
@@ -276,8 +277,11 @@ def read_identities(out: Path) -> dict[str, Identity]:
     """
     files = _read(out / DATA).get("files")
     try:
-        return {name: Identity(**plain) for name, plain in (files or {}).items()}
-    except (AttributeError, TypeError) as error:
+        identities = {name: Identity(**plain) for name, plain in dict(files).items()}
+        for identity in identities.values():
+            check_types(identity)
+        return identities
+    except (TypeError, ValueError, InputError) as error:
         raise _refuse_beginning(out / DATA, "it does not name files") from error
 
 
