@@ -277,7 +277,7 @@ def read_identities(out: Path) -> dict[str, Identity]:
     """
     files = _read(out / DATA).get("files")
     try:
-        identities = {name: Identity(**plain) for name, plain in dict(files).items()}
+        identities = {name: Identity(**plain) for name, plain in dict(files or {}).items()}
         for identity in identities.values():
             check_types(identity)
         return identities
