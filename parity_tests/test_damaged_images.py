@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 import unet_image
 from parity_tests.containers import COLOUR, GRAY, chunk, exif, pack, png, save_bytes
-from unet_image import limits, tiff_file
+from unet_image import axes, limits, tiff_file
 from unet_image.pages import Page
 from unet_spec import InputError
 
@@ -217,6 +218,16 @@ def test_the_bound_is_an_image_of_1_gib_as_float32(tmp_path):
             check(tmp_path, shape, np.dtype(kind))
     with pytest.raises(InputError, match="is empty"):
         check(tmp_path, (0, 9), np.dtype(np.uint8))
+
+
+def test_the_document_lists_what_is_read():
+    text = (Path(__file__).parent.parent / "docs" / "images.md").read_text()
+    for suffix in unet_image.SUFFIXES[:-1]:
+        assert f"`{suffix}`" in text, suffix
+    assert unet_image.SUFFIXES[-1] == ".zarr"
+    side = int((limits.LARGEST_BYTES / 4) ** 0.5)
+    assert f"at most {limits.LARGEST_BYTES >> 30} GiB as float32, which is {side:,} x" in text
+    assert f"the last one is at most {axes.MOST_UNNAMED_CHANNELS} long" in text
 
 
 def test_nothing_is_decoded_to_measure(files, tmp_path, monkeypatch):

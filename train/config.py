@@ -22,10 +22,10 @@ class DataConfig:
     """A `DataConfig` says where the images come from, and what a batch is."""
 
     images: Path | None = None
-    """Read the images from this folder (PNG, JPEG, TIFF) or TIFF stack; without one, synthetic
-    cells are drawn."""
+    """Read the images from this folder (PNG, JPEG, GIF, WebP, TIFF, .npy, zarr) or stack; without
+    one, synthetic cells are drawn."""
     masks: Path | None = None
-    """Read the masks from this folder, where they have the names of the images, or from this TIFF
+    """Read the masks from this folder, where they have the names of the images, or from this
     stack."""
     mask_values: Literal["classes", "colours", "instances"] = "classes"
     """A mask holds classes (0/255, 0/1 or indices), the colours of `palette`, or a number for each
