@@ -104,8 +104,8 @@ def predict(
 
     Args:
         weights: The net is in this weight file.
-        images: Segment these image files (PNG, JPEG, TIFF, TIFF stacks), and those in these
-            folders.
+        images: Segment these image files (PNG, JPEG, GIF, WebP, TIFF, .npy, zarr, and stacks), and
+            those in these folders.
         out: Write NAME_mask.png (class indices) and NAME_overlay.png into this folder, and
             prediction.json, which says what they were made of.
         probabilities: Write the probability of every class too, as float32 of (classes, height,
@@ -336,7 +336,11 @@ def _read_input(
         import unet_image
 
         preprocessing = loaded.preprocessing if loaded else Preprocessing()
-        pixels = unet_image.read_pages(image)[0]
+        page = unet_image.measure_pages(image)[0]
+        alpha = unet_image.takes_alpha(
+            page, channels=config.in_channels, preprocessing=preprocessing
+        )
+        pixels = unet_image.read_page(page, alpha=alpha)
         return inputs.crop_middle(pixels, config, preprocessing, source=image), None
     if recorded is not None:
         x, y = read_recorded(recorded)

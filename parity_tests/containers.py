@@ -5,6 +5,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import imagecodecs
 import numpy as np
@@ -71,7 +72,7 @@ def by_numpy_in_columns(path: Path, pixels: np.ndarray) -> None:
         np.save(stream, np.asfortranarray(pixels.astype(pixels.dtype.newbyteorder(">"))))
 
 
-def by_zarr(version: int) -> Writer:
+def by_zarr(version: Literal[2, 3]) -> Writer:
     def write(path: Path, pixels: np.ndarray) -> None:
         array = zarr.create_array(
             store=str(path), shape=pixels.shape, dtype=pixels.dtype, zarr_format=version,
@@ -82,7 +83,7 @@ def by_zarr(version: int) -> Writer:
     return write
 
 
-def ome_zarr(path: Path, array: np.ndarray, axes: list[str], *, version: int = 3) -> None:
+def ome_zarr(path: Path, array: np.ndarray, axes: list[str], *, version: Literal[2, 3] = 3) -> None:
     """Write an OME-Zarr of two sizes, as version 0.5 of the format has it, or 0.4 for version 2."""
     group = zarr.open_group(store=str(path), mode="w", zarr_format=version)
     kinds = {"c": "channel", "t": "time"}
@@ -101,7 +102,7 @@ def ome_zarr(path: Path, array: np.ndarray, axes: list[str], *, version: int = 3
         group.attrs["multiscales"] = [{"version": "0.4", **scales}]
 
 
-def by_ome_zarr(version: int) -> Writer:
+def by_ome_zarr(version: Literal[2, 3]) -> Writer:
     def write(path: Path, pixels: np.ndarray) -> None:
         planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
         ome_zarr(path, planes[None], ["t", "c", "y", "x"], version=version)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -171,6 +172,12 @@ ADVICE = (
         "the net sees luma", f"{TRAIN} --data.images IN_COLOUR --data.masks MASKS",
         r"the net sees luma; (--net\.in-channels 3) sees colours",
         (f"{TRAIN} --data.images IN_COLOUR --data.masks MASKS {{0}}",), 0,
+    ),
+    Advice(
+        "choose as many with --preprocessing.channels",
+        f"{TRAIN} --data.images TWO_CHANNELS --data.masks MASKS",
+        r"has 2 channels and the net takes 1; choose as many with (--preprocessing\.channels)",
+        (f"{TRAIN} --data.images TWO_CHANNELS --data.masks MASKS {{0}} 1",),
     ),
     Advice(
         "smaller than --data.crop-px {}", f"{TRAIN} {IMAGES} MASKS --data.crop-px 44",
@@ -585,6 +592,9 @@ def advice_folder(tmp_path_factory):
         for name, pixels in pictures.items():
             (here / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(here / name / f"{index}.png")
+        (here / "TWO_CHANNELS").mkdir(exist_ok=True)
+        planes = np.moveaxis(image[..., :2], -1, 0)
+        tifffile.imwrite(here / "TWO_CHANNELS" / f"{index}.tif", planes, metadata={"axes": "CYX"})
     (here / "split.txt").write_text("0.png\n")
     net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
     unet_torch.save(net, here / "cells.safetensors")

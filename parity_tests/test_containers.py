@@ -9,7 +9,7 @@ import tifffile
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import GifImagePlugin, Image
 
 import unet_image
 from parity_tests import containers
@@ -24,7 +24,8 @@ from parity_tests.containers import (
     save_bytes,
     turned_back,
 )
-from unet_spec import InputError
+from unet_spec import InputError, Preprocessing
+from unet_spec.preprocessing import prepare
 
 
 def picture(shape, kind=np.uint8, seed=0):
@@ -123,10 +124,10 @@ def test_orientation_is_obeyed_in_every_container(tmp_path, container, shape, or
     path = tmp_path / f"a.{container}"
     if container == "tif":
         stored.save(path, tiffinfo={274: orientation})
+    elif container == "webp":
+        stored.save(path, exif=exif(orientation), lossless=True)
     else:
-        stored.save(
-            path, exif=exif(orientation), **({"lossless": True} if container == "webp" else {})
-        )
+        stored.save(path, exif=exif(orientation))
     (page,) = unet_image.measure_pages(path)
     assert page.is_turned == (orientation != 1)
     if container != "jpg":
@@ -287,6 +288,23 @@ def test_alpha_of_gray_is_left_out_too(tmp_path):
         np.testing.assert_array_equal(read(path, alpha=True), pixels, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("channels", "chosen", "expected"),
+    [(3, (), False), (4, (), True), (1, (), False), (1, (3,), True), (2, (0, 3), True),
+     (3, (0, 1, 2), False), (4, (0, 1, 2, 2), False)],
+)  # fmt: skip
+def test_a_net_takes_alpha_where_it_has_a_channel_for_it(tmp_path, channels, chosen, expected):
+    Image.fromarray(picture((16, 16, 4))).save(tmp_path / "a.png")
+    Image.fromarray(picture((16, 16, 3))).save(tmp_path / "b.png")
+    settings = {"channels": channels, "preprocessing": Preprocessing(channels=chosen)}
+    (page,) = unet_image.measure_pages(tmp_path / "a.png")
+    assert unet_image.takes_alpha(page, **settings) == expected
+    pixels = unet_image.read_page(page, alpha=expected)
+    assert prepare(pixels, **settings).shape == (16, 16, channels)
+    (page,) = unet_image.measure_pages(tmp_path / "b.png")
+    assert not unet_image.takes_alpha(page, **settings)
+
+
 @pytest.mark.parametrize("count", [2, 4, 5])
 def test_channels_that_the_file_does_not_call_alpha_all_stay(tmp_path, count):
     planes = picture((count, 16, 18))
@@ -389,9 +407,8 @@ def test_a_stack_that_one_directory_describes_is_read_page_by_page(tmp_path):
     tifffile.imwrite(path, stack, imagej=True, metadata={"axes": "ZYX"}, byteorder=">")
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as file:
-        first = file.pages[0]
-        entries = len(first.tags)
-        at = first.offset + 2 + 12 * entries
+        first = file.pages.first
+        at = first.offset + 2 + 12 * len(first.tags)
     data[at : at + 4] = bytes(4)  # no directory follows
     path.write_bytes(data)
     check_pages(path, list(stack))
@@ -439,7 +456,7 @@ def test_channels_twice_and_images_in_other_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="channels twice"):
         unet_image.measure_pages(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.ome.tif", picture((2, 9, 13)), metadata={"axes": "ZYX"})
-    text = tifffile.tiffcomment(tmp_path / "b.ome.tif")
+    text = str(tifffile.tiffcomment(tmp_path / "b.ome.tif"))
     lies = text.replace(
         '<TiffData IFD="0" PlaneCount="2"/>',
         '<TiffData IFD="0" PlaneCount="2"><UUID FileName="/etc/hostname">urn:uuid:1</UUID>'
@@ -464,7 +481,7 @@ def test_every_frame_of_a_gif_is_a_page_as_it_is_shown(tmp_path):
         path = tmp_path / f"{disposal}.gif"
         frames[0].save(path, save_all=True, append_images=frames[1:], disposal=disposal)
         pages = unet_image.measure_pages(path)
-        with Image.open(path) as image:
+        with GifImagePlugin.GifImageFile(path) as image:
             assert len(pages) == image.n_frames == 5
             for page in reversed(pages):
                 image.seek(page.index)
@@ -526,18 +543,18 @@ def test_an_animated_png_is_refused_by_name(tmp_path):
 
 
 def test_arrays_without_names_of_axes(tmp_path):
-    shapes = {
-        (9, 13): [(9, 13)], (9, 13, 1): [(9, 13)], (9, 13, 2): [(9, 13, 2)],
-        (9, 13, 4): [(9, 13, 4)], (3, 9, 5): 3 * [(9, 5)], (2, 9, 13, 6): 2 * [(9, 13, 6)],
-        (2, 9, 13, 1): 2 * [(9, 13)],
+    shapes: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {
+        (9, 13): (1, (9, 13)), (9, 13, 1): (1, (9, 13)), (9, 13, 2): (1, (9, 13, 2)),
+        (9, 13, 4): (1, (9, 13, 4)), (3, 9, 5): (3, (9, 5)), (2, 9, 13, 6): (2, (9, 13, 6)),
+        (2, 9, 13, 1): (2, (9, 13)),
     }  # fmt: skip
-    for number, (shape, pages) in enumerate(shapes.items()):
+    for number, (shape, (count, page)) in enumerate(shapes.items()):
         array = picture(shape)
         np.save(tmp_path / f"{number}.npy", array)
         containers.by_zarr(2 + number % 2)(tmp_path / f"{number}.zarr", array)
         for suffix in ("npy", "zarr"):
             path = tmp_path / f"{number}.{suffix}"
-            check_pages(path, list(array.reshape(len(pages), *pages[0])))
+            check_pages(path, list(array.reshape(count, *page)))
     for shape in ((9,), (2, 2, 9, 13, 3)):
         np.save(tmp_path / "a.npy", picture(shape))
         with pytest.raises(InputError, match=r"a\.npy: an array of the shape"):

@@ -624,6 +624,17 @@ def test_chosen_channels_are_an_image_of_these_channels(chosen, normalize):
         )
 
 
+def test_prediction_takes_the_channels_that_the_weight_file_names():
+    image = picture((13, 23, 4), np.uint8)
+    chosen = Preprocessing(channels=(2, 0, 3))
+    of_net, of_channels = (twins(COLOUR, preprocessing=p) for p in (chosen, Preprocessing()))
+    masks = [unet_torch.predict(of_net[0], image), unet_jax.predict(of_net[1], image)]
+    same = image[..., [2, 0, 3]]
+    np.testing.assert_array_equal(masks[0], unet_torch.predict(of_channels[0], same))
+    np.testing.assert_array_equal(masks[1], unet_jax.predict(of_channels[1], same))
+    assert (masks[0] != unet_torch.predict(of_channels[0], image[..., [0, 2, 3]])).any()
+
+
 def test_channels_that_an_image_does_not_have_are_refused():
     with pytest.raises(InputError, match=r"3 channels, and channel 3 .* numbered from 0 to 2"):
         prepare(

@@ -22,11 +22,11 @@ class DataConfig:
     """A `DataConfig` says where the images come from, and what a batch is."""
 
     images: Path | None = None
-    """Read the images from this folder (PNG, JPEG, TIFF) or TIFF stack, or those of a pattern such
-    as 'FOLDER/*_0000.png'."""
+    """Read the images from this folder (PNG, JPEG, GIF, WebP, TIFF, .npy, zarr) or stack, or those
+    of a pattern such as 'FOLDER/*_0000.png'."""
     masks: Path | None = None
-    """Read the masks from this folder, TIFF stack or pattern. In a folder they have the names of
-    the images, up to one beginning and one ending that all of a side share, such as `_mask`."""
+    """Read the masks from this folder, stack or pattern. In a folder they have the names of the
+    images, up to one beginning and one ending that all of a side share, such as `_mask`."""
     mask_values: Literal["classes", "colours", "instances"] = "classes"
     """A mask holds classes (0/255, 0/1 or indices), the colours of `palette`, or a number for each
     object (0 is the background), of which classes 0 and 1 are made."""

@@ -1,7 +1,7 @@
 """Image files: listed, measured and read into arrays, and pictures of what a net saw in them."""
 
 from unet_image.files import SUFFIXES, list_images
-from unet_image.pages import Page, measure_pages, read_page, read_pages
+from unet_image.pages import Page, measure_pages, read_page, read_pages, takes_alpha
 from unet_image.pictures import (
     PALETTE,
     PREDICTED,
@@ -26,6 +26,7 @@ __all__ = [
     "overlay",
     "read_page",
     "read_pages",
+    "takes_alpha",
     "write_mask",
     "write_picture",
 ]

@@ -117,7 +117,7 @@ def _open_zarr(path: Path) -> list[_Stack]:
     else:
         stacks = list(_list_images(path, opened))
     for stack in stacks:
-        check_size(path, stack.array.chunks, np.dtype(stack.array.dtype), what="chunk")
+        check_size(path, stack.array.chunks, np.dtype(stack.array.dtype), what="a chunk")
     return stacks
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import GifImagePlugin
 
 from unet_image.header import Header, make_palette
-from unet_image.limits import LZW, check_content, check_count
+from unet_image.limits import LZW, check_content, check_count, check_size
 from unet_spec import InputError
 
 CLEAR, RESTORE = 2, 3
@@ -63,6 +63,7 @@ def measure(path: Path) -> list[Header]:
     """
     gif = _parse(path.read_bytes())
     check_count(path, len(gif.frames))
+    check_size(path, (*gif.shape, 4), np.dtype(np.uint8))  # frames are drawn in colours with alpha
     for frame in gif.frames:
         pixels = (frame.rows.stop - frame.rows.start) * (frame.columns.stop - frame.columns.start)
         check_content(path, stored=len(frame.data), decoded=pixels, factor=LZW)
@@ -139,13 +140,15 @@ def _draw(gif: _Gif, index: int) -> tuple[np.ndarray, np.ndarray]:
     for number in range(first, index + 1):
         frame = gif.frames[number]
         place = frame.rows, frame.columns
-        before = colours[place].copy(), indexed[place].copy()
+        before = None
+        if frame.disposal == RESTORE and number < index:
+            before = colours[place].copy(), indexed[place].copy()
         _draw_frame(frame, colours[place], indexed[place])
         if number == index:
             break
         if frame.disposal == CLEAR:
             colours[place], indexed[place] = blank, gif.background
-        elif frame.disposal == RESTORE:
+        elif before is not None:
             colours[place], indexed[place] = before
     return colours, indexed
 
@@ -155,13 +158,17 @@ def _draw_frame(frame: _Frame, colours: np.ndarray, indexed: np.ndarray) -> None
     new = _decode(frame)
     if new.max() >= len(frame.colours):
         raise ValueError(f"the colour {new.max()} of a palette of {len(frame.colours)}")
-    is_blank = colours[..., 3] == 0
+    shown = np.concatenate([frame.colours, np.full((len(frame.colours), 1), 255)], axis=1)
+    if frame.clear is None:
+        indexed[...], colours[...] = new, shown.astype(np.uint8)[new]
+        return
+    is_clear = new == frame.clear
+    if frame.clear < len(shown):
+        shown[frame.clear, 3] = 0
     # a transparent pixel has its own colour where nothing lies under it
-    drawn = is_blank if frame.clear is None else is_blank | (new != frame.clear)
-    drawn = drawn | (new != frame.clear)
-    indexed[drawn] = new[drawn]
-    colours[drawn, :3] = frame.colours[new[drawn]]
-    colours[new != frame.clear, 3] = 255
+    drawn = ~is_clear | (colours[..., 3] == 0)
+    np.copyto(indexed, new, where=drawn)
+    np.copyto(colours, shown.astype(np.uint8)[new], where=drawn[..., None])
 
 
 def _decode(frame: _Frame) -> np.ndarray:

@@ -21,7 +21,9 @@ DEFLATE, LZW, PACKBITS = 1032, 2560, 64
 entry of a full table, from 12 bits; 128 bytes from 2 bytes."""
 
 
-def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype, *, what: str = "image") -> None:
+def check_size(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype, *, what: str = "an image"
+) -> None:
     """Refuse an image, or a block of stored data, that is empty or larger than `LARGEST_BYTES`.
 
     Raises:
@@ -29,11 +31,11 @@ def check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype, *, what: str
     """
     size = " x ".join(f"{side:,}" for side in shape)
     if min(shape) < 1:
-        raise InputError(f"{path}: an {what} of {size} values is empty; replace the file")
+        raise InputError(f"{path}: {what} of {size} values is empty; replace the file")
     if math.prod(shape) * max(dtype.itemsize, 4) > LARGEST_BYTES:
         values = LARGEST_BYTES // max(dtype.itemsize, 4)
         raise InputError(
-            f"{path}: an {what} of {size} values is too large, at most {values:,} are read; cut it "
+            f"{path}: {what} of {size} values is too large, at most {values:,} are read; cut it "
             "into smaller ones"
         )
 

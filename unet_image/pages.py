@@ -13,7 +13,7 @@ from unet_image import array_file, gif_file, jpeg_file, png_file, tiff_file, web
 from unet_image.files import STORE_FILES, is_store
 from unet_image.header import Header
 from unet_image.quiet import silence_decoders
-from unet_spec import InputError
+from unet_spec import InputError, Preprocessing
 from unet_spec.safetensors_file import refuse_pointer
 
 
@@ -131,6 +131,20 @@ def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
         InputError: as in `measure_pages` and `read_page`.
     """
     return [read_page(page, indices=indices) for page in measure_pages(path)]
+
+
+def takes_alpha(page: Page, *, channels: int, preprocessing: Preprocessing) -> bool:
+    """Return whether a net takes the alpha of an image as a channel.
+
+    It does where the alpha is one of the chosen channels, or where none is chosen and the image
+    has as many channels as the net only with it.
+    """
+    if not page.has_alpha:
+        return False
+    count = page.shape[2]
+    if preprocessing.channels:
+        return count - 1 in preprocessing.channels
+    return count == channels
 
 
 def _measure(path: Path) -> list[Header]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import tifffile
 from unet_image.axes import arrange, check_axes, count_pages, image_shape, locate_page
 from unet_image.header import Header, make_palette, valid_orientation
 from unet_image.limits import DEFLATE, LZW, PACKBITS, check_content, check_count, check_size
+from unet_image.quiet import silence_errors
 from unet_spec import InputError
 
 KINDS = ("shaped", "ome", "imagej")
@@ -21,7 +23,10 @@ JPEG = (6, 7, 33007, 34892)
 """Compressions whose decoder turns YCbCr into RGB."""
 FACTORS = {1: 1, 5: LZW, 8: DEFLATE, 32773: PACKBITS, 32946: DEFLATE}
 """How many bytes a byte becomes at most, by compression, where there is such a number."""
+JPEG_XR = (22610, 34934)
+"""Its library writes what it does not know in a damaged file into the standard error."""
 ALPHA = (1, 2)
+"""What the tag ExtraSamples says of an alpha: the colours are multiplied by it, or are not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,9 @@ def read(path: Path, index: int, header: Header) -> np.ndarray:
             file.filehandle.seek(offset)
             pages.append(tifffile.TiffPage(file, index=0))
         if place.data is None:
-            stored = np.stack([page.asarray() for page in pages]).reshape(place.shape)
+            is_loud = pages[0].compression in JPEG_XR
+            with silence_errors() if is_loud else nullcontext():
+                stored = np.stack([page.asarray() for page in pages]).reshape(place.shape)
         else:
             dtype = np.dtype(pages[0].dtype).newbyteorder(file.byteorder)
             stored = np.memmap(path, dtype, "r", place.data, place.shape)
@@ -202,8 +209,8 @@ def _check_stored(
             f"{path}: samples of {bits} bits and format {keyframe.sampleformat!s} are not read; "
             "store integers or floats of 8, 16 or 32 bits"
         )
-    check_size(path, keyframe.chunks, keyframe.dtype, what="block")
-    check_size(path, keyframe.shape, keyframe.dtype, what="block")
+    check_size(path, keyframe.chunks, keyframe.dtype, what="a block")
+    check_size(path, keyframe.shape, keyframe.dtype, what="a block")
     counts = np.asarray(page.databytecounts, np.int64)
     offsets = np.asarray(page.dataoffsets, np.int64)
     is_whole = len(counts) == len(offsets) == math.prod(keyframe.chunked) and (counts > 0).all()

@@ -1,0 +1,312 @@
+"""Files that are damaged, too large, gone or changed: one sentence, little memory, no noise."""
+
+import contextlib
+import logging
+import struct
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import unet_image
+from parity_tests.containers import COLOUR, GRAY, chunk, exif, pack, png, save_bytes
+from unet_image import axes, limits, tiff_file
+from unet_image.pages import Page
+from unet_spec import InputError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (23, 37), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The bytes of a picture in every container that is one file, with a suffix."""
+    folder = tmp_path_factory.mktemp("whole")
+    content = {}
+    for name, (suffix, write) in {**GRAY, "webp": COLOUR["webp"]}.items():
+        if "zarr" in name:
+            continue
+        path = folder / f"a{suffix}"
+        write(path, np.stack([PIXELS] * 3, -1) if name == "webp" else PIXELS)
+        content[name] = suffix, path.read_bytes()
+    turned = Image.fromarray(PIXELS)
+    content["jpeg"] = ".jpg", save_bytes(turned, format="jpeg", exif=exif(6))
+    frames = [Image.fromarray(PIXELS[::step].repeat(step, 0)[:23]) for step in (1, 2)]
+    for kind in ("gif", "webp"):
+        data = save_bytes(frames[0], format=kind, save_all=True, append_images=frames[1:])
+        content[f"{kind} of frames"] = f".{kind}", data
+    return content
+
+
+@given(st.data())
+@settings(max_examples=400)
+def test_a_damaged_file_is_read_or_refused_in_one_sentence(files, tmp_path_factory, data):
+    name = data.draw(st.sampled_from(sorted(files)))
+    suffix, whole = files[name]
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(1, len(content)))]
+    path = tmp_path_factory.mktemp("damaged") / f"a{suffix}"
+    path.write_bytes(content)
+    try:
+        pages = unet_image.measure_pages(path)[:3]
+        read = [unet_image.read_page(page, alpha=True) for page in pages]
+    except InputError as error:
+        refusal = str(error)
+    else:
+        assert [(p.shape, p.dtype) for p in read] == [(p.shape, p.dtype) for p in pages]
+        return
+    assert str(path) in refusal
+    assert "\n" not in refusal
+
+
+def test_every_shortened_file_is_refused(files, tmp_path):
+    for name, (suffix, whole) in files.items():
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(whole[: len(whole) * 6 // 10])
+        with pytest.raises(InputError, match=r"replace the file|store it"):
+            unet_image.read_pages(path)
+
+
+def test_decoders_print_nothing(files, tmp_path, capfd, caplog):
+    rng = np.random.default_rng(0)
+    for name, (suffix, whole) in files.items():
+        for _ in range(12):
+            content = bytearray(whole)
+            for place in rng.integers(8, len(content), 3):
+                content[place] = rng.integers(256)
+            path = tmp_path / f"{name}{suffix}"
+            path.write_bytes(content)
+            with contextlib.suppress(InputError):
+                unet_image.read_pages(path)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_log_lines_of_tifffile_are_only_kept_back_while_an_image_is_read(tmp_path, caplog):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, PIXELS, extratags=[(65000, 2, 3, "abc", True)])
+    data = bytearray(path.read_bytes())
+    place = data.index(struct.pack("<HH", 65000, 2))
+    data[place + 2] = 77  # a type that there is not
+    path.write_bytes(data)
+    np.testing.assert_array_equal(unet_image.read_pages(path)[0], PIXELS)
+    assert caplog.records == []
+    tifffile.imread(path)
+    assert caplog.records
+    assert logging.getLogger("tifffile").isEnabledFor(logging.WARNING)
+
+
+def test_metadata_that_break_a_limit_of_a_decoder_do_not_break_the_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80_000_000)))
+    whole = png([row.tobytes() for row in PIXELS], PIXELS.shape, 8, 0, text)
+    (tmp_path / "a.png").write_bytes(whole)
+    Image.fromarray(PIXELS).save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    Image.fromarray(PIXELS).save(tmp_path / "c.gif")
+    for path in unet_image.list_images(tmp_path):
+        (pixels,) = unet_image.read_pages(path)
+        assert pixels.shape == PIXELS.shape
+
+
+def test_a_flipped_bit_of_a_png_is_a_checksum_that_is_not_right(tmp_path):
+    whole = bytearray(png(pack(PIXELS >> 7, 1), PIXELS.shape, 1, 0))
+    path = tmp_path / "a.png"
+    for place in range(41, len(whole) - 16):
+        whole[place] ^= 1
+        path.write_bytes(whole)
+        with pytest.raises(InputError, match="a checksum is not right"):
+            unet_image.read_pages(path)
+        whole[place] ^= 1
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(unet_image.read_pages(path)[0], (PIXELS >> 7) * 255)
+
+
+# sizes
+
+
+def _states_a_size(folder, kind, height, width):
+    """Write a small file whose header states a size."""
+    path = folder / f"a.{kind}"
+    if kind == "png":
+        path.write_bytes(png([b"\0"], (height, width), 8, 0))
+    elif kind == "tif":
+        tifffile.imwrite(path, np.zeros((8, 8), np.uint8), compression="zlib", metadata=None)
+        data = bytearray(path.read_bytes())
+        for tag, value in ((256, width), (257, height), (278, height)):
+            place = data.index(struct.pack("<HH", tag, 4))
+            data[place + 8 : place + 12] = struct.pack("<I", value)
+        path.write_bytes(data)
+    elif kind == "gif":
+        data = bytearray(save_bytes(Image.fromarray(PIXELS), format="gif"))
+        data[6:10] = struct.pack("<HH", width, height)
+        path.write_bytes(data)
+    elif kind == "jpg":
+        data = bytearray(save_bytes(Image.fromarray(PIXELS), format="jpeg"))
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = struct.pack(">HH", height, width)
+        path.write_bytes(data)
+    elif kind == "webp":
+        data = bytearray(save_bytes(Image.fromarray(PIXELS), format="webp", lossless=True))
+        sides = (width - 1) | (height - 1) << 14
+        data[21:25] = struct.pack("<I", sides | data[24] >> 4 << 28)
+        path.write_bytes(data)
+    elif kind == "npy":
+        header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({height}, {width})}}"
+        length = struct.pack("<H", len(header) + 1)
+        path.write_bytes(b"\x93NUMPY\x01\0" + length + header.encode() + b"\n" + bytes(9))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "height", "width"),
+    [("png", 20_000, 20_000), ("png", 4_000_000_000, 4_000_000_000), ("tif", 20_000, 20_000),
+     ("tif", 4_000_000_000, 4_000_000_000), ("gif", 20_000, 20_000), ("jpg", 20_000, 20_000),
+     ("webp", 16_000, 16_000)],
+)  # fmt: skip
+def test_what_is_too_large_is_called_so_before_anything_is_allocated(tmp_path, kind, height, width):
+    path = _states_a_size(tmp_path, kind, height, width)
+    with _little_memory(), pytest.raises(InputError, match="too large, at most 268,435,456"):
+        unet_image.measure_pages(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "npy"])
+def test_a_small_file_that_cannot_hold_its_image_is_not_whole(tmp_path, kind):
+    path = _states_a_size(tmp_path, kind, 12_000, 12_000)
+    with _little_memory(), pytest.raises(InputError, match="not a whole image"):
+        unet_image.measure_pages(path)
+
+
+class _little_memory:  # noqa: N801
+    """Fail if more than 50 MB are allocated at a time."""
+
+    def __enter__(self):
+        tracemalloc.start()
+
+    def __exit__(self, *_):
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 50e6
+
+
+def test_blocks_and_chunks_that_are_too_large_are_refused(tmp_path):
+    import zarr
+
+    zarr.create_array(str(tmp_path / "a.zarr"), shape=(9, 9), dtype="u1", chunks=(40_000, 40_000))
+    with pytest.raises(
+        InputError, match=r"a\.zarr: a chunk of 40,000 x 40,000 values is too large"
+    ):
+        unet_image.measure_pages(tmp_path / "a.zarr")
+
+
+def test_the_bound_is_an_image_of_1_gib_as_float32(tmp_path):
+    check = limits.check_size
+    check(tmp_path, (16384, 16384), np.dtype(np.uint8))
+    check(tmp_path, (16384, 8192), np.dtype(np.float64))
+    for shape, kind in (((16384, 16385), np.uint8), ((16384, 8193), np.float64)):
+        with pytest.raises(InputError, match="too large"):
+            check(tmp_path, shape, np.dtype(kind))
+    with pytest.raises(InputError, match="is empty"):
+        check(tmp_path, (0, 9), np.dtype(np.uint8))
+
+
+def test_the_document_lists_what_is_read():
+    text = (Path(__file__).parent.parent / "docs" / "images.md").read_text()
+    for suffix in unet_image.SUFFIXES[:-1]:
+        assert f"`{suffix}`" in text, suffix
+    assert unet_image.SUFFIXES[-1] == ".zarr"
+    side = int((limits.LARGEST_BYTES / 4) ** 0.5)
+    assert f"at most {limits.LARGEST_BYTES >> 30} GiB as float32, which is {side:,} x" in text
+    assert f"the last one is at most {axes.MOST_UNNAMED_CHANNELS} long" in text
+
+
+def test_nothing_is_decoded_to_measure(files, tmp_path, monkeypatch):
+    for number, (name, (suffix, write)) in enumerate(GRAY.items()):
+        if "zarr" in name:
+            write(tmp_path / f"{number}{suffix}", PIXELS)
+    for number, (suffix, whole) in enumerate(files.values()):
+        (tmp_path / f"whole {number}{suffix}").write_bytes(whole)
+
+    def decode(*args, **kwargs):
+        raise AssertionError("something was decoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.ImageFile.ImageFile.load", decode)
+        patch.setattr("tifffile.TiffPage.asarray", decode)
+        patch.setattr("zarr.Array.__getitem__", decode)
+        patch.setattr("PIL.WebPImagePlugin.WebPImageFile._get_next", decode)
+        measured = {p: unet_image.measure_pages(p) for p in unet_image.list_images(tmp_path)}
+    assert len(measured) == len(files) + sum("zarr" in name for name in GRAY)
+    for path, pages in measured.items():
+        assert [page.shape for page in pages] == [r.shape for r in unet_image.read_pages(path)], (
+            path
+        )
+
+
+# pages of long stacks, several threads, files that change
+
+
+def test_only_the_page_that_is_asked_for_is_decoded(tmp_path):
+    stack = np.arange(40 * 9 * 13, dtype=np.uint16).reshape(40, 9, 13)
+    tifffile.imwrite(tmp_path / "a.tif", stack, compression="zlib", photometric="minisblack")
+    pages = unet_image.measure_pages(tmp_path / "a.tif")
+    tiff_file._list_places_of.cache_clear()
+    asarray = tifffile.TiffPage.asarray
+    with (
+        mock.patch.object(
+            tifffile.TiffPage, "asarray", autospec=True, side_effect=asarray
+        ) as calls,
+        mock.patch.object(tiff_file, "_list_series", side_effect=tiff_file._list_series) as lists,
+    ):
+        for number in (0, 39, 17):
+            np.testing.assert_array_equal(unet_image.read_page(pages[number]), stack[number])
+        assert calls.call_count == 3
+        assert lists.call_count == 1, "the directories of a stack are listed once"
+
+
+def test_pages_are_read_by_several_threads_at_once(files, tmp_path):
+    pages = []
+    for number, (suffix, whole) in enumerate(files.values()):
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(whole)
+        pages += unet_image.measure_pages(path)
+    for number, (name, (suffix, write)) in enumerate(GRAY.items()):
+        if "zarr" in name:
+            write(tmp_path / f"z{number}{suffix}", PIXELS)
+            pages += unet_image.measure_pages(tmp_path / f"z{number}{suffix}")
+    expected = [unet_image.read_page(page) for page in pages]
+    tiff_file._list_places_of.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(unet_image.read_page, pages * 6))
+    for number, pixels in enumerate(read):
+        np.testing.assert_array_equal(pixels, expected[number % len(expected)])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".npy", ".zarr"])
+def test_a_file_that_changed_or_vanished_is_refused_by_name(tmp_path, suffix):
+    _, write = GRAY["zarr 3" if suffix == ".zarr" else suffix[1:].replace("tif", "tiff")]
+    path = tmp_path / f"a{suffix}"
+    write(path, PIXELS)
+    (page,) = unet_image.measure_pages(path)
+    unet_image.read_page(page)
+    moved = path.rename(tmp_path / "gone")
+    with pytest.raises(InputError, match=rf"a\{suffix}"):
+        unet_image.read_page(page)
+    write(path, PIXELS[:, :9])
+    with pytest.raises(InputError, match=rf"a\{suffix}: it has changed since it was measured"):
+        unet_image.read_page(page)
+    # one that was made by hand, without the time of its file
+    for wrong in (Page(path, 0, 1, (9, 9), page.dtype), Page(path, 3, 4, page.shape, page.dtype)):
+        with pytest.raises(InputError, match=rf"a\{suffix}: it has changed"):
+            unet_image.read_page(wrong)
+    assert moved.exists()
