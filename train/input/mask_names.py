@@ -108,8 +108,6 @@ def match_names(images: Sequence[str], masks: Sequence[str]) -> Match:
     for folds_case in (False, True):
         if tries[0].is_whole:
             return tries[0]
-        if folds_case and _collide(images, masks):
-            continue
         for rule in _suggest_rules(images, masks, folds_case=folds_case):
             match = _apply(rule, images, masks)
             if match.is_whole:
@@ -263,8 +261,3 @@ def _has_digit(text: str) -> bool:
 
 def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
-
-
-def _collide(images: Sequence[str], masks: Sequence[str]) -> bool:
-    """Return whether two names of one side differ in the case of their letters alone."""
-    return any(len({_fold(name) for name in names}) < len(names) for names in (images, masks))
