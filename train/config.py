@@ -1,6 +1,7 @@
 """A training run as frozen values, which are the flags, the Python API and RUN/config.json."""
 
 import dataclasses
+import math
 import re
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ from unet_spec.errors import ConfigError, FieldError
 from unet_spec.parameters import trained_names
 from unet_spec.recipe import Optimizer, Recipe, Schedule, rename
 
+# nothing is clipped then, and a rate starts or ends at 0
+MAY_BE_INF = ("optimizer.clip_norm", "schedule.div_factor", "schedule.final_div_factor")
 _ADDRESS = re.compile(r"\S+:(?!0*$)\d{1,5}")
 
 
@@ -396,6 +399,11 @@ class TrainConfig:
             )
 
     def _check_numbers(self) -> None:
+        for part in ("net", "data", "augment", "loss", "optimizer", "schedule"):
+            for one in dataclasses.fields(getattr(self, part)):
+                path, value = f"{part}.{one.name}", getattr(getattr(self, part), one.name)
+                if isinstance(value, float) and not math.isfinite(value) and path not in MAY_BE_INF:
+                    raise FieldError(self, path, "is a finite number")
         if not 0 <= self.seed < 2**32:
             raise FieldError(self, "seed", "is an integer from 0 to 2^32 - 1")
         if not 0 <= self.ema < 1:
