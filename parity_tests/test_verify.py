@@ -241,6 +241,8 @@ def test_an_image_becomes_the_nets_input_at_a_legal_size():
     assert inputs.crop_middle(pixels, SMALL, Preprocessing(), source=path).shape == (1, 3, 36, 256)
     with pytest.raises(InputError, match=r"image\.png: 2 pixels are too few for this net"):
         inputs.crop_middle(pixels[:2, :2], SMALL, Preprocessing(), source=path)
+    with pytest.raises(InputError, match=f"{path.name}: the image has 2 channels"):
+        inputs.crop_middle(pixels[..., :2], SMALL, Preprocessing(), source=path)
 
 
 def test_the_exact_proof_is_in_the_precision_that_is_asked_for(monkeypatch):

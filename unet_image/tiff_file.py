@@ -159,10 +159,12 @@ def _list_planes(
     inner: int = 0,
 ) -> Iterator[_Place]:
     """List the images of directories, whose numbers the first `inner` axes count."""
+    directories = []
     for page in pages:
         if page is None:
             raise InputError(f"{path}: a plane is missing; store it as one whole file")
         _check_stored(path, keyframe, page)
+        directories.append(page.offset)
     header = _make_header(path, keyframe, image_shape(axes, shape))
     outer_shape, outer_axes = shape[:inner], axes[:inner]
     numbers = np.arange(len(pages)).reshape(outer_shape)
@@ -172,7 +174,7 @@ def _list_planes(
     group_axes = "".join(axis for axis in outer_axes if axis in "CS") + axes[inner:]
     for group in range(math.prod(outer_shape) // math.prod(channels)):
         chosen = numbers[locate_page(outer_axes, outer_shape, group)].ravel()
-        offsets = tuple(pages[number].offset for number in chosen)  # type: ignore[union-attr]
+        offsets = tuple(directories[number] for number in chosen)
         for index in range(count_pages(group_axes, group_shape)):
             yield _Place(header, offsets, group_shape, group_axes, index)
 

@@ -37,9 +37,12 @@ def crop_middle(
         source: the file, for the refusal.
 
     Raises:
-        InputError: the image is too small for the net.
+        InputError: the image is too small for the net, or its channels do not fit.
     """
-    image = prepare(image, channels=config.in_channels, preprocessing=preprocessing)
+    try:
+        image = prepare(image, channels=config.in_channels, preprocessing=preprocessing)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     for axis in (0, 1):
         size = min(image.shape[axis], LARGEST_PX)
         legal = next((s for s in range(size, 0, -1) if geometry.is_legal(config, s)), None)
