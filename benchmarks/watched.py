@@ -148,9 +148,11 @@ class _Child:
             message = self.pipe.recv()
         except EOFError:
             self._process.join()
+            status = self._process.exitcode
             if not self._cases:
                 return 0, None
-            status = self._process.exitcode
+            if status == 0:  # it has grown too large, and has said so
+                return 0, _Child(self._context, self._prepare, self._folder, self._cases)
             return self._replace(Outcome("traceback", f"the process died ({status})"), tally)
         self._heard = time.monotonic()
         outcome, grown_mb = message

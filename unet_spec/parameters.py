@@ -72,7 +72,7 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
     not_counts = [
         f"{p.name} {tensors[p.name]}"
         for p in parameters(config)
-        if p.name in tensors and p.kind == "count" and not _is_count(tensors[p.name])
+        if p.name in tensors and p.kind == "count" and not is_count(tensors[p.name])
     ]
     kinds = {
         "missing": missing,
@@ -90,7 +90,7 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
         )
 
 
-def _is_count(tensor: np.ndarray) -> bool:
+def is_count(tensor: np.ndarray) -> bool:
     """Whether values are whole numbers from 0 on; some programs write them as floats."""
     if tensor.dtype.kind not in "iuf":
         return False

@@ -12,7 +12,7 @@ from unet_spec.config import UNetConfig
 from unet_spec.errors import ConfigError, InputError
 from unet_spec.families import FAMILIES, OWN, Family, Names, possible_names
 from unet_spec.layers_of_file import FileLayers, Layer, find_layers
-from unet_spec.parameters import Tensors, check_tensors, parameters
+from unet_spec.parameters import Tensors, check_tensors, is_count, parameters
 from unet_spec.wording import list_names
 
 INTERPOLATIONS = ("bilinear", "bilinear_aligned", "nearest")
@@ -172,7 +172,9 @@ def rename(structure: Structure, tensors: Tensors) -> dict[str, np.ndarray]:
         if parameter.name in structure.missing:
             renamed[parameter.name] = np.zeros((), np.int64)
         elif parameter.kind == "count":
-            renamed[parameter.name] = np.asarray(tensors[theirs[parameter.name]], np.int64)
+            count = tensors[theirs[parameter.name]]
+            # what is no count stays as it is, and is refused where the weights are checked
+            renamed[parameter.name] = count.astype(np.int64) if is_count(count) else count
         else:
             renamed[parameter.name] = tensors[theirs[parameter.name]]
     return renamed
