@@ -24,6 +24,7 @@ from unet_image import (
     measure_pages,
     overlay,
     read_page,
+    takes_alpha,
     write_mask,
     write_picture,
 )
@@ -110,17 +111,13 @@ def predict(
     return 0
 
 
-def _wants_alpha(page: Page, net: WeightFile) -> bool:
-    """Return whether the net takes the channel that the file calls alpha as one of its own."""
-    return page.shape[2:] == (net.config.in_channels,)
+def _takes_alpha(page: Page, net: WeightFile) -> bool:
+    return takes_alpha(page, channels=net.config.in_channels, preprocessing=net.preprocessing)
 
 
 def _check_fit(page: Page, net: WeightFile) -> None:
     """Refuse an image that the net cannot predict, before anything is written."""
-    shape = page.shape
-    if page.has_alpha and not _wants_alpha(page, net):
-        colours = shape[2] - 1
-        shape = shape[:2] if colours == 1 else (*shape[:2], colours)
+    shape = page.shape if _takes_alpha(page, net) else page.shape_without_alpha
     try:
         prediction.check_fit(shape, config=net.config, preprocessing=net.preprocessing)
     except InputError as error:
@@ -175,7 +172,7 @@ def _read_ahead(targets: Sequence[Target], net: WeightFile) -> Iterator[tuple[Ta
     """Yield each target with its pixels, while the next one is read in another thread."""
 
     def read(target: Target) -> np.ndarray:
-        return read_page(target.page, alpha=_wants_alpha(target.page, net))
+        return read_page(target.page, alpha=_takes_alpha(target.page, net))
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         ahead = reader.submit(read, targets[0])

@@ -45,6 +45,14 @@ class Page:
         return f"{self.path.name}[{self.index}]" if self.count > 1 else self.path.name
 
     @property
+    def shape_without_alpha(self) -> tuple[int, ...]:
+        """Return (h, w) or (h, w, c) as it is read where alpha is left out."""
+        if not self.has_alpha:
+            return self.shape
+        height, width, channels = self.shape
+        return (height, width) if channels == 2 else (height, width, channels - 1)
+
+    @property
     def place(self) -> str:
         """Return the path of the file, with the number of the page where it has several."""
         return str(self.path.with_name(self.name))

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from unet_image import takes_alpha
+from unet_spec import InputError
+from unet_spec.preprocessing import prepare
+
 from ..config import TrainConfig
 from .identity import Identity, identify
 from .masks import check_settings
@@ -64,6 +70,7 @@ def open_dataset(
         return Dataset(training, validation)
     check_settings(config.data, config.net)
     pairing = list_pairs(config.data)
+    _check_channels(pairing.pairs, config)
     identities = _identify_files(pairing.pairs, known)
 
     def open_side(side: Iterable[Pair]) -> Samples:
@@ -80,6 +87,27 @@ def open_dataset(
         pairs_of_sides = split(pairing.pairs, data=config.data, seed=config.seed)
     training, validation = map(open_side, pairs_of_sides)
     return Dataset(training, validation, identities, pairing.sentence)
+
+
+def _check_channels(pairs: Iterable[Pair], config: TrainConfig) -> None:
+    """Refuse images whose channels the net cannot take, of which one pixel is enough to know.
+
+    Raises:
+        InputError: it names the first.
+    """
+    net, preprocessing = config.net, config.preprocessing
+    seen: set[tuple[int, ...]] = set()
+    for image in (pair.image for pair in pairs):
+        uses_alpha = takes_alpha(image, channels=net.in_channels, preprocessing=preprocessing)
+        channels = (image.shape if uses_alpha else image.shape_without_alpha)[2:]
+        if channels in seen:
+            continue
+        seen.add(channels)
+        pixel = np.zeros((1, 1, *channels), np.uint8)
+        try:
+            prepare(pixel, channels=net.in_channels, preprocessing=preprocessing)
+        except InputError as error:
+            raise InputError(f"{image.place}: {error}") from error
 
 
 def _identify_files(pairs: Iterable[Pair], known: Identities) -> dict[str, Identity]:

@@ -7,12 +7,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+import unet_image
+from unet_image import Page
 from unet_spec import InputError, UNetConfig
 from unet_spec.errors import ConfigError, FieldError
 
 from ..config import DataConfig, TrainConfig
 
-Stored = Literal["0/255", "indices", "all 0", "colours", "instances"]
+Stored = Literal["0/255", "indices", "all 0", "colours", "instances", "classes in alpha"]
 
 
 class Truth(NamedTuple):
@@ -48,6 +50,20 @@ def to_truth(
         objects = _check_instances(values, source)
         return Truth((objects > 0).astype(np.uint8), objects, "instances")
     return _interpret_values(values, net.mask_classes, ignore_index, source)
+
+
+def read_mask(page: Page, data: DataConfig) -> tuple[np.ndarray, bool]:
+    """Read a mask, and return it, and whether it is the file's alpha channel.
+
+    It is where all colours are one, and the alpha has several values: a drawing program has painted
+    the mask on an empty layer.
+    """
+    mask = unet_image.read_page(page, indices=data.mask_values != "colours")
+    if page.has_alpha and data.mask_values != "colours" and (mask == mask[:1, :1]).all():
+        alpha = unet_image.read_page(page, indices=True, alpha=True)[..., -1]
+        if alpha.min() < alpha.max():
+            return alpha, True
+    return mask, False
 
 
 def check_settings(data: DataConfig, net: UNetConfig) -> None:

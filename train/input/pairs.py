@@ -103,7 +103,7 @@ def _match_files(images: Path, masks: Path) -> _Files:
     Raises:
         InputError: no such file, a file without its other half, names that fit in several ways.
     """
-    if images.is_file() and masks.is_file():
+    if all(path.is_file() or unet_image.is_store(path) for path in (images, masks)):
         if images.samefile(masks):
             raise InputError(f"{images}: it cannot be the images and the masks; name two files")
         core = unicodedata.normalize("NFC", images.stem)

@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from . import synthetic
 from .border_weights import border_weights, label_objects
 from .identity import Identity, refuse_changed
-from .masks import Stored, to_truth
+from .masks import Stored, read_mask, to_truth
 from .pairs import Pair
 
 FREE_SHARE = 0.25  # of the memory that is free, for decoded images
@@ -135,9 +135,11 @@ class InFiles:
         config, pair = self.config, self.pair
         for page, identity in zip((pair.image, pair.mask), self.identities, strict=True):
             refuse_changed(page.path, identity)
-        uses_alpha = pair.image.shape[2:] == (config.net.in_channels,)
-        image = unet_image.read_page(pair.image, alpha=uses_alpha)
-        mask = unet_image.read_page(pair.mask, indices=config.data.mask_values != "colours")
+        takes_alpha = unet_image.takes_alpha(
+            pair.image, channels=config.net.in_channels, preprocessing=config.preprocessing
+        )
+        image = unet_image.read_page(pair.image, alpha=takes_alpha)
+        mask, is_alpha = read_mask(pair.mask, config.data)
         truth = to_truth(
             mask, data=config.data, net=config.net,
             ignore_index=config.loss.ignore_index, source=pair.mask.place,
@@ -147,7 +149,8 @@ class InFiles:
         except InputError as error:
             raise InputError(f"{pair.image.place}: {error}") from error
         turned = pair.image.is_turned and not pair.mask.is_turned
-        sample = replace(sample, objects=truth.objects, stored=truth.stored, is_turned=turned)
+        stored: Stored = "classes in alpha" if is_alpha else truth.stored
+        sample = replace(sample, objects=truth.objects, stored=stored, is_turned=turned)
         return _add_border_weights(config, sample)
 
 
