@@ -3,13 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from PIL import Image
 
+import unet_image
 from parity_tests.tiny import read_all
 from unet_spec import InputError, Preprocessing, UNetConfig, geometry
 from unet_train.config import DataConfig, LossConfig, TrainConfig
 from unet_train.input import synthetic
 from unet_train.input.crops import choose_samples, cut_batch
+from unet_train.input.dataset import open_dataset
 from unet_train.input.samples import make_sample
 
 NET = UNetConfig(widths=(4, 6))
@@ -125,6 +128,55 @@ def test_instances_become_one_class_and_keep_their_numbers(tmp_path, dtype):
         np.testing.assert_array_equal(sample.mask, (numbers > 0).astype(np.uint8))
         np.testing.assert_array_equal(sample.objects, numbers.astype(np.int32))
     assert sample.objects.dtype == np.int32
+
+
+@pytest.mark.parametrize("colour", [0, 255], ids=["black", "white"])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_may_be_kept_in_the_alpha_channel(tmp_path, mode, colour):
+    """A drawing program paints it on an empty layer; the colours then hold one value."""
+    images, masks = _folders(tmp_path, count=2)
+    held = np.asarray(Image.open(masks / "0.png"))
+    layer = Image.new(mode[:-1], held.shape[::-1], colour if mode == "LA" else 3 * (colour,))
+    layer.putalpha(Image.fromarray(held))
+    layer.save(masks / "0.png")
+    opaque = Image.open(masks / "1.png").convert(mode)
+    opaque.save(masks / "1.png")
+    samples = _read(images, masks)
+    np.testing.assert_array_equal(samples[0].mask, held == 255)
+    assert [sample.stored for sample in samples] == ["classes in alpha", "0/255"]
+
+
+def test_images_whose_channels_do_not_fit_are_refused_before_any_is_decoded(tmp_path, monkeypatch):
+    images, masks = _folders(tmp_path)
+    stack = np.zeros((2, 20, 24), np.uint8)
+    tifffile.imwrite(images / "1.tif", stack, metadata={"axes": "CYX"}, photometric="minisblack")
+    (images / "1.png").unlink()
+    monkeypatch.setattr(unet_image, "read_page", lambda *_, **__: 1 / 0)
+    config = TrainConfig(net=NET, data=DataConfig(images=images, masks=masks))
+    with pytest.raises(InputError, match=r"1\.tif: the image has 2 channels and the net takes 1"):
+        open_dataset(config)
+    chosen = dataclasses.replace(config, preprocessing=Preprocessing(channels=(1,)))
+    with pytest.raises(InputError, match=r"0\.png: the image has 1 channel, and channel 1 is"):
+        open_dataset(chosen)
+
+
+def test_a_store_is_one_file_of_many_pages(tmp_path):
+    pages = np.random.default_rng(0).integers(0, 255, (5, 20, 24)).astype(np.uint8)
+    for name, array in (("images", pages), ("masks", (pages > 99).astype(np.uint8))):
+        zarr.create_array(tmp_path / f"{name}.zarr", data=array)
+    samples = _read(tmp_path / "images.zarr", tmp_path / "masks.zarr")
+    assert [sample.name for sample in samples] == [f"images.zarr[{i}]" for i in range(5)]
+    for page, sample in zip(pages, samples, strict=True):
+        np.testing.assert_array_equal(sample.image, page)
+        np.testing.assert_array_equal(sample.mask, page > 99)
+    dataset = open_dataset(
+        TrainConfig(
+            net=NET,
+            data=DataConfig(images=tmp_path / "images.zarr", masks=tmp_path / "masks.zarr"),
+        )
+    )
+    assert (len(dataset.training), len(dataset.validation)) == (4, 1)
+    assert sorted(dataset.identities) == ["images/images.zarr", "masks/masks.zarr"]
 
 
 def test_the_batch_is_a_function_of_seed_and_step():

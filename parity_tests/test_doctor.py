@@ -14,6 +14,7 @@ from unet_spec import Preprocessing, UNetConfig
 from unet_train.check import data_doctor
 from unet_train.config import DataConfig, LossConfig, TrainConfig
 from unet_train.input import synthetic
+from unet_train.input.dataset import open_dataset
 
 NET = UNetConfig(widths=(4, 6))
 HELD_OUT = 2  # of the eight images
@@ -122,6 +123,43 @@ def test_what_is_told_equals_what_numpy_counts(tmp_path, classes):
         ("cell", 6, 2),
     ]
     np.testing.assert_allclose([s.pixels for s in found.classes], [1 - cells, cells], rtol=1e-12)
+
+
+@pytest.mark.parametrize("turns_mask", [False, True])
+def test_images_that_were_turned_beside_masks_that_were_not_are_named(tmp_path, turns_mask):
+    folder = _folders(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 3  # upside down: the sizes agree
+    for part in ("images", "masks") if turns_mask else ("images",):
+        path = folder / part / "2.png"
+        Image.open(path).save(path, exif=exif)
+    found = _examined(folder)
+    assert found.turned == ([] if turns_mask else ["2.png"])
+    texts = [finding.text for finding in found.findings if finding.level == "warning"]
+    assert [text.startswith("1 image turned by the orientation") for text in texts] == (
+        [] if turns_mask else [True]
+    )
+
+
+def test_of_many_images_a_stated_part_is_examined(tmp_path, monkeypatch):
+    """Each is decoded once, as many as the bound allows, on both sides of the split."""
+    folder = _folders(tmp_path, count=12)
+    settings = DataConfig(
+        images=folder / "images", masks=folder / "masks", crop_px=32, holdout=0.5, cache_gb=0
+    )
+    config = TrainConfig(net=NET, data=settings)
+    each = open_dataset(config).training[0].bytes
+    for bound, count in ((12 * each, 12), (6 * each, 6), (1, 2)):
+        monkeypatch.setattr(data_doctor, "EXAMINED_BYTES", bound)
+        dataset, stream = open_dataset(config), io.StringIO()
+        found = data_doctor.report_data(
+            dataset, config=config, console=Console(file=stream, width=100)
+        )
+        assert found.examined == dataset.training.decoded + dataset.validation.decoded == count
+        assert (found.training, found.validation) == (6, 6)
+        assert found.memory_bytes == 12 * each
+        said = f"{count} of them, drawn at random: all below is about these"
+        assert (said in stream.getvalue()) == (count < 12)
 
 
 def test_alpha_is_no_value_of_an_image(tmp_path):
