@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def draw_images(folder: Path, drawn: int, shape: tuple[int, int]) -> int:
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     count = 0
-    with ProcessPoolExecutor() as workers:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
         sizes = workers.map(partial(draw_image, folder=folder, shape=shape), range(drawn))
         for done, size in enumerate(sizes, start=1):
             count += size
@@ -103,8 +104,10 @@ def run_and_kill(folder: Path, flags: Sequence[str], *, kill_at: int) -> dict[st
         print(line, end="", flush=True)
         if line.startswith("step 1 of"):
             start_s = time.monotonic() - began
+    whole.stdout.close()
     _, status, usage = os.wait4(whole.pid, 0)
-    if status or start_s is None:
+    whole.returncode = os.waitstatus_to_exitcode(status)
+    if whole.returncode or start_s is None:
         raise RuntimeError("the run did not come to its end")
     killed = _start([*flags, *where], folder / "killed", quiet=True)
     while kill_at not in list_steps(folder / "killed" / CHECKPOINTS):

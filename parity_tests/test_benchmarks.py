@@ -4,12 +4,13 @@ import os
 import re
 import runpy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accelerator, continued, killed, own_net, pipeline
+from benchmarks import accelerator, continued, killed, more_than_memory, own_net, pipeline
 from parity_tests.shown import ROOT, inline_code
 from parity_tests.tiny import TINY
 from unet_spec import UNetConfig
@@ -91,3 +92,23 @@ def test_a_small_pipeline_is_timed_with_its_checkpoints(tmp_path, monkeypatch):
     result = pipeline.pipeline(tmp_path)
     assert result["steps_per_s"].keys() == {"bare", "whole"}
     assert list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_run_on_more_images_than_its_cache_holds_is_killed_and_compared(tmp_path, monkeypatch):
+    written = more_than_memory.draw_images(tmp_path, 2, (40, 56))
+    files = [path for part in ("images", "masks") for path in (tmp_path / part).iterdir()]
+    assert len(files) == 40
+    assert written == sum(path.stat().st_size for path in files)
+    flags = [
+        "cells", "--net.widths", "4", "6", "--data.crop-px", "32", "--data.batch", "2", "--steps",
+        "12", "--validate-every", "12", "--checkpoint-every", "2", "--keep", "9",
+        "--data.cache-gb", "0", "--net.in-channels", "3",
+    ]  # fmt: skip
+    run = more_than_memory.run_and_kill(tmp_path, flags, kill_at=2)
+    assert run["equal"]
+    assert run["start_s"] > 0
+    assert run["peak_memory_bytes"] > 1e8
+    monkeypatch.setattr(more_than_memory, "IN_MEMORY", 6)
+    config = replace(TINY, net=UNetConfig(in_channels=3, widths=(4, 6)))
+    speeds = more_than_memory.compare_speeds(tmp_path, config, rounds=1, turn=2)
+    assert speeds["share_of_memory"].keys() == {"warm", "cold"}
