@@ -194,16 +194,16 @@ def test_one_storage_under_very_many_names_is_refused(path):
 
 
 def test_content_that_holds_itself_is_refused(path):
-    loop = {}
+    loop: dict[str, object] = {}
     loop["model"] = loop
     write(path, loop)
     refused(path, "model holds itself")
-    ladder = []
+    ladder: list[object] = []
     for _ in range(30):
         ladder = [ladder, ladder]
     write(path, {"model": STATE, "beside": ladder})
     refused(path, "its dicts and lists name one another too often")
-    deep = []
+    deep: list[object] = []
     for _ in range(container.MOST_LEVELS + 2):
         deep = [deep]
     write(path, {"model": STATE, "beside": deep})

@@ -59,7 +59,7 @@ def misbehave(case, folder):
 
 
 def test_every_kind_of_fault_is_counted_and_the_cases_behind_it_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(watched, "HANG_SECONDS", 15.0)
+    monkeypatch.setattr(watched, "HANG_SECONDS", 12.0)
     cases = [Case(group, "", number) for number, group in enumerate(BAD_RUNS)]
     tally = Tally()
     watched.run_watched(cases, prepare, tmp_path, tally, children=1, say=lambda text: None)
@@ -67,15 +67,15 @@ def test_every_kind_of_fault_is_counted_and_the_cases_behind_it_run(tmp_path, mo
     assert {fault["group"] for fault in tally.faults} == {
         group for group, end in BAD_RUNS.items() if end in watched.FAULTS
     }
-    assert 1.2 * 1024 < tally.peak_mb < 2 * 1024
+    assert watched.MEGABYTES < tally.peak_mb < 2 * watched.MEGABYTES
 
 
 def test_readings_that_differ_or_are_not_finite_are_faults():
-    whole = [np.float32([1, 2])]
-    assert wrong_input._compare(whole, [np.float32([1, 2])]).end == "read"
-    assert wrong_input._compare(whole, [np.float32([1, 3])]).end == "not the same"
-    assert wrong_input._compare(whole, [np.float64([1, 2])]).end == "not the same"
-    broken = [np.float32([1, np.inf])]
+    whole = [np.array([1, 2], np.float32)]
+    assert wrong_input._compare(whole, [np.array([1, 2], np.float32)]).end == "read"
+    assert wrong_input._compare(whole, [np.array([1, 3], np.float32)]).end == "not the same"
+    assert wrong_input._compare(whole, [np.array([1, 2], np.float64)]).end == "not the same"
+    broken = [np.array([1, np.inf], np.float32)]
     assert wrong_input._compare(broken, broken).end == "not finite"
 
 

@@ -17,7 +17,8 @@ def read_recorded(path: Path) -> tuple[np.ndarray, np.ndarray]:
         InputError: not an .npz, or without these arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # opened here: numpy leaves a damaged file open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             held = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # in damaged bytes numpy and zipfile raise whatever comes up
         raise InputError(f"{path}: not a whole .npz file; record it with numpy.savez") from error

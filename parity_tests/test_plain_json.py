@@ -1,0 +1,141 @@
+"""JSON of files, and files of a run and of recordings, that are not what was written."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from benchmarks.whole_files import write_run
+from unet_parity import oracle
+from unet_spec import InputError, Preprocessing, UNetConfig, weight_file
+from unet_spec.plain_json import MOST_LEVELS, read_json
+from unet_spec.recorded import read_recorded
+from unet_spec.weight_file import WeightFile
+from unet_train.config import CELLS
+from unet_train.report import metrics_log
+from unet_train.run import beginning
+from unet_train.run import folder as run_folder
+
+NET = UNetConfig(widths=(4, 6))
+WEIGHTS = WeightFile(NET, oracle.random_tensors(NET, seed=0), class_names=("a", "b"))
+TWICE = '"version": 1, "version": 1'
+
+
+def test_what_json_says_is_returned():
+    content = {"a": [1, -2.5, None, True, "x"], "b": {"a": 10**40}}
+    assert read_json(json.dumps(content)) == content
+    assert read_json(b"[]") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice"),
+        ("[NaN]", "NaN is no number"),
+        ("-Infinity", "-Infinity is no number"),
+        ("1e999", "too large"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1), "nested too deeply"),
+        ("9" * 5000, "digits"),
+        ("{", "Expecting"),
+    ],
+)
+def test_what_no_program_writes_is_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        read_json(text)
+
+
+def write_card(path, old, new):
+    """A weight file without a hash whose card has other words."""
+    weight_file.write(path, WEIGHTS)
+    with safetensors.safe_open(path, "np") as file:
+        text = file.metadata()["unet"]
+    card = json.loads(text)
+    del card["sha256"]
+    text = json.dumps(card, sort_keys=True)
+    assert old in text
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(tensors, path, {"unet": text.replace(old, new)})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"version": 1', TWICE),
+        ('"version": 1', '"version": true'),
+        ('"version": 1', '"version": 0'),
+        ('"version": 1', '"version": 1.0'),
+        ('"class_names": ["a", "b"]', '"class_names": "ab"'),
+        ('"class_names": ["a", "b"]', '"class_names": [1, 2]'),
+        ('"class_names": ["a", "b"]', '"class_names": {"a": 1, "b": 2}'),
+        ('"class_names": ["a", "b"]', '"class_names": ["\\ud800", "b"]'),
+        ('"negative_slope": 0.01', '"negative_slope": NaN'),
+        ('"negative_slope": 0.01', '"negative_slope": 1e308'),
+        ('"in_channels": 1', '"in_channels": ' + "9" * 5000),
+        ('"window_px": null', '"window_px": 0'),
+    ],
+)
+def test_a_card_with_other_values_is_refused_by_the_name_of_its_file(tmp_path, old, new):
+    path = tmp_path / "w.safetensors"
+    write_card(path, "", "")
+    weight_file.read(path)
+    write_card(path, old, new)
+    with pytest.raises(InputError, match=r"w\.safetensors: "):
+        weight_file.read(path)
+
+
+def test_a_net_of_too_many_levels_is_refused_at_once():
+    UNetConfig(widths=(1,) * 16)
+    with pytest.raises(InputError, match="widths needs at most 16 levels"):
+        UNetConfig(widths=(1,) * 17)
+    with pytest.raises(InputError, match="window_px needs at least 1"):
+        Preprocessing(window_px=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.json", '{"samples": 5}'),
+        ("data.json", '{"samples": ["a"]}'),
+        ("data.json", "{}"),
+        ("data.json", "[" * 100_000),
+        ("config.json", "[" * 100_000),
+        ("config.json", "[]"),
+        ("start.json", '{"settings": 5}'),
+        ("start.json", '{"settings": null}'),
+        ("start.json", '{"settings": ["zzz"]}'),
+        ("start.json", '{"settings": [], "origin": 5}'),
+        ("metrics.jsonl", '{"step": 1, "kind": "train", "loss": "x"}\n'),
+        ("metrics.jsonl", '{"step": 1, "kind": "train", "lr": [1]}\n'),
+        ("metrics.jsonl", '{"step": true, "kind": "train"}\n'),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
+        ("metrics.jsonl", "[]\n"),
+    ],
+)
+def test_a_file_of_a_run_that_says_something_else_is_named(tmp_path, name, content):
+    def read():
+        run_folder.compare_with_beginning(run, CELLS, {"0": "0" * 64})
+        beginning.read_start_settings(replace(CELLS, start=run / "w.safetensors"), run=run)
+        beginning.read_origin(None, run=run)
+        metrics_log.read_validations(run, until=2)
+
+    run = tmp_path / "run"
+    write_run(run)
+    read()
+    (run / name).write_text(content)
+    where = "config" if "zzz" in content else name  # whose settings it names
+    with pytest.raises(InputError, match=where):
+        read()
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_damaged_recording_is_named(tmp_path, damage):
+    path = tmp_path / "pair.npz"
+    np.savez(path, x=np.zeros((1, 1, 8, 8), np.float32), y=np.zeros((1, 2, 8, 8), np.float32))
+    whole = path.read_bytes()
+    cut, bit = whole[: len(whole) // 2], whole[:400] + bytes([whole[400] ^ 1]) + whole[401:]
+    path.write_bytes(cut if damage == "cut" else bit)
+    with pytest.raises(InputError, match=r"pair\.npz: not a whole \.npz file"):
+        read_recorded(path)
