@@ -14,6 +14,7 @@ from unet_spec.plain_json import MOST_LEVELS, read_json
 from unet_spec.recorded import read_recorded
 from unet_spec.weight_file import WeightFile
 from unet_train.config import CELLS
+from unet_train.input.dataset import open_dataset
 from unet_train.report import metrics_log
 from unet_train.run import beginning
 from unet_train.run import folder as run_folder
@@ -97,8 +98,12 @@ def test_a_net_of_too_many_levels_is_refused_at_once():
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("data.json", '{"samples": 5}'),
-        ("data.json", '{"samples": ["a"]}'),
+        ("data.json", '{"files": 5}'),
+        ("data.json", '{"files": {"images/a.png": ["a"]}}'),
+        (
+            "data.json",
+            '{"files": {"images/a.png": {"bytes": "a", "modified_ns": 1, "sha256": ""}}}',
+        ),
         ("data.json", "{}"),
         ("data.json", "[" * 100_000),
         ("config.json", "[" * 100_000),
@@ -116,12 +121,12 @@ def test_a_net_of_too_many_levels_is_refused_at_once():
 )
 def test_a_file_of_a_run_that_says_something_else_is_named(tmp_path, name, content):
     def read():
-        run_folder.compare_with_beginning(run, CELLS, {"0": "0" * 64})
+        run_folder.compare_with_beginning(run, CELLS, dataset)
         beginning.read_start_settings(replace(CELLS, start=run / "w.safetensors"), run=run)
         beginning.read_origin(None, run=run)
         metrics_log.read_validations(run, until=2)
 
-    run = tmp_path / "run"
+    run, dataset = tmp_path / "run", open_dataset(CELLS)
     write_run(run)
     read()
     (run / name).write_text(content)

@@ -277,12 +277,14 @@ def read_identities(out: Path) -> dict[str, Identity]:
     """
     files = _read(out / DATA).get("files")
     try:
-        identities = {name: Identity(**plain) for name, plain in dict(files or {}).items()}
+        if not isinstance(files, dict):
+            raise InputError("files is no object")
+        identities = {name: Identity(**plain) for name, plain in files.items()}
         for identity in identities.values():
             check_types(identity)
         return identities
-    except (TypeError, ValueError, InputError) as error:
-        raise _refuse_beginning(out / DATA, "it does not name files") from error
+    except (TypeError, InputError) as error:
+        raise _refuse_beginning(out / DATA, "its files are missing") from error
 
 
 def _describe_changed_files(old: Identities, new: Identities) -> str:
