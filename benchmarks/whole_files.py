@@ -106,6 +106,7 @@ def write_run(folder: Path) -> list[Path]:
     from unet_train.run import folder as run_folder
 
     run = draw_run()
+    folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_beginning(
         folder,
         CELLS,
