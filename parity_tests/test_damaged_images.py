@@ -303,7 +303,7 @@ def test_a_file_that_changed_or_vanished_is_refused_by_name(tmp_path, suffix):
     with pytest.raises(InputError, match=rf"a\{suffix}"):
         unet_image.read_page(page)
     write(path, PIXELS[:, :9])
-    with pytest.raises(InputError, match=rf"a\{suffix}: it has changed since it was measured"):
+    with pytest.raises(InputError, match=rf"a\{suffix}: it has changed since the command began"):
         unet_image.read_page(page)
     # one that was made by hand, without the time of its file
     for wrong in (Page(path, 0, 1, (9, 9), page.dtype), Page(path, 3, 4, page.shape, page.dtype)):

@@ -3,8 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from unet_spec import InputError
-from unet_train.input.identity import BLOCK_BYTES, BLOCKS, identify, refuse_changed
+from unet_train.input.identity import BLOCK_BYTES, BLOCKS, identify
 
 
 def _write(path, content):
@@ -58,15 +57,3 @@ def test_a_store_is_known_by_all_its_files(tmp_path):
     chunk.write_bytes(b"abc")
     chunk.rename(chunk.with_name("1"))
     assert not identify(tmp_path / "a.zarr").is_same(one)
-
-
-def test_a_file_that_was_written_since_is_refused_by_name(tmp_path):
-    path = _write(tmp_path / "a.png", b"abc")
-    known = identify(path)
-    refuse_changed(path, known)
-    path.write_bytes(b"abcd")
-    with pytest.raises(InputError, match=r"a\.png: it has changed since the run began"):
-        refuse_changed(path, known)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"a\.png"):
-        refuse_changed(path, known)

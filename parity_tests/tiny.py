@@ -8,7 +8,6 @@ from unet_spec import UNetConfig
 from unet_spec.recipe import Schedule
 from unet_train.config import CELLS, AugmentConfig, DataConfig, LossConfig, MeshConfig, TrainConfig
 from unet_train.input.dataset import open_dataset
-from unet_train.input.identity import identify
 from unet_train.input.masks import check_settings
 from unet_train.input.pairs import list_pairs
 from unet_train.input.samples import InFiles
@@ -40,10 +39,7 @@ SHOWN = open_dataset(TINY)
 def read_all(config):
     """The samples of all images of a config, in the order of the folder."""
     check_settings(config.data, config.net)
-    return [
-        InFiles(pair, config, (identify(pair.image.path), identify(pair.mask.path))).load()
-        for pair in list_pairs(config.data).pairs
-    ]
+    return [InFiles(pair, config).load() for pair in list_pairs(config.data).pairs]
 
 
 def quiet():

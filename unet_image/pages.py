@@ -119,11 +119,12 @@ def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.n
         InputError: missing, truncated, or other than it was measured.
     """
     path = page.path
-    if page.stamp is not None and _read_stamp(path) != page.stamp:
-        raise InputError(f"{path}: it has changed since it was measured; start again")
     container, headers = _identify(path), _measure(path)
-    if page.index >= len(headers) or not _is_same(page, headers[page.index]):
-        raise InputError(f"{path}: it has changed since it was measured; start again")
+    is_old = page.stamp is None or page.stamp == _read_stamp(path)
+    if not is_old or page.index >= len(headers) or not _is_same(page, headers[page.index]):
+        raise InputError(
+            f"{path}: it has changed since the command began; bring it back, or begin again"
+        )
     header = headers[page.index]
     with _refuse_damage(path):
         if container.read is None:

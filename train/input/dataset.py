@@ -17,7 +17,7 @@ from ..config import TrainConfig
 from .identity import Identity, identify
 from .masks import check_settings
 from .pairs import Pair, list_pairs
-from .samples import Drawn, InFiles, Samples, Source, make_room
+from .samples import Drawn, InFiles, Samples, make_room
 from .split import draw_split, split
 
 Identities = Mapping[str, Identity]
@@ -73,19 +73,13 @@ def open_dataset(
     _check_channels(pairing.pairs, config)
     identities = _identify_files(pairing.pairs, known)
 
-    def open_side(side: Iterable[Pair]) -> Samples:
-        """Return the samples of one side of the split."""
-        sources: list[Source] = []
-        for pair in side:
-            of_image, of_mask = (identities[name] for name in _name_files(pair))
-            sources.append(InFiles(pair, config, (of_image, of_mask)))
-        return Samples(sources, room)
-
     if len(pairing.pairs) == 1 and not needs_validation:
         pairs_of_sides: tuple[list[Pair], list[Pair]] = (pairing.pairs, [])
     else:
         pairs_of_sides = split(pairing.pairs, data=config.data, seed=config.seed)
-    training, validation = map(open_side, pairs_of_sides)
+    training, validation = (
+        Samples([InFiles(pair, config) for pair in side], room) for side in pairs_of_sides
+    )
     return Dataset(training, validation, identities, pairing.sentence)
 
 

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_spec import InputError
 from unet_spec.files import name_errors
 
 BLOCK_BYTES, BLOCKS = 4096, 16  # what is read of a file that is longer than all of them together
@@ -54,18 +53,6 @@ def identify(path: Path, known: Identity | None = None) -> Identity:
                 digest.update(f"{file.relative_to(path)} {bytes_of_file}".encode())
                 _add_blocks(digest, file, bytes_of_file, 1)
     return Identity(length, modified_ns, digest.hexdigest())
-
-
-def refuse_changed(path: Path, known: Identity) -> None:
-    """Refuse a file that was written since it was identified; a store is not looked through.
-
-    Raises:
-        InputError: it was, or it cannot be found.
-    """
-    with name_errors(path):
-        facts = path.stat()
-    if path.is_file() and (facts.st_size, facts.st_mtime_ns) != (known.bytes, known.modified_ns):
-        raise InputError(f"{path}: it has changed since the run began; bring it back from a copy")
 
 
 def _measure(path: Path) -> tuple[int, int]:

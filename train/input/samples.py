@@ -19,7 +19,6 @@ from unet_spec.preprocessing import Statistics, apply, measure
 from ..config import TrainConfig
 from . import synthetic
 from .border_weights import border_weights, label_objects
-from .identity import Identity, refuse_changed
 from .masks import Stored, read_mask, to_truth
 from .pairs import Pair
 
@@ -95,15 +94,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class InFiles:
-    """An `InFiles` is the source of an image and a mask in files.
-
-    Attributes:
-        identities: of the file of the image and of that of the mask.
-    """
+    """An `InFiles` is the source of an image and a mask in files."""
 
     pair: Pair
     config: TrainConfig
-    identities: tuple[Identity, Identity]
 
     @property
     def name(self) -> str:
@@ -133,8 +127,6 @@ class InFiles:
                 image that the net cannot take.
         """
         config, pair = self.config, self.pair
-        for page, identity in zip((pair.image, pair.mask), self.identities, strict=True):
-            refuse_changed(page.path, identity)
         takes_alpha = unet_image.takes_alpha(
             pair.image, channels=config.net.in_channels, preprocessing=config.preprocessing
         )
