@@ -318,7 +318,7 @@ def test_complex_weights_and_counts_that_are_none_are_refused():
     with pytest.raises(InputError, match=r"no floats: out\.bias complex64"):
         WeightFile(NET, {**TENSORS, "out.bias": TENSORS["out.bias"].astype(np.complex64)})
     count = "down_1.conv.conv.1.num_batches_tracked"
-    for value in (np.array(np.nan), np.array(0.5), np.array(-1), np.array(True)):
+    for value in (np.array(np.nan), np.array(0.5), np.array(-1), np.array(True), np.array(1e30)):
         with pytest.raises(InputError, match=rf"no counts: {count}"):
             WeightFile(NET, {**TENSORS, count: value})
     WeightFile(NET, {**TENSORS, count: np.array(3.0)})  # as .half() leaves it

@@ -264,7 +264,7 @@ def _is_copy(layer: Layer, other: Layer, tensors: Tensors, ties: Mapping[str, st
     if all(_owner(a, ties) == _owner(b, ties) for a, b in pairs):
         return True
     # a new norm is all 1 and 0 and equals every other one, so only values that vary prove it
-    varies = any(tensors[a].size > 1 and np.ptp(tensors[a]) > 0 for a, _ in pairs)
+    varies = any(tensors[a].size > 1 and (tensors[a] != tensors[a].flat[0]).any() for a, _ in pairs)
     return varies and all(np.array_equal(tensors[a], tensors[b]) for a, b in pairs)
 
 

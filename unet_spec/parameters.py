@@ -94,7 +94,8 @@ def is_count(tensor: np.ndarray) -> bool:
     """Whether values are whole numbers from 0 on; some programs write them as floats."""
     if tensor.dtype.kind not in "iuf":
         return False
-    return bool((np.isfinite(tensor) & (tensor >= 0) & (tensor == np.floor(tensor))).all())
+    is_in_range = (tensor >= 0) & (tensor < 2.0**63)  # of int64; NaN is in no range
+    return bool((is_in_range & (tensor == np.floor(tensor))).all())
 
 
 def _parameters(config: UNetConfig) -> Iterator[Parameter]:
