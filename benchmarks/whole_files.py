@@ -45,8 +45,6 @@ def write_images(folder: Path) -> list[Path]:
     }
     for name, picture in pictures.items():
         picture.save(folder / name)
-    frames = [Image.fromarray(page) for page in stack]
-    frames[0].save(folder / "frames.gif", save_all=True, append_images=frames[1:])
     tifffile.imwrite(folder / "gray.tif", gray)
     tifffile.imwrite(folder / "real.tif", real)
     tifffile.imwrite(folder / "deep_lzw.tif", deep, compression="lzw")

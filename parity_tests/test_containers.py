@@ -9,7 +9,7 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import GifImagePlugin, Image
+from PIL import Image
 
 import unet_image
 from parity_tests import containers
@@ -21,7 +21,6 @@ from parity_tests.containers import (
     ome_zarr,
     pack,
     png,
-    save_bytes,
     turned_back,
 )
 from unet_spec import InputError, Preprocessing
@@ -470,78 +469,85 @@ def test_channels_twice_and_images_in_other_files_are_refused(tmp_path):
         unet_image.measure_pages(tmp_path / "b.ome.tif")
 
 
-def test_every_frame_of_a_gif_is_a_page_as_it_is_shown(tmp_path):
-    """Pillow, which composes frames in a way of its own, is the other side."""
-    rng = np.random.default_rng(0)
-    for disposal in (0, 1, 2, 3):
-        frames, at = [], np.zeros((24, 32, 3), np.uint8)
-        for _ in range(5):
-            at = at.copy()
-            top, left = rng.integers(0, 12, 2)
-            at[top : top + 9, left : left + 8] = rng.integers(0, 255, 3)
-            frames.append(Image.fromarray(at))
-        path = tmp_path / f"{disposal}.gif"
-        frames[0].save(path, save_all=True, append_images=frames[1:], disposal=disposal)
-        pages = unet_image.measure_pages(path)
-        with GifImagePlugin.GifImageFile(path) as image:
-            assert len(pages) == image.n_frames == 5
-            for page in reversed(pages):
-                image.seek(page.index)
-                expected = np.array(image.convert("RGBA"))
-                pixels = unet_image.read_page(page, alpha=True)
-                if not page.has_alpha:
-                    np.testing.assert_array_equal(pixels, expected[..., :3])
-                    continue
-                np.testing.assert_array_equal(pixels[..., 3], expected[..., 3])
-                opaque = expected[..., 3] > 0
-                np.testing.assert_array_equal(pixels[opaque], expected[opaque])
-
-
-def test_masks_as_frames_of_a_gif_are_indices(tmp_path):
-    masks = [picture((9, 13), seed=n) >> 6 for n in range(3)]
-    table = np.zeros((256, 3), np.uint8)
-    table[:4] = picture((4, 3), seed=9)
-    images = [Image.fromarray(mask) for mask in masks]
-    for image in images:
-        image.putpalette(table.tobytes())
-    path = tmp_path / "a.gif"
-    path.write_bytes(_join_gifs([save_bytes(i, format="gif", optimize=False) for i in images]))
-    pages = unet_image.measure_pages(path)
-    for page, mask in zip(pages, masks, strict=True):
-        np.testing.assert_array_equal(unet_image.read_page(page, indices=True), mask, strict=True)
-        np.testing.assert_array_equal(unet_image.read_page(page), table[mask], strict=True)
-
-
-def _join_gifs(files: list[bytes]) -> bytes:
-    """Return the frames of GIFs of the same size and palette as one GIF."""
-    start = 13 + 768
-    assert len({data[:start] for data in files}) == 1
-    return files[0][:start] + b"".join(data[start:-1] for data in files) + b";"
-
-
-def test_masks_with_palettes_of_their_own_are_refused(tmp_path):
-    images = [Image.fromarray(picture((9, 13, 3), seed=n)) for n in range(2)]
-    path = tmp_path / "a.gif"
-    images[0].save(path, save_all=True, append_images=images[1:])
-    with pytest.raises(InputError, match=r"a\.gif: its frames have palettes of their own"):
-        unet_image.read_pages(path, indices=True)
-
-
-def test_every_frame_of_a_webp_is_a_page(tmp_path):
-    frames = [picture((16, 18, 3), seed=n) for n in range(4)]
-    images = [Image.fromarray(frame) for frame in frames]
-    path = tmp_path / "a.webp"
-    images[0].save(path, save_all=True, append_images=images[1:], lossless=True)
-    pages = unet_image.measure_pages(path)
-    for page, frame in reversed(list(zip(pages, frames, strict=True))):
-        np.testing.assert_array_equal(unet_image.read_page(page)[..., :3], frame)
-
-
-def test_an_animated_png_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_an_animation_is_refused_in_the_same_words_in_every_container(tmp_path, suffix):
     images = [Image.fromarray(picture((16, 18), seed=n)) for n in range(2)]
-    images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:])
-    with pytest.raises(InputError, match=r"a\.png: an animated PNG"):
-        unet_image.measure_pages(tmp_path / "a.png")
+    path = tmp_path / f"a.{suffix}"
+    images[0].save(path, save_all=True, append_images=images[1:])
+    sentence = "an animation; store each of its frames as a file of its own"
+    with pytest.raises(InputError) as refusal:
+        unet_image.measure_pages(path)
+    assert str(refusal.value) == f"{path}: {sentence}"
+    images[0].save(path, save_all=True)
+    assert len(unet_image.measure_pages(path)) == 1
+
+
+def _gif(indices, *, size=None, corner=(0, 0), common=None, own=None, clear=None, order=None):
+    """Return a GIF of indices below 128, in codes of 8 bits, which no compressor chose.
+
+    Args:
+        size: (h, w) of the image; None is that of its frame.
+        corner: (top, left) of the frame.
+        common, own: palettes (128, 3) of the image and of the frame.
+        clear: the index that is transparent.
+        order: of the rows in an interlaced frame.
+    """
+    size = indices.shape if size is None else size
+    rows = indices if order is None else indices[order]
+    start = b"GIF89a" + struct.pack("<HHBBB", size[1], size[0], 0 if common is None else 0x86, 0, 0)
+    frame = struct.pack("<HHHH", corner[1], corner[0], indices.shape[1], indices.shape[0])
+    flags = (0x40 if order is not None else 0) | (0x86 if own is not None else 0)
+    # codes stay 8 bits wide where the table is cleared (128) often enough; 129 ends them
+    codes = bytes(c for row in rows.tolist() for c in [128, *row]) + bytes([129])
+    blocks = b"".join(
+        bytes([len(codes[i : i + 200])]) + codes[i : i + 200] for i in range(0, len(codes), 200)
+    )
+    return b"".join([
+        start, b"" if common is None else common.tobytes(),
+        b"!\xfe\x03abc\0",
+        # a frame that leaves its place as it was before, which a decoder has to prepare
+        b"!\xf9\x04" + bytes([0x0C | (clear is not None), 0, 0, clear or 0, 0]),
+        b"," + frame + bytes([flags]), b"" if own is None else own.tobytes(),
+        b"\x07" + blocks + b"\0;",
+    ])  # fmt: skip
+
+
+def test_a_gif_written_by_hand_is_what_its_blocks_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)  # a limit of a decoder, not ours
+    indices = picture((19, 31)) >> 1
+    common, own = picture((128, 3), seed=1), picture((128, 3), seed=2)
+    order = [*range(0, 19, 8), *range(4, 19, 8), *range(2, 19, 4), *range(1, 19, 2)]
+    path = tmp_path / "a.gif"
+    for options, table in (
+        ({"common": common}, common), ({"own": own}, own), ({"common": common, "own": own}, own),
+        ({"common": common, "order": order}, common), ({"own": own, "clear": 5}, own),
+    ):  # fmt: skip
+        path.write_bytes(_gif(indices, **options))
+        np.testing.assert_array_equal(read(path), table[indices], strict=True)
+        np.testing.assert_array_equal(read(path, indices=True), indices, strict=True)
+        (page,) = unet_image.measure_pages(path)
+        assert page.has_alpha == ("clear" in options)
+        if page.has_alpha:
+            alpha = np.where(indices == options["clear"], 0, 255)
+            np.testing.assert_array_equal(read(path, alpha=True)[..., 3], alpha)
+    path.write_bytes(_gif(indices))
+    with pytest.raises(InputError, match="it has no palette"):
+        unet_image.measure_pages(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "corner"), [((19, 32), (0, 0)), ((20, 33), (1, 2)), ((19, 31), (1, 0)),
+                         ((18, 31), (0, 0)), ((19, 30), (0, 0))],
+)  # fmt: skip
+def test_a_frame_of_another_size_than_its_gif_is_refused(tmp_path, size, corner):
+    path = tmp_path / "a.gif"
+    table = picture((128, 3), seed=1)
+    path.write_bytes(_gif(picture((19, 31)) >> 1, size=size, corner=corner, common=table))
+    sentence = (
+        rf"a\.gif: its frame is not as large as the image, {size[0]} x {size[1]} pixels; store"
+    )
+    with pytest.raises(InputError, match=sentence):
+        unet_image.measure_pages(path)
 
 
 def test_arrays_without_names_of_axes(tmp_path):

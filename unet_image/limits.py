@@ -57,6 +57,16 @@ def check_content(path: Path, *, stored: int, decoded: float, factor: int) -> No
         )
 
 
+def check_frames(path: Path, count: int) -> None:
+    """Refuse an animation, whose frames are drawn over one another.
+
+    Raises:
+        InputError: it has more than one frame.
+    """
+    if count > 1:
+        raise InputError(f"{path}: an animation; store each of its frames as a file of its own")
+
+
 def check_count(path: Path, count: int) -> None:
     """Refuse a file without pages, or with more than `LARGEST_PAGES`.
 

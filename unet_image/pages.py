@@ -62,12 +62,12 @@ class _Container(NamedTuple):
     """How a kind of file is measured, and how the stored samples of a page are read."""
 
     measure: Callable[[Path], list[Header]]
-    read: Callable[[Path, int, Header], np.ndarray] | None
+    read: Callable[[Path, int, Header], np.ndarray]
 
 
 PNG = _Container(png_file.measure, png_file.read)
 JPEG = _Container(jpeg_file.measure, jpeg_file.read)
-GIF = _Container(gif_file.measure, None)  # a frame is drawn over others, in colours
+GIF = _Container(gif_file.measure, gif_file.read)
 WEBP = _Container(webp_file.measure, webp_file.read)
 TIFF = _Container(tiff_file.measure, tiff_file.read)
 NPY = _Container(array_file.measure_npy, array_file.read_npy)
@@ -127,8 +127,6 @@ def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.n
         )
     header = headers[page.index]
     with _refuse_damage(path):
-        if container.read is None:
-            return gif_file.read(path, page.index, indices=indices, alpha=alpha)
         stored = container.read(path, page.index, header)
         return header.to_pixels(stored, indices=indices, alpha=alpha)
 

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import PngImagePlugin
 
 from unet_image.header import Header, make_palette, read_orientation
-from unet_image.limits import DEFLATE, check_content
-from unet_spec import InputError
+from unet_image.limits import DEFLATE, check_content, check_frames
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -113,8 +112,7 @@ def _make_header(path: Path, chunks: _Chunks) -> Header:
     bits, colour = start[8], start[9]
     if colour not in SAMPLES or bits not in (1, 2, 4, 8, 16):
         raise ValueError(f"{bits} bits of colour type {colour}")
-    if int.from_bytes(content.get(b"acTL", b"")[:4], "big") > 1:
-        raise InputError(f"{path}: an animated PNG; store each of its frames as a file")
+    check_frames(path, int.from_bytes(content.get(b"acTL", b"")[:4], "big"))
     samples = SAMPLES[colour]
     header = Header(
         shape=(height, width) if samples == 1 else (height, width, samples),

@@ -1,4 +1,4 @@
-"""WebP files."""
+"""WebP files of one frame."""
 
 from pathlib import Path
 
@@ -6,20 +6,21 @@ import numpy as np
 from PIL import WebPImagePlugin
 
 from unet_image.header import Header, read_orientation
-from unet_image.limits import check_count, check_size
+from unet_image.limits import check_frames, check_size
 
 
 def measure(path: Path) -> list[Header]:
-    """Measure the frames of a WebP.
+    """Measure the image of a WebP.
 
     Raises:
-        InputError: too large.
+        InputError: too large, or an animation.
     """
     with path.open("rb") as stream:
         height, width = _read_size(stream.read(30), path.stat().st_size)
         check_size(path, (height, width, 4), np.dtype(np.uint8))  # before a canvas is allocated
         stream.seek(0)
         with WebPImagePlugin.WebPImageFile(stream) as image:
+            check_frames(path, image.n_frames)
             channels = len(image.getbands())
             header = Header(
                 shape=(image.height, image.width, channels),
@@ -27,19 +28,16 @@ def measure(path: Path) -> list[Header]:
                 has_alpha=channels == 4,
                 orientation=read_orientation(image.info.get("exif", b"")),
             )
-            count = image.n_frames
-    check_count(path, count)
-    return [header.check(path)] * count
+    return [header.check(path)]
 
 
 def read(path: Path, index: int, header: Header) -> np.ndarray:
-    """Read the stored samples of a frame.
+    """Read the stored samples.
 
     Raises:
         OSError: it is not whole.
     """
     with path.open("rb") as stream, WebPImagePlugin.WebPImageFile(stream) as image:
-        image.seek(index)
         return np.array(image)
 
 
