@@ -9,8 +9,9 @@ import tifffile
 from PIL import Image
 from rich.console import Console
 
+from parity_tests.containers import exif
 from parity_tests.tiny import read_all
-from unet_spec import Preprocessing, UNetConfig
+from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_train.check import data_doctor
 from unet_train.config import DataConfig, LossConfig, TrainConfig
 from unet_train.input import synthetic
@@ -173,6 +174,23 @@ def test_alpha_is_no_value_of_an_image(tmp_path):
     assert found.kinds == {"3 channels of uint8": 8}
     np.testing.assert_allclose(found.as_read.mean, plain.as_read.mean, rtol=1e-12)
     assert found.saturated_pixels == plain.saturated_pixels
+
+
+def test_images_of_float16_are_examined_without_a_warning(tmp_path):
+    folder = _folders(tmp_path)
+    for i in range(8):  # float16 ends at 65,504, and the largest value of 16 bits is 65,535
+        half = _image(folder, f"{i}.png").astype(np.float16) / 255
+        (folder / "images" / f"{i}.png").unlink()
+        np.save(folder / "images" / f"{i}.npy", half)
+    assert _examined(folder).saturated_pixels == 0
+
+
+def test_a_turned_image_with_an_unturned_mask_is_refused_with_the_cause(tmp_path):
+    folder = _folders(tmp_path)
+    Image.fromarray(_image(folder, "3.png")).save(folder / "images" / "3.png", exif=exif(6))
+    turned = r"\(64, 80\).*\(80, 64\).*, after it was turned by the orientation that it names"
+    with pytest.raises(InputError, match=turned):
+        _examined(folder)
 
 
 def test_pixels_that_count_nothing_are_of_no_class(tmp_path):

@@ -489,7 +489,7 @@ def _is_mostly_specks(objects: np.ndarray | None) -> bool:
 
 def _measure_saturation(image: np.ndarray) -> float:
     """Return the part of the pixels with a channel at the top of 8, 10, 12, 14 or 16 bits."""
-    top = image.max()
+    top = float(image.max())  # a float16 could not be compared with 65535
     if top not in (255, 1023, 4095, 16383, 65535):
         return 0.0
     return float((image == top).any(axis=-1).mean())

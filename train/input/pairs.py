@@ -350,8 +350,10 @@ def _pair_pages(
         )
     for image, mask in zip(images, masks, strict=True):
         if mask.shape[:2] != image.shape[:2]:
+            turned = ", after it was turned by the orientation that it names in EXIF or a tag"
             raise InputError(
                 f"{mask.place}: the mask is {mask.shape[:2]} and its image {image_path} is "
-                f"{image.shape[:2]} (height, width); they must be the same"
+                f"{image.shape[:2]} (height, width){turned if image.is_turned else ''}; "
+                "they must be the same"
             )
     return list(zip(images, masks, strict=True))
