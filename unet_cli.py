@@ -1,5 +1,7 @@
 """The command `unet`: one verb, one function. Frameworks are imported inside the verbs."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +32,9 @@ def main() -> None:
     command = Command(tuple(sys.argv[1:]))
     try:
         status = parse(command, VERBS)()
+    except BrokenPipeError:  # whoever read the output has left, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         verb = VERBS.get(command.verb)
         flags = {} if verb is None else list_flags(verb)

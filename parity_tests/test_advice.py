@@ -236,7 +236,7 @@ ADVICE = (
     ),
     Advice(
         "the prediction there {}", "unet predict cells.safetensors IMAGES --out PREDICTED "
-        "--threshold 0.3", r"has threshold=None, not 0\.3; name another (--out)",
+        "--threshold 0.3", r"has no --threshold; name another (--out)",
         ("unet predict cells.safetensors IMAGES --threshold 0.3 {0} OTHER",),
     ),
     Advice(

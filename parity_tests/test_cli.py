@@ -425,3 +425,10 @@ def test_somebody_elses_train_harms_nothing(tmp_path, arguments, place):
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_early_is_told_nothing():
+    command = f"{sys.executable} -m unet_cli predict --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage:")

@@ -128,7 +128,7 @@ def test_a_threshold_is_that_of_the_api(here, weights):
         ("sigmoid.safetensors images --threshold 0.3", "divides two classes, and the net has 4"),
         ("cells.safetensors images/a.png five.tif", "five.tif: the image has 5 channels and the"),
         ("cells.safetensors images/a.png text.png", "text.png: not"),
-        ("cells.safetensors images images/a.png", "its output has the name of"),
+        ("cells.safetensors images other/a.png", "its output has the name of"),
         ("many.safetensors images", "the net has 300 classes, and a mask holds 256"),
     ],
 )
@@ -136,6 +136,8 @@ def test_what_cannot_be_predicted_is_refused_before_anything_is_written(here, co
     planar = np.zeros((5, 9, 12), np.uint8)
     tifffile.imwrite(here / "five.tif", planar, metadata={"axes": "CYX"}, photometric="minisblack")
     (here / "text.png").write_text("no image")
+    (here / "other").mkdir()
+    (here / "other" / "a.png").write_bytes((here / "images" / "a.png").read_bytes())
     many = replace(NET, classes=300)
     weight_file.write(here / "many.safetensors", WeightFile(many, random_tensors(many, seed=1)))
     done = run_unet(f"unet predict {command} --out out", here)
@@ -282,20 +284,15 @@ def other_weights(here):
 
 
 def other_threshold(here):
-    return "--threshold 0.3", "has threshold=None, not 0.3"
+    return "--threshold 0.3", "has no --threshold"
 
 
 def other_files(here):
-    return "--probabilities tif", "has probabilities=None, not tif"
+    return "--probabilities tif", "has no --probabilities"
 
 
 def other_framework(here):
-    return "--framework jax", "has framework=torch, not jax"
-
-
-def another_image(here):
-    Image.fromarray(np.zeros((9, 9), np.uint8)).save(here / "images" / "d.png")
-    return "", "is not of"
+    return "--framework jax", "has torch for --framework"
 
 
 def an_image_less(here):
@@ -310,7 +307,7 @@ def an_image_of_another_time(here):
 
 @pytest.mark.parametrize(
     "change",
-    [other_weights, other_threshold, other_files, other_framework, another_image, an_image_less,
+    [other_weights, other_threshold, other_files, other_framework, an_image_less,
      an_image_of_another_time],
     ids=lambda change: change.__name__,
 )  # fmt: skip
@@ -324,6 +321,17 @@ def test_another_prediction_in_the_folder_is_refused_and_stays(here, change):
     assert says in done.text
     assert done.text.endswith("; name another --out")
     assert read_files(here / "out") == before
+
+
+def test_images_that_are_new_are_predicted_beside_the_others(here):
+    assert run_unet(PREDICT, here).status == 0
+    before = read_files(here / "out")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(here / "images" / "d.png")
+    done = run_unet(PREDICT.replace("images", "images images/d.png"), here)  # which is there twice
+    assert done.status == 0, done.text
+    after = read_files(here / "out")
+    assert {"d_mask.png", "d_overlay.png"} == after.keys() - before.keys()
+    assert all(after[name] == before[name] for name in before if name != "prediction.json")
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '"a"', '{"images": []}', "half {", "\xff"])
@@ -358,8 +366,8 @@ def test_a_damaged_image_stops_with_its_name_and_the_next_command_goes_on(here, 
     done = run_unet(PREDICT, here)
     assert done.status == 2
     assert done.text.endswith(
-        f"unet: {path.relative_to(here)}: the image holds NaN or infinite values; mend it before "
-        "it is used"
+        f"unet: {path.relative_to(here)}: the image holds NaN or infinite values, or some beyond "
+        "1.7e+38; mend it before it is used"
     )
     assert {p.name for p in (here / "out").iterdir()} == {
         "prediction.json", "a_mask.png", "a_overlay.png"

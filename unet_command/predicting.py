@@ -75,7 +75,8 @@ def predict(
             f"{weights}: the net has {net.config.classes} classes, and a mask holds 256; predict "
             f"in Python: unet_{framework}.predict"
         )
-    paths = [path for image in images for path in list_images(image)]
+    given = [path for image in images for path in list_images(image)]
+    paths = list({path.resolve(): path for path in given}.values())  # each once
     pages = [page for path in paths for page in measure_pages(path)]
     for page in pages:
         _check_fit(page, net)

@@ -213,15 +213,15 @@ def _list_files(record: Mapping[str, Any]) -> set[str]:
 def _find_difference(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return in what another prediction differs, as a part of a sentence, or None.
 
-    An image of which nothing was written yet may have been mended or taken away.
+    There may be more images now. One of which nothing was written yet may have been mended or taken
+    away.
     """
     if before.get("weights") != now["weights"]:
         return "was made with another weight file"
     for option in now.keys() - {"images", *NOT_COMPARED}:
         if before.get(option) != now[option]:
-            return f"has {option}={before.get(option)}, not {now[option]}"
-    for path in now["images"].keys() - before["images"].keys():
-        return f"is not of {path}"
+            made = "no" if before.get(option) is None else f"{before[option]} for"
+            return f"has {made} --{option}"
     for path, image in before["images"].items():
         if now["images"].get(path) == image:
             continue
