@@ -225,6 +225,11 @@ ADVICE = (
         "leave out --dtype", ("unet convert run.pt a.safetensors",),
     ),
     Advice(
+        "has the types that its net came in",
+        "unet convert cells.safetensors b.pt --dtype float16",
+        "leave out --dtype", ("unet convert cells.safetensors b.pt",),
+    ),
+    Advice(
         "takes its weights alone", "unet convert amsgrad.pt a.safetensors",
         "(--weights-only) takes its weights alone",
         ("unet convert amsgrad.pt a.safetensors {0}",),

@@ -225,6 +225,7 @@ SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`
     "README.md": ("3.11", "2.0"),  # of Python, of the licence
+    "docs/parity.md": ("1.2e-38", "1e-40"),  # float32's smallest normal number, and one below
     "docs/sharding.md": ("v5e-8",),  # a TPU's name
     "docs/parity.md": ("below 1.2e-38", "at 1e-40"),  # of float32
 }

@@ -6,13 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
-from benchmarks.whole_files import write_run
+from benchmarks.whole_files import draw_run, write_run
+from unet_convert import conversion
 from unet_parity import oracle
 from unet_spec import InputError, Preprocessing, UNetConfig, weight_file
 from unet_spec.plain_json import MOST_LEVELS, read_json
 from unet_spec.recorded import read_recorded
 from unet_spec.weight_file import WeightFile
+from unet_torch import training_state as torch_state
 from unet_train.config import CELLS
 from unet_train.input.dataset import open_dataset
 from unet_train.report import metrics_log
@@ -133,6 +136,17 @@ def test_a_file_of_a_run_that_says_something_else_is_named(tmp_path, name, conte
     where = "config" if "zzz" in content else name  # whose settings it names
     with pytest.raises(InputError, match=where):
         read()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", b"{}", 5, '{"config": NaN}', "null"])
+def test_what_a_run_of_torch_says_of_its_net_is_read_with_care(tmp_path, text):
+    path = tmp_path / "run.pt"
+    torch_state.write(path, draw_run())
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "unet": text}, path)
+    for weights_only in (False, True):
+        with pytest.raises(InputError, match=r"run\.pt: its entry `unet` is damaged"):
+            conversion.read(path, weights_only=weights_only)
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit"])

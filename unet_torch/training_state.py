@@ -328,10 +328,16 @@ def _of_checkpoint(
 
 def _read_card(content: Any) -> dict[str, Any]:
     """Return what `write` says of a run beside torch's own states; {} in somebody else's file."""
-    card = read_json(content["unet"]) if "unet" in content else {}
-    if not isinstance(card, dict):
-        raise InputError("what its entry `unet` says is no JSON object")
-    return card
+    if "unet" not in content:
+        return {}
+    try:
+        card: dict[str, Any] = read_json(content["unet"])
+        if {"config", "preprocessing", "class_names", "recipe"} <= card.keys():
+            return card
+        reason = "it says nothing of the net"
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error)
+    raise InputError(f"its entry `unet` is damaged ({reason}); bring the file back from a copy")
 
 
 def _read_weights(card: Mapping[str, Any], tensors: Tensors) -> WeightFile:
