@@ -227,7 +227,6 @@ CONSTANTS = {
     "README.md": ("3.11", "2.0"),  # of Python, of the licence
     "docs/parity.md": ("1.2e-38", "1e-40"),  # float32's smallest normal number, and one below
     "docs/sharding.md": ("v5e-8",),  # a TPU's name
-    "docs/parity.md": ("below 1.2e-38", "at 1e-40"),  # of float32
 }
 """Numbers that look like figures and were not measured."""
 
