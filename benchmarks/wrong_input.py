@@ -115,11 +115,15 @@ def _damage(case: Case, folder: Path) -> Path:
 
 def _read_image(case: Case, folder: Path) -> Outcome:
     import unet_image
+    from unet_spec import Preprocessing
+    from unet_spec.preprocessing import prepare
 
     path = _damage(case, folder)
     first, second = (
         [unet_image.read_page(page) for page in unet_image.measure_pages(path)] for _ in range(2)
     )
+    for image in first:  # a picture of floats may hold NaN; a net never sees it
+        prepare(image, channels=np.atleast_3d(image).shape[-1], preprocessing=Preprocessing())
     return _compare(first, second)
 
 

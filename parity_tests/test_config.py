@@ -111,6 +111,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no_channels": ({"in_channels": 0}, "in_channels needs at least 1, got 0"),
     "no_classes": ({"classes": -1}, "classes needs at least 1, got -1"),
     "no_groups": ({"groups": 0}, "groups needs at least 1, got 0"),
+    "too_many_convolutions": (
+        {"convolutions": 101}, "convolutions needs at most 100, got 101",
+    ),
     "one_level": ({"widths": (64,)}, "widths needs at least 2 levels, got (64,)"),
     "empty_level": (
         {"widths": (6, 0)}, "widths needs positive channel counts, got (6, 0)",

@@ -11,6 +11,8 @@ from unet_spec.fields import check_types, from_json
 
 MOST_LEVELS = 16
 """With this many, the smallest size is 2**15 pixels already."""
+MOST_CONVOLUTIONS = 100
+"""Of a level; a card that states a million would keep its reader busy for an hour."""
 
 
 class UpLevel(NamedTuple):
@@ -100,6 +102,8 @@ class UNetConfig:
         for name in ("in_channels", "classes", "convolutions", "groups"):
             if getattr(self, name) < 1:
                 raise FieldError(self, name, "needs at least 1")
+        if self.convolutions > MOST_CONVOLUTIONS:
+            raise FieldError(self, "convolutions", "needs at most {most}", most=MOST_CONVOLUTIONS)
         if len(self.widths) < 2:
             raise FieldError(self, "widths", "needs at least 2 levels")
         if len(self.widths) > MOST_LEVELS:

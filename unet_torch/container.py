@@ -6,6 +6,7 @@ not look at the CRC-32 that it wrote beside every entry.
 """
 
 import io
+import mmap
 import zipfile
 import zlib
 from collections import Counter
@@ -35,7 +36,11 @@ def check(path: Path) -> None:
     with path.open("rb") as stream:
         is_zip = stream.read(4) == ZIP_HEAD
         stream.seek(0)
-        content = _check_zip(stream, size) if is_zip else _check_legacy(stream, size)
+        if is_zip:
+            content = _check_zip(stream, size)
+        else:  # of a map no more is read than there is, whatever a pickle asks for
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                content = _check_legacy(mapped, size)
     _check_extent(content, most=4 * size + 2**26)
 
 
@@ -93,7 +98,7 @@ def _find_data(stream: io.BufferedIOBase, entry: zipfile.ZipInfo) -> None:
     stream.seek(sum(lengths), io.SEEK_CUR)
 
 
-def _check_legacy(stream: io.BufferedIOBase, size: int) -> Any:
+def _check_legacy(stream: mmap.mmap, size: int) -> Any:
     """Check a file as torch wrote them before 1.6: five pickles, and behind them the storages.
 
     It has no checksums.

@@ -6,6 +6,7 @@ place of tensors and objects, so that sizes are known before anything of that si
 
 import io
 import math
+import mmap
 import pickletools
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -90,7 +91,7 @@ class _Object:
     state: Any = None
 
 
-def read_outline(stream: io.BufferedIOBase) -> tuple[Any, list[Storage]]:
+def read_outline(stream: io.BytesIO | mmap.mmap) -> tuple[Any, list[Storage]]:
     """Follow one pickle, and return its stand-in for the object and the storages that it names.
 
     Dicts, lists, tuples and plain values are themselves; a tensor is a `TensorOutline`.
