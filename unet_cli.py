@@ -342,9 +342,9 @@ def _read_input(
 
         preprocessing = loaded.preprocessing if loaded else Preprocessing()
         page = unet_image.measure_pages(image)[0]
-        alpha = unet_image.takes_alpha(
-            page, channels=config.in_channels, preprocessing=preprocessing
-        )
+        channels = config.in_channels
+        unet_image.check_channels(page, channels=channels, preprocessing=preprocessing)
+        alpha = unet_image.takes_alpha(page, channels=channels, preprocessing=preprocessing)
         pixels = unet_image.read_page(page, alpha=alpha)
         return inputs.crop_middle(pixels, config, preprocessing, source=image), None
     if recorded is not None:

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unet_spec import PAPER, SLIDES, InputError, UNetConfig
-from unet_spec.config import UpLevel
+from unet_spec.config import MOST_LEVELS, UpLevel
 from unet_spec.errors import FieldError, Name, Setting
 
 GROUPS = 2
@@ -21,7 +21,7 @@ def configs(draw):
     fits = ["error", "crop"] + ["zeros", "edge"] * (padding == "same")
     up = draw(st.sampled_from(["transposed", "bilinear", "bilinear_aligned", "nearest"]))
     channels = st.integers(1, 99).map(lambda number: 2 * GROUPS * number)
-    widths = tuple(draw(st.lists(channels, min_size=2)))
+    widths = tuple(draw(st.lists(channels, min_size=2, max_size=MOST_LEVELS)))
     depth = len(widths) - 1
     return UNetConfig(
         in_channels=draw(st.integers(1, 9)),

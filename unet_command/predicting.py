@@ -20,6 +20,7 @@ from unet_command.prediction_folder import Target
 from unet_command.reports import write_json
 from unet_image import (
     Page,
+    check_channels,
     list_images,
     measure_pages,
     overlay,
@@ -118,6 +119,7 @@ def _takes_alpha(page: Page, net: WeightFile) -> bool:
 
 def _check_fit(page: Page, net: WeightFile) -> None:
     """Refuse an image that the net cannot predict, before anything is written."""
+    check_channels(page, channels=net.config.in_channels, preprocessing=net.preprocessing)
     shape = page.shape if _takes_alpha(page, net) else page.shape_without_alpha
     try:
         prediction.check_fit(shape, config=net.config, preprocessing=net.preprocessing)

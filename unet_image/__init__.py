@@ -1,7 +1,7 @@
 """Image files: listed, measured and read into arrays, and pictures of what a net saw in them."""
 
 from unet_image.files import SUFFIXES, is_store, list_images
-from unet_image.pages import Page, measure_pages, read_page, read_pages, takes_alpha
+from unet_image.pages import Page, check_channels, measure_pages, read_page, read_pages, takes_alpha
 from unet_image.pictures import (
     PALETTE,
     PREDICTED,
@@ -19,6 +19,7 @@ __all__ = [
     "SUFFIXES",
     "TRUE",
     "Page",
+    "check_channels",
     "is_store",
     "list_images",
     "make_visible",

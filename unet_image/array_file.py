@@ -76,6 +76,7 @@ def _measure(path: Path, stacks: list[_Stack]) -> list[Header]:
             image,
             np.dtype(np.uint8) if is_bilevel else dtype.newbyteorder("="),
             largest=1 if is_bilevel else None,
+            is_colour="C" not in stack.axes,
         )
         count = count_pages(stack.axes, shape)
         check_count(path, count + len(headers))
@@ -98,7 +99,14 @@ def _read(stacks: list[_Stack], index: int) -> np.ndarray:
 
 
 def _open_npy(path: Path) -> _Stack:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "Python objects" not in str(error):
+            raise
+        raise InputError(
+            f"{path}: it holds Python objects and no image; save its images or masks as PNG or TIFF"
+        ) from error
     return _Stack(array, guess_axes(path, array.shape))
 
 

@@ -16,6 +16,7 @@ def guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     """Return the axes of an array without names.
 
     They are (h, w); (h, w, c) with at most 4 channels, otherwise (pages, h, w); (pages, h, w, c).
+    The channels are S, samples of a colour, as nothing says that they are something else.
 
     Raises:
         InputError: another number of axes.
@@ -23,9 +24,9 @@ def guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     if len(shape) == 2:
         return "YX"
     if len(shape) == 3:
-        return "YXC" if shape[-1] <= MOST_UNNAMED_CHANNELS else "IYX"
+        return "YXS" if shape[-1] <= MOST_UNNAMED_CHANNELS else "IYX"
     if len(shape) == 4:
-        return "IYXC"
+        return "IYXS"
     raise InputError(
         f"{path}: an array of the shape {shape}; images are (h, w), (h, w, c), (pages, h, w) or "
         "(pages, h, w, c)"

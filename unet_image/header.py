@@ -19,6 +19,9 @@ class Header:
         dtype: of the stored samples, in the machine's byte order.
         largest: the largest sample of 1, 2 or 4 bits, which is 255 in the image; else None.
         is_inverted: the smallest sample is white.
+        inverts_indices: also in a mask of few bits; tifffile stores bools with white as 0, and True
+            as 1.
+        is_colour: three channels are red, green and blue.
         palette: (n, c) bytes, the colour of each sample; c is 1 for a palette of grays, and one
             more where the palette has an alpha.
         is_cmyk: the four samples are inks.
@@ -31,6 +34,8 @@ class Header:
     dtype: np.dtype
     largest: int | None = None
     is_inverted: bool = False
+    inverts_indices: bool = True
+    is_colour: bool = True
     palette: np.ndarray | None = None
     is_cmyk: bool = False
     transparent: tuple[int, ...] | None = None
@@ -88,9 +93,7 @@ class Header:
                 f"{stored.shape} {stored.dtype} where its header says {self.shape} {self.dtype}"
             )
         pixels = stored
-        # of few bits they are indices, as in a palette: True is stored as 1 even where 1 is black
-        is_index = indices and self.largest is not None
-        if self.is_inverted and not is_index:
+        if self.is_inverted and (self.inverts_indices or not indices):
             pixels = (self.largest or np.iinfo(self.dtype).max) - pixels
         if self.palette is not None:
             if not indices:

@@ -14,6 +14,7 @@ from unet_image.files import STORE_FILES, is_store
 from unet_image.header import Header
 from unet_image.quiet import silence_decoders
 from unet_spec import InputError, Preprocessing
+from unet_spec.preprocessing import prepare
 from unet_spec.safetensors_file import refuse_pointer
 
 
@@ -26,6 +27,7 @@ class Page:
         shape: (h, w) or (h, w, c) as it is read, with an alpha channel where the file has one.
         dtype: as it is read.
         has_alpha: the file calls the last channel alpha.
+        is_colour: its channels, if there are three, are red, green and blue.
         is_turned: the file names an orientation, by which the pixels are turned in reading.
         stamp: size and time of the last change of the file when it was measured, if it was.
     """
@@ -37,6 +39,7 @@ class Page:
     dtype: np.dtype
     has_alpha: bool = False
     is_turned: bool = False
+    is_colour: bool = True
     stamp: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -98,7 +101,7 @@ def measure_pages(path: Path) -> list[Page]:
     return [
         Page(
             path, index, len(headers), header.page_shape, header.page_dtype, header.has_alpha,
-            header.orientation != 1, stamp,
+            header.orientation != 1, header.is_colour, stamp,
         )
         for index, header in enumerate(headers)
     ]  # fmt: skip
@@ -152,6 +155,26 @@ def takes_alpha(page: Page, *, channels: int, preprocessing: Preprocessing) -> b
     if preprocessing.channels:
         return count - 1 in preprocessing.channels
     return count == channels
+
+
+def check_channels(page: Page, *, channels: int, preprocessing: Preprocessing) -> None:
+    """Refuse an image whose channels a net cannot take; one pixel is enough to know.
+
+    Raises:
+        InputError: it names the image, and says what can be chosen.
+    """
+    alpha = takes_alpha(page, channels=channels, preprocessing=preprocessing)
+    shape = page.shape if alpha else page.shape_without_alpha
+    try:
+        pixel = np.zeros((1, 1, *shape[2:]), np.uint8)
+        prepare(pixel, channels=channels, preprocessing=preprocessing)
+    except InputError as error:
+        raise InputError(f"{page.place}: {error}") from error
+    if channels == 1 and shape[2:] == (3,) and not page.is_colour and not preprocessing.channels:
+        raise InputError(
+            f"{page.place}: its 3 channels are not red, green and blue, and the net takes 1; "
+            "choose one with --preprocessing.channels in training or conversion"
+        )
 
 
 def _measure(path: Path) -> list[Header]:

@@ -259,6 +259,8 @@ def _make_header(path: Path, page: tifffile.TiffPage, shape: tuple[int, ...]) ->
         dtype=np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("="),
         largest=2**bits - 1 if bits < 8 and photometric != PALETTE else None,
         is_inverted=photometric == WHITE_IS_ZERO,
+        inverts_indices=bits > 1 or "tifffile" not in str(page.tags.valueof(305)),  # Software
+        is_colour=photometric in (RGB, PALETTE, CMYK, YCBCR),
         palette=_make_palette(colormap)
         if photometric == PALETTE and colormap is not None
         else None,

@@ -25,7 +25,7 @@ from ..input.samples import Sample, Samples
 from .near_duplicates import NearDuplicate, compute_fingerprint, find_near_duplicates
 
 # decoded, of all images that are examined; where there is more, a random part is
-EXAMINED_BYTES = 1 << 29
+EXAMINED_BYTES = 1 << 28
 MAX_NAMES = 5  # names in a sentence
 SATURATED = 0.05  # part of an image; a few highlights do no harm
 RARE = 0.01  # part of the pixels

@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from unet_image import takes_alpha
-from unet_spec import InputError
-from unet_spec.preprocessing import prepare
+from unet_image import check_channels
 
 from ..config import TrainConfig
 from .identity import Identity, identify
@@ -70,9 +66,10 @@ def open_dataset(
         return Dataset(training, validation)
     check_settings(config.data, config.net)
     pairing = list_pairs(config.data)
-    _check_channels(pairing.pairs, config)
+    channels, preprocessing = config.net.in_channels, config.preprocessing
+    for pair in pairing.pairs:
+        check_channels(pair.image, channels=channels, preprocessing=preprocessing)
     identities = _identify_files(pairing.pairs, known)
-
     if len(pairing.pairs) == 1 and not needs_validation:
         pairs_of_sides: tuple[list[Pair], list[Pair]] = (pairing.pairs, [])
     else:
@@ -81,27 +78,6 @@ def open_dataset(
         Samples([InFiles(pair, config) for pair in side], room) for side in pairs_of_sides
     )
     return Dataset(training, validation, identities, pairing.sentence)
-
-
-def _check_channels(pairs: Iterable[Pair], config: TrainConfig) -> None:
-    """Refuse images whose channels the net cannot take, of which one pixel is enough to know.
-
-    Raises:
-        InputError: it names the first.
-    """
-    net, preprocessing = config.net, config.preprocessing
-    seen: set[tuple[int, ...]] = set()
-    for image in (pair.image for pair in pairs):
-        uses_alpha = takes_alpha(image, channels=net.in_channels, preprocessing=preprocessing)
-        channels = (image.shape if uses_alpha else image.shape_without_alpha)[2:]
-        if channels in seen:
-            continue
-        seen.add(channels)
-        pixel = np.zeros((1, 1, *channels), np.uint8)
-        try:
-            prepare(pixel, channels=net.in_channels, preprocessing=preprocessing)
-        except InputError as error:
-            raise InputError(f"{image.place}: {error}") from error
 
 
 def _identify_files(pairs: Iterable[Pair], known: Identities) -> dict[str, Identity]:

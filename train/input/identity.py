@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unet_spec.files import name_errors
 
-BLOCK_BYTES, BLOCKS = 4096, 16  # what is read of a file that is longer than all of them together
+BLOCK_BYTES, BLOCKS = 4096, 4  # what is read of a file that is longer than all of them together
 
 
 @dataclass(frozen=True)
