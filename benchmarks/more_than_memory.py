@@ -2,10 +2,10 @@
 
 `python -m benchmarks.more_than_memory` puts 20,000 images of 700 x 1000 in colour, with masks,
 into a temporary folder (42 GB decoded, 29 GB on the disk; 2,000 are drawn, and each is ten files).
-There it trains with 0.5 GB for decoded images: how soon the first step is done, the most memory, and
-whether a killed run that goes on ends in the same bytes. Then it takes turns of some steps: with
-all of a few images in memory as arrays, with these in the cache, and with all 20,000 and no cache.
-It writes `results/more_than_memory.json` (an hour on two cores).
+There it trains with 0.5 GB for decoded images: how soon the first step is done, the most memory,
+and whether a killed run that goes on ends in the same bytes. Then it takes turns of some steps:
+with all of a few images in memory as arrays, with these in the cache, and with all 20,000 and no
+cache. It writes `results/more_than_memory.json` (an hour on two cores).
 """
 
 import hashlib

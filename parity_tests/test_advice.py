@@ -465,6 +465,18 @@ ADVICE = (
          "--data.validation-masks 'MASKS/0*'",),
     ),
     Advice(
+        "balance takes class_weights from the data",
+        f"{TRAIN} --loss.balance --loss.class-weights 1 2",
+        r"(--loss\.balance) takes (--loss\.class-weights) from the data; leave out either",
+        (f"{TRAIN} {{0}}", f"{TRAIN} {{1}} 1 2"),
+    ),
+    Advice(
+        "its 3 channels are not red, green and blue",
+        f"{TRAIN} --data.images THREE_CHANNELS --data.masks MASKS",
+        r"choose one with (--preprocessing\.channels) in training",
+        (f"{TRAIN} --data.images THREE_CHANNELS --data.masks MASKS {{0}} 1",),
+    ),
+    Advice(
         "it is at step {} already", f"{TRAIN} --start started.safetensors",
         r"it is at step 2 already, and (--steps) 2; give",
         (f"{TRAIN} --start started.safetensors {{0}} 3",),
@@ -510,6 +522,9 @@ OTHERWISE = {
     "another command is training there": "waiting is no command, and --out is named above",
     "it should say how the run began": "--out is named above",
     "it holds weights, and no checkpoint": "--out is named above",
+    "other images are held out": "test_run_folder.py exchanges the sides of a split",
+    "which needs one": "test_overfit.py gives it one image",
+    "it leaves no image for": "test_split.py has files that leave some",
     "another command has just trained there": "the same command again is in test_train.py",
     "begins with the last good weights": "test_a_diverged_run_starts_again_as_the_message_says",
     "its averaged weights are left out": "test_start.py starts with --ema and without",
@@ -597,9 +612,13 @@ def advice_folder(tmp_path_factory):
         for name, pixels in pictures.items():
             (here / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(here / name / f"{index}.png")
-        (here / "TWO_CHANNELS").mkdir(exist_ok=True)
-        planes = np.moveaxis(image[..., :2], -1, 0)
-        tifffile.imwrite(here / "TWO_CHANNELS" / f"{index}.tif", planes, metadata={"axes": "CYX"})
+        for name, count in (("TWO_CHANNELS", 2), ("THREE_CHANNELS", 3)):
+            (here / name).mkdir(exist_ok=True)
+            planes = np.moveaxis(image[..., :count], -1, 0)
+            tifffile.imwrite(
+                here / name / f"{index}.tif", planes, metadata={"axes": "CYX"},
+                photometric="minisblack",
+            )  # fmt: skip
     (here / "split.txt").write_text("0.png\n")
     net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
     unet_torch.save(net, here / "cells.safetensors")

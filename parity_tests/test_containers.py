@@ -191,8 +191,7 @@ def test_samples_of_few_bits_span_0_to_255_as_an_image_and_are_themselves_as_a_m
     for path in sorted(tmp_path.iterdir()):
         scaled = samples * np.uint8(255 // ((1 << bits) - 1))
         np.testing.assert_array_equal(read(path), scaled, strict=True)
-        stored = (1 << bits) - 1 - samples if path.stem == "white is 0" else samples
-        np.testing.assert_array_equal(read(path, indices=True), stored, strict=True)
+        np.testing.assert_array_equal(read(path, indices=True), samples, strict=True)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -704,3 +703,44 @@ def test_samples_that_imagecodecs_reads_as_png_are_those_of_pillow(tmp_path):
 def picture_of(path):
     with Image.open(path) as image:
         return np.array(image)
+
+
+@pytest.mark.parametrize("writer", ["Pillow", "tifffile"])
+def test_a_bilevel_mask_with_white_as_0_is_read_as_it_is_shown(tmp_path, writer):
+    """tifffile stores bools so, and True as 1; whoever else names white as 0 means it."""
+    mask = picture((9, 13)) > 99
+    path = tmp_path / "a.tif"
+    if writer == "tifffile":
+        tifffile.imwrite(path, mask)
+    else:
+        Image.fromarray(mask).save(path, compression="group4", tiffinfo={262: 0})
+        np.testing.assert_array_equal(np.array(Image.open(path)), mask)
+    (page,) = unet_image.measure_pages(path)
+    np.testing.assert_array_equal(unet_image.read_page(page, indices=True), mask.astype(np.uint8))
+
+
+def test_three_channels_that_are_no_colours_do_not_become_luma(tmp_path):
+    pixels = picture((3, 9, 13))
+    tifffile.imwrite(
+        tmp_path / "c.ome.tif", pixels, metadata={"axes": "CYX"}, photometric="minisblack"
+    )
+    rgb = np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+    tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb")
+    np.save(tmp_path / "rgb.npy", rgb)
+    plain, second = Preprocessing(), Preprocessing(channels=(1,))
+    for name in ("rgb.tif", "rgb.npy"):
+        (page,) = unet_image.measure_pages(tmp_path / name)
+        unet_image.check_channels(page, channels=1, preprocessing=plain)
+    (page,) = unet_image.measure_pages(tmp_path / "c.ome.tif")
+    assert not page.is_colour
+    unet_image.check_channels(page, channels=3, preprocessing=plain)
+    unet_image.check_channels(page, channels=1, preprocessing=second)
+    with pytest.raises(InputError, match="3 channels are not red, green and blue"):
+        unet_image.check_channels(page, channels=1, preprocessing=plain)
+
+
+def test_a_file_of_python_objects_is_no_damaged_image(tmp_path):
+    objects = np.array([{"masks": np.zeros((4, 4))}], object)
+    np.save(tmp_path / "a_seg.npy", objects, allow_pickle=True)
+    with pytest.raises(InputError, match="holds Python objects and no image; save its"):
+        unet_image.measure_pages(tmp_path / "a_seg.npy")

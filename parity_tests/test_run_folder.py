@@ -91,6 +91,12 @@ def test_files_that_are_gone_new_or_changed_are_refused_by_name(tmp_path):
         run_folder.compare_with_beginning(tmp_path / "run", TINY, now)
 
 
+def test_another_split_of_the_same_images_is_refused(run):
+    other = replace(SHOWN, training=SHOWN.validation, validation=SHOWN.training)
+    with pytest.raises(InputError, match="other images are held out, or to train on"):
+        run_folder.compare_with_beginning(run[0], TINY, other)
+
+
 def test_a_run_says_which_images_it_held_out(run):
     data = json.loads((run[0] / "data.json").read_text())
     assert sorted(data["training"] + data["validation"]) == [f"synthetic {i}" for i in range(4)]

@@ -195,8 +195,8 @@ def test_a_file_may_have_the_names_that_images_and_masks_share(tmp_path):
     [
         ({**WHOLE, "validation": ["x", "c_0000", "Zürich 1"]}, "no image is named x; take"),
         ({**WHOLE, "validation": ["Zürich 1", "c_0000", "s.tif[3]"]}, r"is named s.tif\[3"),
-        ({**WHOLE, "validation": [*WHOLE["validation"], "s[1]"]}, r"on both sides s.tif\[1\]; an"),
-        ({**WHOLE, "training": ["a"]}, r"on neither side b.x.png, s.tif\[0\], s.tif\[1\], s.tif"),
+        ({**WHOLE, "validation": [*WHOLE["validation"], "s[1]"]}, r"both sides have s.tif\[1\]"),
+        ({**WHOLE, "training": ["a"]}, r"no side has b.x.png, s.tif\[0\], s.tif\[1\], s.tif"),
         ({"training": [*WHOLE["training"], *WHOLE["validation"]], "validation": []},
          "leaves no image for validation"),
         ({"validation": ["a"]}, 'needs names under both keys, {"training"'),

@@ -300,7 +300,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         facts.add_row(label, Text(value))
     classes = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     classes.add_column("class")
-    for title in ("pixels", "in training", "held out"):
+    for title in ("pixels in training", "images in training", "held out"):
         classes.add_column(title, justify="right")
     for share in diagnosis.classes:
         images = f"{share.training}", f"{share.validation}"
@@ -413,7 +413,7 @@ def _describe_pair(pair: NearDuplicate) -> str:
 def _find_bad_values(d: Diagnosis) -> Iterator[Finding]:
     """Yield what is wrong with the images as a whole."""
     largest = max(-d.as_input.low, d.as_input.high)
-    if not 0.1 <= largest <= 100:
+    if largest > 0 and not 0.1 <= largest <= 100:  # 0 is an image of one value, which is named
         yield Finding(
             "warning",
             f"the net's input reaches {largest:.3g}, and nets learn from values of about 1; use "

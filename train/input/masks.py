@@ -204,7 +204,12 @@ def _guess_meaning(values: np.ndarray) -> str:
         )
     if 255 in values:
         return "; if 255 marks pixels that count nothing: {loss.ignore_index=255}"
-    return ""
+    if values.min() < 0 or (values % 1 != 0).any():
+        return "; store each class as a whole number from 0 on"
+    return (
+        "; store the classes as these numbers, give {net.classes}, or, where 0 is the background "
+        "and all else are objects, {data.mask_values=instances}"
+    )
 
 
 def _check_instances(values: np.ndarray, source: str) -> np.ndarray:

@@ -64,7 +64,10 @@ def draw_split(groups: Sequence[str], *, holdout: float, seed: int) -> tuple[Ind
     names = list(dict.fromkeys(groups))
     count = len(groups)
     if count < 2:
-        raise InputError(f"{count} image is too few: one to train and one to validate")
+        raise InputError(
+            f"{count} image is too few: one to train and one to validate; give more, or "
+            "--overfit, which needs one"
+        )
     if len(names) < 2:
         raise InputError(
             f"all {count} images are of one group, {names[0]}; one to train on and one to hold out "
@@ -148,15 +151,18 @@ def read_split(path: Path, pairs: Sequence[Pair]) -> list[bool | None]:
     if "training" not in chosen:
         chosen["training"] = every - chosen["validation"]
     for problem, indices in (
-        ("it has on both sides", chosen["training"] & chosen["validation"]),
-        ("it has on neither side", every - chosen["training"] - chosen["validation"]),
+        ("both sides have", chosen["training"] & chosen["validation"]),
+        ("no side has", every - chosen["training"] - chosen["validation"]),
     ):
         if indices:
             names = list_names([pairs[i].name for i in sorted(indices)], MAX_NAMES)
-            raise InputError(f"{path}: {problem} {names}; an image is on one of them")
+            raise InputError(f"{path}: {problem} {names}; each image has to be on one side")
     for side in SIDES:
         if not chosen[side]:
-            raise InputError(f"{path}: it leaves no image for {side}; name at least one")
+            raise InputError(
+                f"{path}: it leaves no image for {side}; both sides need one, and a text names "
+                "those that are held out"
+            )
     return [i in chosen["validation"] for i in range(len(pairs))]
 
 
