@@ -31,8 +31,8 @@ from unet_train.config import (
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
              *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
-PACKAGES = ("unet_spec", "unet_torch", "unet_jax", "unet_parity", "unet_page", "unet_bench",
-            "unet_demo", "unet_command", "unet_convert", "train")  # fmt: skip
+PACKAGES = ("unet_spec", "unet_torch", "unet_jax", "unet_image", "unet_parity", "unet_page",
+            "unet_bench", "unet_demo", "unet_command", "unet_convert", "train")  # fmt: skip
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 SOURCES += sorted(ROOT.glob("unet_*.py"))
 

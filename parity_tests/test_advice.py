@@ -471,6 +471,12 @@ ADVICE = (
         (f"{TRAIN} {{0}}", f"{TRAIN} {{1}} 1 2"),
     ),
     Advice(
+        "store the classes as these numbers", f"{TRAIN} {IMAGES} TWO_AND_0",
+        r"mask values 0, 2 .*, give (--net\.classes), or, .* objects, (--data\.\S+ instances)",
+        (f"{TRAIN} {IMAGES} TWO_AND_0 {{0}} 3 --class-names a b c",
+         f"{TRAIN} {IMAGES} TWO_AND_0 {{1}}"),
+    ),
+    Advice(
         "its 3 channels are not red, green and blue",
         f"{TRAIN} --data.images THREE_CHANNELS --data.masks MASKS",
         r"choose one with (--preprocessing\.channels) in training",
@@ -606,6 +612,7 @@ def advice_folder(tmp_path_factory):
         one[:2, :3] = index == 0
         pictures = {
             "IMAGES": image[..., 0], "IN_COLOUR": image, "MASKS": 255 * cells,
+            "TWO_AND_0": 2 * cells,
             "WITH_255": np.where(image[..., 1] > 250, 255, cells).astype(np.uint8),
             "NUMBERS": image[..., 1], "COLOURS": colours[cells], "IN_ONE": one,
         }  # fmt: skip
