@@ -84,6 +84,19 @@ def pipeline() -> Iterator[Figure]:
     yield "docs/training.md", f"{second['compile_s']:.1f} s at the second"
 
 
+def more_than_memory() -> Iterator[Figure]:
+    result = _result("more_than_memory.json")
+    decoded, cache = f"{result['decoded_bytes'] / 1e9:.0f} GB", result["cache_gb"]
+    start, peak = f"{result['start_s']:.0f} s", f"{result['peak_memory_bytes'] / 1e9:.1f} GB"
+    yield "docs/training.md", f"{result['images']:,} images in colour, {decoded} decoded"
+    yield "docs/training.md", f"With `--data.cache-gb {cache}` the first step is done after {start}"
+    yield "docs/training.md", f"takes at most {peak} of memory"
+    assert result["equal"]
+    warm, cold = (100 * result["share_of_memory"][name] for name in ("warm", "cold"))
+    yield "docs/training.md", f"{warm:.0f} % of the steps per second"
+    yield "docs/training.md", f"with none of them {cold:.0f} %"
+
+
 def sharding() -> Iterator[Figure]:
     result = _result("sharding.json")
     low, high = min(result["other_orders"]), max(result["other_orders"])
@@ -219,7 +232,7 @@ def eps() -> Iterator[Figure]:
 
 
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
-    exact_proof, nuclei, timings, kills, continued, pipeline, sharding, optimizers, verdicts,
+    exact_proof, nuclei, timings, kills, continued, pipeline, more_than_memory, sharding, optimizers, verdicts,
     bounds, recorded_output, accelerator, own_net, eps,
 )  # fmt: skip
 CONSTANTS = {
