@@ -232,8 +232,8 @@ def eps() -> Iterator[Figure]:
 
 
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
-    exact_proof, nuclei, timings, kills, continued, pipeline, more_than_memory, sharding, optimizers, verdicts,
-    bounds, recorded_output, accelerator, own_net, eps,
+    exact_proof, nuclei, timings, kills, continued, pipeline, more_than_memory, sharding,
+    optimizers, verdicts, bounds, recorded_output, accelerator, own_net, eps,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`
