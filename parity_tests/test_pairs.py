@@ -406,3 +406,9 @@ def test_names_are_matched_in_seconds_where_there_are_many():
     assert match_names(images, [f"{name}_mask" for name in images]).is_whole
     assert time.perf_counter() - start < 10
     assert len(part_names([*images, *(f"{name}_mask" for name in images)])) == 1
+
+
+def test_a_pattern_is_of_the_name_of_a_file_alone(tmp_path):
+    where = tmp_path / "*" / "*.png"
+    with pytest.raises(InputError, match="only the name of a file may be a pattern, and not that"):
+        list_pairs(DataConfig(images=where, masks=tmp_path))

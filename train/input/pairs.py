@@ -135,6 +135,11 @@ def _list_files(where: Path) -> list[Path]:
     """
     is_pattern = "*" in where.name and not where.exists()
     folder = where.parent if is_pattern else where
+    if "*" in str(folder) and not folder.exists():
+        raise InputError(
+            f"{where}: only the name of a file may be a pattern, and not that of a folder; put the "
+            "files of all folders into one"
+        )
     try:
         paths = unet_image.list_images(folder)
     except InputError:
@@ -233,15 +238,21 @@ def _refuse_rivals(match: Match, images: dict[str, Path], masks: dict[str, Path]
     matches = [match, *match.rivals]
     if match.images:  # several images for one mask
         mask = next(iter(match.masks.values()))
-        names = [i for one in matches for i, its_mask in one.masks.items() if its_mask == mask]
-        path, paths = masks[mask], [images[name] for name in names]
-        what, affixes = "image", match.rule.image
+        path, what = masks[mask], "image"
+        others = [
+            (one.rule.image, images[name])
+            for one in matches
+            for name, its_mask in one.masks.items()
+            if its_mask == mask
+        ]
     else:
         image = next(iter(match.masks))
-        path, paths = images[image], [masks[one.masks[image]] for one in matches]
-        what, affixes = "mask", match.rule.mask
-    files = list_names([one.name for one in dict.fromkeys(paths)], MAX_NAMES)
-    pattern = paths[0].parent / f"{affixes.wrap('*')}{paths[0].suffix}"
+        path, what = images[image], "mask"
+        others = [(one.rule.mask, masks[one.masks[image]]) for one in matches]
+    files = list_names([one.name for one in dict.fromkeys(other for _, other in others)], MAX_NAMES)
+    # of no affix the pattern would be all files
+    affixes, example = next((one for one in others if one[0] != Affixes()), others[0])
+    pattern = example.parent / f"{affixes.wrap('*')}{example.suffix}"
     raise InputError(
         f"{path}: its {what} may be each of {files}; say which by a pattern in place of the "
         f"folder, such as '{pattern}'"
