@@ -1,3 +1,5 @@
+import re
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -124,3 +126,14 @@ def test_a_damaged_image_is_one_sentence_that_names_it(tmp_path, make):
         unet_image.read_pages(path)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["b.bmp", "b.JP2", "b.nii"])
+def test_an_image_of_a_kind_that_is_not_read_is_not_missed(tmp_path, name):
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a.png")
+    for other in ("notes.txt", "Thumbs.db", f".{name}"):
+        (tmp_path / other).write_bytes(b"x")
+    assert unet_image.list_images(tmp_path) == [tmp_path / "a.png"]
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=f"{re.escape(name)}: {re.escape(name[1:])} is not"):
+        unet_image.list_images(tmp_path)

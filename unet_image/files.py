@@ -5,6 +5,9 @@ from pathlib import Path
 from unet_spec import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".npy", ".zarr")
+OTHERS = (".bmp", ".jp2", ".heic", ".svs", ".ndpi", ".czi", ".nd2", ".lif", ".dcm", ".nii", ".mha",
+          ".nrrd", ".exr", ".tga", ".ppm", ".pgm")  # fmt: skip
+"""Images of other kinds: beside those that are read they would be missed without a word."""
 STORE_FILES = ("zarr.json", ".zgroup", ".zarray")
 """One of these makes a folder a zarr store, which is one image file."""
 
@@ -15,13 +18,19 @@ def list_images(folder: Path) -> list[Path]:
     Hidden files, as some systems leave beside others, are passed over.
 
     Raises:
-        InputError: no such file or folder, or none in it.
+        InputError: no such file or folder, none in it, or an image of a kind that is not read.
     """
     if folder.is_file() or is_store(folder):
         return [folder]
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such file or folder")
     files = sorted(path for path in folder.iterdir() if _is_image(path))
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in OTHERS and not path.name.startswith("."):
+            raise InputError(
+                f"{path}: {path.suffix} is not read; convert it to PNG or TIFF, or move it out of "
+                "the folder"
+            )
     if not files:
         raise InputError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
     return files
