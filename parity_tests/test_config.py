@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unet_spec import PAPER, SLIDES, InputError, UNetConfig
-from unet_spec.config import UpLevel
+from unet_spec.config import MOST_LEVELS, UpLevel
 from unet_spec.errors import FieldError, Name, Setting
 
 GROUPS = 2
@@ -21,7 +21,7 @@ def configs(draw):
     fits = ["error", "crop"] + ["zeros", "edge"] * (padding == "same")
     up = draw(st.sampled_from(["transposed", "bilinear", "bilinear_aligned", "nearest"]))
     channels = st.integers(1, 99).map(lambda number: 2 * GROUPS * number)
-    widths = tuple(draw(st.lists(channels, min_size=2)))
+    widths = tuple(draw(st.lists(channels, min_size=2, max_size=MOST_LEVELS)))
     depth = len(widths) - 1
     return UNetConfig(
         in_channels=draw(st.integers(1, 9)),
@@ -60,6 +60,13 @@ def test_default_is_the_net_of_the_slides():
 
 def test_paper_is_the_same_net_without_padding():
     assert dataclasses.replace(SLIDES, padding="valid") == PAPER
+
+
+def test_a_net_has_from_2_to_16_levels():
+    assert [UNetConfig(widths=(8,) * levels).depth for levels in (2, 16)] == [1, 15]
+    for levels in (1, 17):
+        with pytest.raises(InputError, match=r"widths needs at (least 2|most 16) levels"):
+            UNetConfig(widths=(8,) * levels)
 
 
 def test_channels_of_the_levels_are_the_literals():
