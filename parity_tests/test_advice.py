@@ -448,6 +448,34 @@ ADVICE = (
         (f"{TRAIN} {IMAGES} MASKS {{0}} 0.5", f"{TRAIN} {IMAGES} MASKS {{1}} split.txt"),
     ),
     Advice(
+        "image is too few", f"{TRAIN} --data.images IMAGES/0.png --data.masks MASKS/0.png",
+        r"by (--data\.validation-images) and (--data\.validation-masks), or .* (--overfit)",
+        (f"{TRAIN} --data.images IMAGES/0.png --data.masks MASKS/0.png {{0}} IMAGES/1.png "
+         "{1} MASKS/1.png",
+         f"{TRAIN} --data.images IMAGES/0.png --data.masks MASKS/0.png {{2}}"),
+    ),
+    Advice(
+        "are held out; leave out those", f"{TRAIN} {IMAGES} MASKS --data.split all.txt",
+        "leave out those to train on", (f"{TRAIN} {IMAGES} MASKS {SPLIT}",),
+    ),
+    Advice(
+        "balance takes class_weights from the data",
+        f"{TRAIN} --loss.balance --loss.class-weights 1 2",
+        r"(--loss\.balance) takes (--loss\.class-weights) from the data; leave out either",
+        (f"{TRAIN} {{0}}", f"{TRAIN} {{1}} 1 2"),
+    ),
+    Advice(
+        "other images are held out, or to train on, than in the run",
+        f"{TRAIN} {IMAGES} MASKS --data.split other.txt --out SPLIT",
+        r"bring back those with which it began, or name another (--out)",
+        (f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
+         f"{TRAIN} {IMAGES} MASKS --data.split other.txt {{0}} NEW"),
+    ),
+    Advice(
+        "a file for PyTorch has the types", "unet convert run.pt back.pt --dtype float16",
+        "leave out --dtype", ("unet convert run.pt back.pt",),
+    ),
+    Advice(
         "finds no group in the name", f"{TRAIN} {IMAGES} MASKS --data.groups ^[0-2]",
         r"3\.png: (--data\.groups) '\^\[0-2\]' finds no group .*; change the expression",
         (f"{TRAIN} {IMAGES} MASKS {{0}} ^[0-9]",),
@@ -596,6 +624,8 @@ def advice_folder(tmp_path_factory):
         planes = np.moveaxis(image[..., :2], -1, 0)
         tifffile.imwrite(here / "TWO_CHANNELS" / f"{index}.tif", planes, metadata={"axes": "CYX"})
     (here / "split.txt").write_text("0.png\n")
+    (here / "other.txt").write_text("1.png\n")
+    (here / "all.txt").write_text("".join(f"{index}.png\n" for index in range(4)))
     net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
     unet_torch.save(net, here / "cells.safetensors")
     torch.save(net.state_dict(), here / "model.pth")
@@ -617,7 +647,8 @@ def advice_folder(tmp_path_factory):
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
     )
     _save_foreign(here)
-    for command in (f"{TRAIN} --out OLD", "unet convert run.pt started.safetensors",
+    for command in (f"{TRAIN} --out OLD", f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
+                    "unet convert run.pt started.safetensors",
                     "unet predict cells.safetensors IMAGES --out PREDICTED"):  # fmt: skip
         done = run_unet(command, here)
         assert done.status == 0, done.text
