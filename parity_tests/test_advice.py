@@ -121,6 +121,26 @@ ADVICE = (
         (f"{TRAIN} {IMAGES} NUMBERS {{0}}",),
     ),
     Advice(
+        "as one object for each number", f"{TRAIN} {IMAGES} OF_254",
+        r"for each number: (--data\.mask-values instances)", (f"{TRAIN} {IMAGES} OF_254 {{0}}",),
+    ),
+    Advice(
+        "if the labels begin at 1", f"{TRAIN} {IMAGES} FROM_1",
+        r"store them from 0, or use (--net\.classes 3) with as many (--class-names)",
+        (f"{TRAIN} {IMAGES} MASKS", f"{TRAIN} {IMAGES} FROM_1 {{0}} {{1}} a b c"),
+    ),
+    Advice(
+        "if there are more classes", f"{TRAIN} {IMAGES} UP_TO_2",
+        r"classes: (--net\.classes 3) with as many (--class-names); numbers of objects need "
+        r"(--data\.mask-values instances)",
+        (f"{TRAIN} {IMAGES} UP_TO_2 {{0}} {{1}} a b c", f"{TRAIN} {IMAGES} UP_TO_2 {{2}}"),
+    ),
+    Advice(
+        "pixels that count nothing as 255 with", f"{TRAIN} {IMAGES} BELOW_0",
+        r"pixels that count nothing as 255 with (--loss\.ignore-index 255)",
+        (f"{TRAIN} {IMAGES} WITH_255 {{0}}",),
+    ),
+    Advice(
         "a mask in colours; say which", f"{TRAIN} {IMAGES} COLOURS",
         r"say which with (--data\.mask-values colours) and (--data\.palette)",
         (f"{TRAIN} {IMAGES} COLOURS {{0}} {{1}} 000000 FF0000",),
@@ -513,6 +533,7 @@ OTHERWISE = {
     "there is no file {}; name it": "the rows with --reference above name one",
     "is only a part of its net": "the rows with --reference above name a whole net",
     "or name a size that it takes with --size": "test_own_module.py gives it sizes",
+    "store each class as": "storing masks anew is no command; MASKS above are stored so",
     "no line gives": "docs/your-own-net.md has a whole map, and its test takes it",
     "two lines give": "docs/your-own-net.md has a whole map, and its test takes it",
     "these are not the slides' names": "test_recognition.py reads such a file in Python",
@@ -615,11 +636,14 @@ def advice_folder(tmp_path_factory):
         pictures = {
             "IMAGES": image[..., 0], "IN_COLOUR": image, "MASKS": 255 * cells,
             "WITH_255": np.where(image[..., 1] > 250, 255, cells).astype(np.uint8),
+            "OF_254": 254 * cells, "FROM_1": cells + 1, "UP_TO_2": cells + (image[..., 1] > 250),
             "NUMBERS": image[..., 1], "COLOURS": colours[cells], "IN_ONE": one,
         }  # fmt: skip
         for name, pixels in pictures.items():
             (here / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(here / name / f"{index}.png")
+        (here / "BELOW_0").mkdir(exist_ok=True)
+        tifffile.imwrite(here / "BELOW_0" / f"{index}.tif", cells.astype(np.int16) - 1)
         (here / "TWO_CHANNELS").mkdir(exist_ok=True)
         planes = np.moveaxis(image[..., :2], -1, 0)
         tifffile.imwrite(here / "TWO_CHANNELS" / f"{index}.tif", planes, metadata={"axes": "CYX"})
