@@ -121,6 +121,12 @@ ADVICE = (
         (f"{TRAIN} {IMAGES} NUMBERS {{0}}",),
     ),
     Advice(
+        "say which are which by patterns",
+        f"{TRAIN} --data.images TOGETHER --data.masks TOGETHER",
+        r"patterns: '(TOGETHER/\*_img\.png)' for one, '(TOGETHER/\*_masks\.png)' for the other",
+        (f"{TRAIN} --data.images '{{0}}' --data.masks '{{1}}'",),
+    ),
+    Advice(
         "as one object for each number", f"{TRAIN} {IMAGES} OF_254",
         r"for each number: (--data\.mask-values instances)", (f"{TRAIN} {IMAGES} OF_254 {{0}}",),
     ),
@@ -642,6 +648,9 @@ def advice_folder(tmp_path_factory):
         for name, pixels in pictures.items():
             (here / name).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(here / name / f"{index}.png")
+        (here / "TOGETHER").mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(here / "TOGETHER" / f"{index}_img.png")
+        Image.fromarray(cells).save(here / "TOGETHER" / f"{index}_masks.png")
         (here / "BELOW_0").mkdir(exist_ok=True)
         tifffile.imwrite(here / "BELOW_0" / f"{index}.tif", cells.astype(np.int16) - 1)
         (here / "TWO_CHANNELS").mkdir(exist_ok=True)
