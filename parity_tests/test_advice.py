@@ -121,6 +121,32 @@ ADVICE = (
         (f"{TRAIN} {IMAGES} NUMBERS {{0}}",),
     ),
     Advice(
+        "say which are which by patterns",
+        f"{TRAIN} --data.images TOGETHER --data.masks TOGETHER",
+        r"patterns: '(TOGETHER/\*_img\.png)' for one, '(TOGETHER/\*_masks\.png)' for the other",
+        (f"{TRAIN} --data.images '{{0}}' --data.masks '{{1}}'",),
+    ),
+    Advice(
+        "as one object for each number", f"{TRAIN} {IMAGES} OF_254",
+        r"for each number: (--data\.mask-values instances)", (f"{TRAIN} {IMAGES} OF_254 {{0}}",),
+    ),
+    Advice(
+        "if the labels begin at 1", f"{TRAIN} {IMAGES} FROM_1",
+        r"store them from 0, or use (--net\.classes 3) with as many (--class-names)",
+        (f"{TRAIN} {IMAGES} MASKS", f"{TRAIN} {IMAGES} FROM_1 {{0}} {{1}} a b c"),
+    ),
+    Advice(
+        "if there are more classes", f"{TRAIN} {IMAGES} UP_TO_2",
+        r"classes: (--net\.classes 3) with as many (--class-names); numbers of objects need "
+        r"(--data\.mask-values instances)",
+        (f"{TRAIN} {IMAGES} UP_TO_2 {{0}} {{1}} a b c", f"{TRAIN} {IMAGES} UP_TO_2 {{2}}"),
+    ),
+    Advice(
+        "pixels that count nothing as 255 with", f"{TRAIN} {IMAGES} BELOW_0",
+        r"pixels that count nothing as 255 with (--loss\.ignore-index 255)",
+        (f"{TRAIN} {IMAGES} WITH_255 {{0}}",),
+    ),
+    Advice(
         "a mask in colours; say which", f"{TRAIN} {IMAGES} COLOURS",
         r"say which with (--data\.mask-values colours) and (--data\.palette)",
         (f"{TRAIN} {IMAGES} COLOURS {{0}} {{1}} 000000 FF0000",),
@@ -453,6 +479,34 @@ ADVICE = (
         (f"{TRAIN} {IMAGES} MASKS {{0}} 0.5", f"{TRAIN} {IMAGES} MASKS {{1}} split.txt"),
     ),
     Advice(
+        "image is too few", f"{TRAIN} --data.images IMAGES/0.png --data.masks MASKS/0.png",
+        r"by (--data\.validation-images) and (--data\.validation-masks), or .* (--overfit)",
+        (f"{TRAIN} --data.images IMAGES/0.png --data.masks MASKS/0.png {{0}} IMAGES/1.png "
+         "{1} MASKS/1.png",
+         f"{TRAIN} --data.images IMAGES/0.png --data.masks MASKS/0.png {{2}}"),
+    ),
+    Advice(
+        "are held out; leave out those", f"{TRAIN} {IMAGES} MASKS --data.split all.txt",
+        "leave out those to train on", (f"{TRAIN} {IMAGES} MASKS {SPLIT}",),
+    ),
+    Advice(
+        "balance takes class_weights from the data",
+        f"{TRAIN} --loss.balance --loss.class-weights 1 2",
+        r"(--loss\.balance) takes (--loss\.class-weights) from the data; leave out either",
+        (f"{TRAIN} {{0}}", f"{TRAIN} {{1}} 1 2"),
+    ),
+    Advice(
+        "other images are held out, or to train on, than in the run",
+        f"{TRAIN} {IMAGES} MASKS --data.split other.txt --out SPLIT",
+        r"bring back those with which it began, or name another (--out)",
+        (f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
+         f"{TRAIN} {IMAGES} MASKS --data.split other.txt {{0}} NEW"),
+    ),
+    Advice(
+        "a file for PyTorch has the types", "unet convert run.pt back.pt --dtype float16",
+        "leave out --dtype", ("unet convert run.pt back.pt",),
+    ),
+    Advice(
         "finds no group in the name", f"{TRAIN} {IMAGES} MASKS --data.groups ^[0-2]",
         r"3\.png: (--data\.groups) '\^\[0-2\]' finds no group .*; change the expression",
         (f"{TRAIN} {IMAGES} MASKS {{0}} ^[0-9]",),
@@ -469,12 +523,6 @@ ADVICE = (
         f"{TRAIN} --loss.balance --loss.class-weights 1 2",
         r"(--loss\.balance) takes (--loss\.class-weights) from the data; leave out either",
         (f"{TRAIN} {{0}}", f"{TRAIN} {{1}} 1 2"),
-    ),
-    Advice(
-        "store the classes as these numbers", f"{TRAIN} {IMAGES} TWO_AND_0",
-        r"mask values 0, 2 .*, give (--net\.classes), or, .* objects, (--data\.\S+ instances)",
-        (f"{TRAIN} {IMAGES} TWO_AND_0 {{0}} 3 --class-names a b c",
-         f"{TRAIN} {IMAGES} TWO_AND_0 {{1}}"),
     ),
     Advice(
         "its 3 channels are not red, green and blue",
@@ -508,6 +556,7 @@ OTHERWISE = {
     "there is no file {}; name it": "the rows with --reference above name one",
     "is only a part of its net": "the rows with --reference above name a whole net",
     "or name a size that it takes with --size": "test_own_module.py gives it sizes",
+    "store each class as": "storing masks anew is no command; MASKS above are stored so",
     "no line gives": "docs/your-own-net.md has a whole map, and its test takes it",
     "two lines give": "docs/your-own-net.md has a whole map, and its test takes it",
     "these are not the slides' names": "test_recognition.py reads such a file in Python",
@@ -529,7 +578,6 @@ OTHERWISE = {
     "it should say how the run began": "--out is named above",
     "it holds weights, and no checkpoint": "--out is named above",
     "other images are held out": "test_run_folder.py exchanges the sides of a split",
-    "which needs one": "test_overfit.py gives it one image",
     "it leaves no image for": "test_split.py has files that leave some",
     "another command has just trained there": "the same command again is in test_train.py",
     "begins with the last good weights": "test_a_diverged_run_starts_again_as_the_message_says",
@@ -612,8 +660,8 @@ def advice_folder(tmp_path_factory):
         one[:2, :3] = index == 0
         pictures = {
             "IMAGES": image[..., 0], "IN_COLOUR": image, "MASKS": 255 * cells,
-            "TWO_AND_0": 2 * cells,
             "WITH_255": np.where(image[..., 1] > 250, 255, cells).astype(np.uint8),
+            "OF_254": 254 * cells, "FROM_1": cells + 1, "UP_TO_2": cells + (image[..., 1] > 250),
             "NUMBERS": image[..., 1], "COLOURS": colours[cells], "IN_ONE": one,
         }  # fmt: skip
         for name, pixels in pictures.items():
@@ -626,7 +674,14 @@ def advice_folder(tmp_path_factory):
                 here / name / f"{index}.tif", planes, metadata={"axes": "CYX"},
                 photometric="minisblack",
             )  # fmt: skip
+        (here / "TOGETHER").mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(here / "TOGETHER" / f"{index}_img.png")
+        Image.fromarray(cells).save(here / "TOGETHER" / f"{index}_masks.png")
+        (here / "BELOW_0").mkdir(exist_ok=True)
+        tifffile.imwrite(here / "BELOW_0" / f"{index}.tif", cells.astype(np.int16) - 1)
     (here / "split.txt").write_text("0.png\n")
+    (here / "other.txt").write_text("1.png\n")
+    (here / "all.txt").write_text("".join(f"{index}.png\n" for index in range(4)))
     net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
     unet_torch.save(net, here / "cells.safetensors")
     torch.save(net.state_dict(), here / "model.pth")
@@ -648,7 +703,8 @@ def advice_folder(tmp_path_factory):
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
     )
     _save_foreign(here)
-    for command in (f"{TRAIN} --out OLD", "unet convert run.pt started.safetensors",
+    for command in (f"{TRAIN} --out OLD", f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
+                    "unet convert run.pt started.safetensors",
                     "unet predict cells.safetensors IMAGES --out PREDICTED"):  # fmt: skip
         done = run_unet(command, here)
         assert done.status == 0, done.text

@@ -62,6 +62,13 @@ def test_paper_is_the_same_net_without_padding():
     assert dataclasses.replace(SLIDES, padding="valid") == PAPER
 
 
+def test_a_net_has_from_2_to_16_levels():
+    assert [UNetConfig(widths=(8,) * levels).depth for levels in (2, 16)] == [1, 15]
+    for levels in (1, 17):
+        with pytest.raises(InputError, match=r"widths needs at (least 2|most 16) levels"):
+            UNetConfig(widths=(8,) * levels)
+
+
 def test_channels_of_the_levels_are_the_literals():
     assert SLIDES.depth == 4
     assert SLIDES.downs == ((1, 64), (64, 128), (128, 256), (256, 512))

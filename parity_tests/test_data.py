@@ -419,6 +419,35 @@ def test_a_wrong_pair_is_one_sentence_that_names_it(tmp_path, damage, settings, 
 
 
 @pytest.mark.parametrize(
+    ("values", "classes", "way"),
+    [
+        ((0, 254), 2, "all but 0 is class 1, .*: data.mask_values=instances$"),
+        ((0, 128), 2, "all but 0 is class 1, .*: data.mask_values=instances$"),
+        ((0, 2), 2, "all but 0 is class 1, .*: data.mask_values=instances$"),
+        ((77,), 2, "all but 0 is class 1, .*: data.mask_values=instances$"),
+        ((1, 2), 2, "begin at 1, store them from 0, or use net.classes=3 with as many"),
+        ((1, 2, 3), 3, "begin at 1, store them from 0, or use net.classes=4 with"),
+        ((0, 1, 2), 2, "more classes: net.classes=3 .*; numbers of objects need data.mask_values"),
+        ((0, 1, 4), 3, "more classes: net.classes=5 with as many class_names$"),
+        ((0, 128, 255), 2, "; store each class as its number; numbers of objects need"),
+        ((0, 128, 255), 3, "; store each class as its number$"),
+        ((0.0, np.inf), 2, "; store each class as a whole number$"),
+        ((0.0, 0.5), 2, "; store each class as a whole number$"),
+        ((-1, 0), 2, "; store them so, and pixels that count nothing as 255 with loss.ig"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_values_that_do_not_fit_come_with_a_way_out(tmp_path, values, classes, way):
+    images, masks = _folders(tmp_path, count=1)
+    (masks / "0.png").unlink()
+    kind = np.float32 if isinstance(values[0], float) else np.int16
+    pixels = np.resize(np.array(values, kind), (20, 24))
+    tifffile.imwrite(masks / "0.tif", pixels, photometric="minisblack")
+    with pytest.raises(InputError, match=way):
+        _read(images, masks, classes=classes)
+
+
+@pytest.mark.parametrize(
     ("settings", "rule"),
     [
         ({"mask_values": "instances", "classes": 3}, "makes 2 classes, and net.classes=3"),

@@ -319,6 +319,25 @@ def test_what_is_wrong_is_found_and_named(tmp_path, damage, settings, level, tex
     assert findings[0].level == max(f.level for f in findings)  # warnings come first
 
 
+def test_images_of_one_value_alone_are_not_called_badly_scaled(tmp_path):
+    folder = _folders(tmp_path)
+    for i in range(8):
+        _save_image(folder, f"{i}.png", np.full((64, 80), 7 + i, np.uint8))
+    found = _examined(folder)
+    texts = [finding.text for finding in found.findings]
+    assert [text for text in texts if "of one value alone" in text]
+    assert not [text for text in texts if "the net's input" in text]
+    zero = data_doctor.Values(-0.0, -0.0, -0.0, 0.0)
+    shown = _shown(dataclasses.replace(found, as_input=zero))
+    assert "0 to 0, mean 0, standard deviation 0" in shown
+    assert "-0" not in shown
+
+
+def test_the_table_says_of_which_images_its_pixels_are(tmp_path):
+    shown = " ".join(_shown(_examined(_folders(tmp_path))).split())
+    assert "class pixels to train on images to train on images held out" in shown
+
+
 def test_a_net_that_takes_colours_loses_none(tmp_path):
     folder = _folders(tmp_path)
     _coloured(folder)

@@ -35,7 +35,7 @@ def test_the_smoke_test_needs_one_image_alone():
 
 def test_a_run_needs_a_second_image_to_validate_with(tmp_path):
     config = replace(TINY, data=replace(TINY.data, synthetic=1))
-    with pytest.raises(InputError, match="1 image is too few: one to train and one to validate"):
+    with pytest.raises(InputError, match="1 image is too few: one to train on and one to hold out"):
         loop.run(config, tmp_path / "run", progress=quiet())
     assert not (tmp_path / "run").exists()
 

@@ -299,6 +299,89 @@ def test_images_and_masks_that_lie_together_are_refused_or_a_pattern_says_it(
             list_pairs(DataConfig(images=folder / "*_x.*", masks=folder / "*_seg.*"))
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [("{}_img", "{}_masks"), ("x{}_seg", "x{}_raw"), ("image_{}", "label_{}"), ("i{} a", "m{} b")],
+)
+@pytest.mark.parametrize("cores", [(1,), (1, 2), NUMBERS])
+def test_files_that_lie_together_are_parted_as_the_refusal_says(tmp_path, image, mask, cores):
+    names = [kind.format(core) for kind in (image, mask) for core in cores]
+    folder = write(tmp_path / "cp", names)
+    with pytest.raises(InputError, match="images and masks lie together") as refusal:
+        list_pairs(DataConfig(images=folder, masks=folder))
+    advice = re.search("'(.*)' for one, '(.*)' for the other", str(refusal.value))
+    assert advice is not None, refusal.value
+    pairing = list_pairs(DataConfig(images=Path(advice[1]), masks=Path(advice[2])))
+    assert len(pairing.pairs) == len(cores)
+    if "seg" in image and len(cores) > 1:  # a word for masks tells them
+        assert "_seg" in advice[2]
+
+
+def test_no_pattern_is_advised_that_takes_other_files_too(tmp_path):
+    folder = write(tmp_path / "cp", ["1", "2", "1_masks", "2_masks", "1_seg", "2_seg"])
+    with pytest.raises(InputError, match="; put the images and the masks into folders of their o"):
+        list_pairs(DataConfig(images=folder, masks=folder))
+    with pytest.raises(InputError, match=r"1_masks\.png: its image may be ea") as refusal:
+        list_pairs(DataConfig(images=folder, masks=folder / "*_masks.png"))
+    assert str(refusal.value).endswith(
+        "; put those that are meant into a folder of their own or say which by a pattern in place "
+        f"of the folder, such as '{folder}/*_seg.png'"
+    )
+    data = DataConfig(images=folder / "*_seg.png", masks=folder / "*_masks.png")
+    assert len(list_pairs(data).pairs) == 2
+
+
+def write_cities(tmp_path):
+    """Images and masks of two cities, each in folders of its own."""
+    for city in ("bonn", "köln"):
+        for part, kinds in (("images", ["raw"]), ("masks", ["labelIds", "color"])):
+            folder = tmp_path / part / "train" / city
+            folder.mkdir(parents=True)
+            write(folder, [f"{city}_{n}_{kind}" for n in NUMBERS for kind in kinds])
+    (tmp_path / "images" / "train" / "empty").mkdir()
+
+
+@pytest.mark.parametrize("folders", ["train/*", "*/*", "**", "t*/*n"])
+def test_a_pattern_may_name_folders(tmp_path, folders):
+    write_cities(tmp_path)
+    cities = ["bonn", "köln"]
+    data = DataConfig(images=tmp_path / "images" / folders / "*.png",
+                      masks=tmp_path / "masks" / folders / "*_labelIds.png")  # fmt: skip
+    pairing = list_pairs(data)
+    assert pairing.sentence == "masks: NAME_labelIds.png for NAME_raw.png (8 pairs)"
+    assert [(pair.image.path.parent.name, pair.mask.path.parent.name) for pair in pairing.pairs] \
+        == [(city, city) for city in cities for _ in NUMBERS]  # fmt: skip
+
+
+def test_what_is_wrong_with_folders_of_a_pattern_is_named(tmp_path):
+    write_cities(tmp_path)
+    images, masks = tmp_path / "images", tmp_path / "masks" / "train" / "*" / "*_labelIds.png"
+    for pattern, sentence in (
+        ("train/x*/*.png", r"x\*/\*\.png: no image in .*images/train has such a name"),
+        ("train/*/*.tif", r"\*/\*\.tif: no image in .*images/train has such a name"),
+        ("test/*/*.png", "images/test: there is no such folder"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            list_pairs(DataConfig(images=images / pattern, masks=masks))
+    with pytest.raises(InputError, match=r"_raw\.png: its mask may be each of ") as refusal:
+        list_pairs(DataConfig(images=images / "train/*/*", masks=masks.with_name("*.png")))
+    pattern = re.findall("'(.*)'", str(refusal.value))[0]
+    assert len(list_pairs(DataConfig(images=images / "*/*/*", masks=Path(pattern))).pairs) == 8
+    with pytest.raises(InputError, match="images: its images lie in folders inside") as refusal:
+        list_pairs(DataConfig(images=images, masks=masks))
+    pattern = re.findall("'(.*)'", str(refusal.value))[0]
+    assert len(list_pairs(DataConfig(images=Path(pattern), masks=masks)).pairs) == 8
+
+
+def test_files_of_one_name_in_two_folders_are_refused(tmp_path):
+    """`data.json` knows a file by its name."""
+    write_cities(tmp_path)
+    write(tmp_path / "images" / "train" / "empty", ["bonn_2_raw.tif"])
+    with pytest.raises(InputError, match=r"empty/bonn_2_raw.tif: .*/bonn/bonn_2_raw.png has the s"):
+        list_pairs(DataConfig(images=tmp_path / "images" / "*" / "*" / "*",
+                              masks=tmp_path / "masks" / "*" / "*" / "*_color.png"))  # fmt: skip
+
+
 def test_a_lonely_image_among_masks_is_named(tmp_path):
     folder = write(tmp_path / "both", ["a", "b", "c", "a_mask", "b_mask"])
     with pytest.raises(InputError, match=r"c\.png: no mask named c_mask\.\* in "):
@@ -406,9 +489,3 @@ def test_names_are_matched_in_seconds_where_there_are_many():
     assert match_names(images, [f"{name}_mask" for name in images]).is_whole
     assert time.perf_counter() - start < 10
     assert len(part_names([*images, *(f"{name}_mask" for name in images)])) == 1
-
-
-def test_a_pattern_is_of_the_name_of_a_file_alone(tmp_path):
-    where = tmp_path / "*" / "*.png"
-    with pytest.raises(InputError, match="only the name of a file may be a pattern, and not that"):
-        list_pairs(DataConfig(images=where, masks=tmp_path))

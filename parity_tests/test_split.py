@@ -104,7 +104,11 @@ def test_as_many_images_of_groups_are_held_out_as_the_part_asks_for():
 @pytest.mark.parametrize(
     ("groups", "sentence"),
     [
-        (["a"], "1 image is too few: one to train and one to validate"),
+        (
+            ["a"],
+            "1 image is too few: one to train on and one to hold out; give more, name the held-"
+            "out ones by validation_images and validation_masks, or try one alone with --overfit",
+        ),
         (["a", "a", "a"], "all 3 images are of one group, a; one to train on and one to hold out"),
     ],
 )
@@ -172,8 +176,12 @@ WHOLE = {"training": ["a.png", "b.x.png", "s.tif"], "validation": ["c_0000.png",
          "validation": ["c_0000", "Zürich 1", "Zürich 1.png"]},
         "c_0000.png\nZürich 1.png\n",
         "\ufeffZürich 1\r\n\r\n  c_0000  ",
+        "basic/i/c_0000.png\nC:\\i\\zu\u0308RICH 1\n",
+        {"train": ["A.PNG", "./b.X", "S[0]", "x/S.tif[1]", "s.TIF[2]"],
+         "val": ["C_0000", "ZÜrich 1"]},
     ],
-    ids=["ours", "of a run", "nnU-Net", "stems", "pages", "text", "text of Windows"],
+    ids=["ours", "of a run", "nnU-Net", "stems", "pages", "text", "text of Windows", "folders",
+         "either case"],
 )  # fmt: skip
 def test_a_file_says_which_images_are_held_out(tmp_path, content):
     name = "split.txt" if isinstance(content, str) else "split.json"
@@ -190,13 +198,22 @@ def test_a_file_may_have_the_names_that_images_and_masks_share(tmp_path):
     assert sides == ([images[0], images[2]], [images[1]])
 
 
+def test_a_name_in_another_case_that_may_be_two_images_is_none(tmp_path):
+    names = ["ab.png", "AB.png", "c.png"]
+    assert split_by(tmp_path, "x/AB.png", name="split.txt", names=names)[1] == ["AB.png"]
+    with pytest.raises(InputError, match="no image is named aB; take"):
+        split_by(tmp_path, "aB", name="split.txt", names=names)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         ({**WHOLE, "validation": ["x", "c_0000", "Zürich 1"]}, "no image is named x; take"),
         ({**WHOLE, "validation": ["Zürich 1", "c_0000", "s.tif[3]"]}, r"is named s.tif\[3"),
-        ({**WHOLE, "validation": [*WHOLE["validation"], "s[1]"]}, r"both sides have s.tif\[1\]"),
-        ({**WHOLE, "training": ["a"]}, r"no side has b.x.png, s.tif\[0\], s.tif\[1\], s.tif"),
+        ({**WHOLE, "validation": [*WHOLE["validation"], "s[1]"]},
+         r"images on both sides: s.tif\[1\]; name each on one"),
+        ({**WHOLE, "training": ["a"]},
+         r"images on neither side: b.x.png, s.tif\[0\], s.tif\[1\], s.tif"),
         ({"training": [*WHOLE["training"], *WHOLE["validation"]], "validation": []},
          "leaves no image for validation"),
         ({"validation": ["a"]}, 'needs names under both keys, {"training"'),
@@ -216,7 +233,7 @@ def test_a_file_that_does_not_fit_the_images_is_refused(tmp_path, content, sente
 
 def test_a_text_that_does_not_fit_the_images_is_refused(tmp_path):
     for content, sentence in (
-        ("\n".join(IMAGES), "leaves no image for training"),
+        ("\n".join(IMAGES), "it names every image, and .* are held out; leave out those to train"),
         ("\n", "leaves no image for validation"),
         ("d.png", "no image is named d.png"),
     ):

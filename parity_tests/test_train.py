@@ -435,7 +435,10 @@ def test_weights_of_the_classes_are_the_inverse_of_their_shares(tmp_path):
     config = replace(_images(tmp_path, 4), loss=LossConfig(balance=True), steps=1)
     masks = np.stack([sample.mask for sample in open_dataset(config).training])
     shares = [(masks == number).mean() for number in (0, 1)]
-    found = make_plan(config, quiet()).config.loss.class_weights
+    stream = io.StringIO()
+    progress = Progress(Console(file=stream, width=200))
+    found = make_plan(config, progress).config.loss.class_weights
+    assert "class weights by the pixels of 3 images to train on: " in stream.getvalue()
     assert found == pytest.approx([1 / (2 * share) for share in shares], rel=1e-5)
     assert sum(w * s for w, s in zip(found, shares, strict=True)) == pytest.approx(1)
     loop.run(config, tmp_path / "run", progress=quiet())

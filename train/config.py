@@ -26,7 +26,7 @@ class DataConfig:
 
     images: Path | None = None
     """Read the images from this folder (PNG, JPEG, GIF, WebP, TIFF, .npy, zarr) or stack, or those
-    of a pattern such as 'FOLDER/*_0000.png'."""
+    of a pattern such as 'FOLDER/*_0000.png' or 'FOLDER/*/*.png'."""
     masks: Path | None = None
     """Read the masks from this folder, stack or pattern. In a folder they have the names of the
     images, up to one beginning and one ending that all of a side share, such as `_mask`."""

@@ -74,7 +74,9 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     config = replace(config, loss=balance_classes(config.loss, diagnosis))
     if config.loss.balance:
         weights = ", ".join(f"{weight:.4g}" for weight in config.loss.class_weights)
-        progress.say(f"class weights, by the pixels to train on: {weights}")
+        count = diagnosis.examined_training
+        images = f"{count} image{'s' if count > 1 else ''} to train on"
+        progress.say(f"class weights by the pixels of {images}: {weights}")
     return Plan(
         config,
         sorted(settings),

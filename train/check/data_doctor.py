@@ -114,6 +114,7 @@ class Diagnosis:
     Attributes:
         training, validation: numbers of images.
         examined: number of them that all below is about.
+        examined_training: number of these to train on.
         steps_per_epoch: steps until every training image was shown once.
         memory_bytes: size of all samples, decoded.
         sizes: the smallest first.
@@ -136,6 +137,7 @@ class Diagnosis:
     training: int
     validation: int
     examined: int
+    examined_training: int
     steps_per_epoch: float
     memory_bytes: int
     sizes: list[Size]
@@ -226,6 +228,7 @@ def diagnose(
         training=in_training,
         validation=held_out,
         examined=len(facts),
+        examined_training=len(training),
         steps_per_epoch=in_training / data.batch,
         memory_bytes=decoded * (in_training + held_out) // len(facts),
         sizes=_count_sizes(facts),
@@ -300,7 +303,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         facts.add_row(label, Text(value))
     classes = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     classes.add_column("class")
-    for title in ("pixels in training", "images in training", "held out"):
+    for title in ("pixels to train on", "images to train on", "images held out"):
         classes.add_column(title, justify="right")
     for share in diagnosis.classes:
         images = f"{share.training}", f"{share.validation}"
@@ -359,6 +362,7 @@ def _format_values(values: Values) -> str:
 
 def _format_number(value: float) -> str:
     """Return a number with three digits, or with all those before the point."""
+    value += 0.0  # -0 becomes 0
     return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
@@ -412,8 +416,8 @@ def _describe_pair(pair: NearDuplicate) -> str:
 
 def _find_bad_values(d: Diagnosis) -> Iterator[Finding]:
     """Yield what is wrong with the images as a whole."""
-    largest = max(-d.as_input.low, d.as_input.high)
-    if largest > 0 and not 0.1 <= largest <= 100:  # 0 is an image of one value, which is named
+    largest = max(abs(d.as_input.low), abs(d.as_input.high))
+    if len(d.blank) < d.examined and not 0.1 <= largest <= 100:
         yield Finding(
             "warning",
             f"the net's input reaches {largest:.3g}, and nets learn from values of about 1; use "

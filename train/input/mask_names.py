@@ -14,12 +14,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import NamedTuple
 
 MAX_WORDS = 6  # of a beginning and an ending together
 MAX_FAMILY = 8  # files that may belong to one core, such as the channels of one image
 MAX_RULES = 24  # candidates that are tried, the most frequent first
+MASK_WORDS = re.compile("mask|label|seg|truth|gt|manual|annot", re.IGNORECASE)
 MAX_IMAGES = 2000  # from which candidates are drawn
 
 
@@ -142,6 +143,30 @@ def part_names(names: Sequence[str]) -> list[Affixes]:
     if 4 * most < len(names):
         return []
     return [affixes for affixes, count in votes.items() if count == most]
+
+
+def halve_names(names: Sequence[str]) -> tuple[Affixes, Affixes] | None:
+    """Find two affixes that halve the names in a folder: each core has one name with either.
+
+    Returns:
+        the two that are shortest together, the one with a word for masks second; None if there are
+        none.
+    """
+    cores: defaultdict[Affixes, set[str]] = defaultdict(set)
+    for name in names:
+        for start, stop in _cut(name):
+            cores[Affixes(name[:start], name[stop:])].add(name[start:stop])
+    halves = [affixes for affixes, members in cores.items() if 2 * len(members) == len(names)]
+    couples = [
+        (one, two)
+        for one, two in combinations(halves, 2)
+        if cores[one] == cores[two] and not _differ_in_numbers(one, two)
+    ]
+    if not couples:
+        return None
+    one, two = min(couples, key=lambda couple: sum(len(affixes.wrap("")) for affixes in couple))
+    is_mask = MASK_WORDS.search(one.wrap(" ")) and not MASK_WORDS.search(two.wrap(" "))
+    return (two, one) if is_mask else (one, two)
 
 
 def _apply(rule: Rule, images: Sequence[str], masks: Sequence[str]) -> Match:

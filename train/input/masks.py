@@ -14,6 +14,7 @@ from unet_spec.errors import ConfigError, FieldError
 
 from ..config import DataConfig, TrainConfig
 
+MOST_LABELS = 16  # different values of a mask that are taken for classes
 Stored = Literal["0/255", "indices", "all 0", "colours", "instances", "classes in alpha"]
 
 
@@ -179,7 +180,7 @@ def _interpret_values(
     raise ConfigError(
         TrainConfig,
         "{source}: mask values {examples} do not fit {classes} classes: {binary}0 to {last} are "
-        f"needed{_mention_jpeg(source) or _guess_meaning(distinct)}",
+        f"needed{_mention_jpeg(source) or _guess_meaning(distinct, classes)}",
         source=source,
         examples=examples,
         classes=classes,
@@ -195,21 +196,31 @@ def _list_values(values: np.ndarray) -> np.ndarray:
     return np.unique(values)
 
 
-def _guess_meaning(values: np.ndarray) -> str:
-    """Return what values that are no classes may be, as a template of `ConfigError`."""
-    if values.size > 16:
+def _guess_meaning(values: np.ndarray, classes: int) -> str:
+    """Return what to do about values that are no classes, as a template of `ConfigError`."""
+    if values.size > MOST_LABELS:
         return (
             "; a mask that was blended in resizing or as JPEG has to be made again, as PNG or "
             "TIFF; numbers of objects need {data.mask_values=instances}"
         )
-    if 255 in values:
+    if (values < 0).any():
+        return "; store them so, and pixels that count nothing as 255 with {loss.ignore_index=255}"
+    if not np.isfinite(values).all() or (values % 1 != 0).any():
+        return "; store each class as a whole number"
+    if 255 in values and (values[values != 255] < classes).all():
         return "; if 255 marks pixels that count nothing: {loss.ignore_index=255}"
-    if values.min() < 0 or (values % 1 != 0).any():
-        return "; store each class as a whole number from 0 on"
-    return (
-        "; store the classes as these numbers, give {net.classes}, or, where 0 is the background "
-        "and all else are objects, {data.mask_values=instances}"
-    )
+    count = int(values.max()) + 1
+    more = f"{{net.classes={count}}} with as many {{class_names}}"
+    if count <= MOST_LABELS and values.min() > 0:
+        return f"; if the labels begin at 1, store them from 0, or use {more}"
+    if classes == 2 and values.size <= 2:
+        return (
+            "; if all but 0 is class 1, as one object for each number: {data.mask_values=instances}"
+        )
+    objects = "; numbers of objects need {data.mask_values=instances}" if classes == 2 else ""
+    if count <= MOST_LABELS:
+        return f"; if there are more classes: {more}{objects}"
+    return f"; store each class as its number{objects}"
 
 
 def _check_instances(values: np.ndarray, source: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from unet_spec.errors import ConfigError
 from unet_spec.wording import list_names
 
 from ..config import DataConfig
-from .mask_names import Affixes, Match, Rule, match_names, part_names
+from .mask_names import Affixes, Match, Rule, halve_names, match_names, part_names
 
 MAX_NAMES = 5  # names in a sentence
 THREADS = 8  # that measure files
@@ -110,12 +110,14 @@ def _match_files(images: Path, masks: Path) -> _Files:
         return _Files([(images, masks, core)], f"{masks.name} for {images.name}")
     image_paths, mask_paths = _list_files(images), _list_files(masks)
     if _find_folder(images).resolve() == _find_folder(masks).resolve():
-        image_paths, mask_paths = _tell_apart(image_paths, mask_paths)
+        image_paths, mask_paths = _tell_apart(image_paths, mask_paths, _find_folder(images))
     images_by_stem, masks_by_stem = _index_by_stem(image_paths), _index_by_stem(mask_paths)
     match = match_names(list(images_by_stem), list(masks_by_stem))
     if not match.is_whole:
         if match.rivals:
-            _refuse_rivals(match, images_by_stem, masks_by_stem)
+            if match.images:
+                _refuse_rival_images(match, images_by_stem, masks_by_stem, _find_folder(images))
+            _refuse_rival_masks(match, images_by_stem, masks_by_stem, _find_folder(masks))
         _refuse_lonely_images(match, images_by_stem, masks)
         _refuse_lonely_masks(match, masks_by_stem, images)
     paths = [
@@ -126,32 +128,58 @@ def _match_files(images: Path, masks: Path) -> _Files:
 
 
 def _list_files(where: Path) -> list[Path]:
-    """List the image files of a folder, or those of a pattern such as `FOLDER/*_mask.png`.
+    """List the image files of a folder, or those of a pattern such as `FOLDER/*/*_mask.png`.
 
     The overlays that `unet predict` writes beside its masks are for people, and left out.
 
     Raises:
         InputError: there is none.
     """
-    is_pattern = "*" in where.name and not where.exists()
-    folder = where.parent if is_pattern else where
-    if "*" in str(folder) and not folder.exists():
-        raise InputError(
-            f"{where}: only the name of a file may be a pattern, and not that of a folder; put the "
-            "files of all folders into one"
-        )
+    if "*" not in str(where) or where.exists():
+        return _list_folder(where)
+    fixed, folders = _find_folders(where.parent)
+    paths = []
+    for folder in folders:
+        try:
+            paths += _list_folder(folder)
+        except InputError:
+            if folders == [where.parent]:  # of several, some may hold no image
+                raise
+    paths = [path for path in paths if fnmatchcase(path.name, where.name)]
+    if not paths:
+        raise InputError(f"{where}: no image in {fixed} has such a name")
+    return paths
+
+
+def _find_folders(pattern: Path) -> tuple[Path, list[Path]]:
+    """Return the part of a pattern before its first `*`, and the folders that fit it, sorted.
+
+    Raises:
+        InputError: there is no such part.
+    """
+    count = next((i for i, part in enumerate(pattern.parts) if "*" in part), None)
+    if count is None:
+        return pattern, [pattern]
+    fixed = Path(*pattern.parts[:count])
+    if not fixed.is_dir():
+        raise InputError(f"{fixed}: there is no such folder")
+    found = fixed.glob(str(Path(*pattern.parts[count:])))
+    return fixed, sorted(path for path in found if path.is_dir())
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """List the image files of a folder but for overlays.
+
+    Raises:
+        InputError: there is none.
+    """
     try:
         paths = unet_image.list_images(folder)
     except InputError:
         _refuse_folders_of_images(folder)
         raise
     names = {path.name for path in paths}
-    paths = [path for path in paths if not _is_overlay(path, names)]
-    if is_pattern:
-        paths = [path for path in paths if fnmatchcase(path.name, where.name)]
-        if not paths:
-            raise InputError(f"{where}: no image in {folder} has such a name")
-    return paths
+    return [path for path in paths if not _is_overlay(path, names)]
 
 
 def _is_overlay(path: Path, names: set[str]) -> bool:
@@ -169,9 +197,12 @@ def _refuse_folders_of_images(folder: Path) -> None:
         return
     for path in folder.rglob("*"):
         if path.suffix.lower() in unet_image.SUFFIXES and path.is_file():
+            inside = path.relative_to(folder).parent.parts
+            pattern = folder.joinpath(*"*" * len(inside), f"*{path.suffix}")
             raise InputError(
-                f"{folder}: its images lie in folders inside it, such as {path}; put all images "
-                "into one folder, and one mask for each of them into another"
+                f"{folder}: its images lie in folders inside it, such as {path}; if their names "
+                f"differ, name them by a pattern, such as '{pattern}', or put all images into one "
+                "folder, and one mask for each of them into another"
             ) from None
 
 
@@ -180,7 +211,9 @@ def _find_folder(where: Path) -> Path:
     return where if where.is_dir() else where.parent
 
 
-def _tell_apart(images: list[Path], masks: list[Path]) -> tuple[list[Path], list[Path]]:
+def _tell_apart(
+    images: list[Path], masks: list[Path], folder: Path
+) -> tuple[list[Path], list[Path]]:
     """Tell the images in a folder from the masks in it.
 
     A pattern for either says it. Otherwise masks have the name of their image with one affix.
@@ -201,12 +234,14 @@ def _tell_apart(images: list[Path], masks: list[Path]) -> tuple[list[Path], list
     if len(affixes) != 1:
         several = " or ".join(f"{one.wrap('NAME')} for NAME" for one in affixes[:MAX_NAMES])
         reason = f"masks may be {several}" if affixes else "no one ending or beginning marks masks"
-        folder = images[0].parent
-        raise InputError(
-            f"{folder}: images and masks lie together, and {reason}; say which are which by "
-            f"patterns in place of the folder, such as '{folder}/*_image.*' and "
-            f"'{folder}/*_mask.*'"
-        )
+        halves = halve_names(list(stems))
+        remedy = "put the images and the masks into folders of their own"
+        if len(images) == 2:
+            remedy = f"name the two files: '{images[0]}' for one, '{images[1]}' for the other"
+        elif halves:
+            image, mask = (_make_pattern(folder, affix, images) for affix in halves)
+            remedy = f"say which are which by patterns: '{image}' for one, '{mask}' for the other"
+        raise InputError(f"{folder}: images and masks lie together, and {reason}; {remedy}")
     is_mask = {stem: affixes[0].strip(stem) in stems for stem in stems}
     return (
         [path for stem, path in stems.items() if not is_mask[stem]],
@@ -224,39 +259,62 @@ def _index_by_stem(paths: list[Path]) -> dict[str, Path]:
     for path in paths:
         stem = unicodedata.normalize("NFC", path.stem)
         if stem in by_stem:
-            raise InputError(f"{path}: {by_stem[stem].name} has the same name; rename one")
+            raise InputError(f"{path}: {by_stem[stem]} has the same name; rename one")
         by_stem[stem] = path
     return by_stem
 
 
-def _refuse_rivals(match: Match, images: dict[str, Path], masks: dict[str, Path]) -> None:
-    """Refuse names that fit by several rules, each of which leaves out other files.
+def _refuse_rival_images(
+    match: Match, images: dict[str, Path], masks: dict[str, Path], folder: Path
+) -> None:
+    """Refuse a mask with several images by several rules, each of which leaves out other images.
 
     Raises:
-        InputError: it names an image with its masks, or a mask with its images.
+        InputError: it names the mask and these images.
     """
-    matches = [match, *match.rivals]
-    if match.images:  # several images for one mask
-        mask = next(iter(match.masks.values()))
-        path, what = masks[mask], "image"
-        others = [
-            (one.rule.image, images[name])
-            for one in matches
-            for name, its_mask in one.masks.items()
-            if its_mask == mask
-        ]
-    else:
-        image = next(iter(match.masks))
-        path, what = images[image], "mask"
-        others = [(one.rule.mask, masks[one.masks[image]]) for one in matches]
-    files = list_names([one.name for one in dict.fromkeys(other for _, other in others)], MAX_NAMES)
-    # of no affix the pattern would be all files
-    affixes, example = next((one for one in others if one[0] != Affixes()), others[0])
-    pattern = example.parent / f"{affixes.wrap('*')}{example.suffix}"
-    raise InputError(
-        f"{path}: its {what} may be each of {files}; say which by a pattern in place of the "
-        f"folder, such as '{pattern}'"
+    mask = next(iter(match.masks.values()))
+    rivals = {
+        images[name]: one.rule.image
+        for one in [match, *match.rivals]
+        for name, its_mask in one.masks.items()
+        if its_mask == mask
+    }
+    raise InputError(f"{masks[mask]}: its image {_describe_rivals(rivals, folder)}")
+
+
+def _refuse_rival_masks(
+    match: Match, images: dict[str, Path], masks: dict[str, Path], folder: Path
+) -> None:
+    """Refuse an image with several masks by several rules, each of which leaves out other masks.
+
+    Raises:
+        InputError: it names the image and these masks.
+    """
+    image = next(iter(match.masks))
+    rivals = {masks[one.masks[image]]: one.rule.mask for one in [match, *match.rivals]}
+    raise InputError(f"{images[image]}: its mask {_describe_rivals(rivals, folder)}")
+
+
+def _describe_rivals(rivals: dict[Path, Affixes], folder: Path) -> str:
+    """Return in words which files are meant perhaps, and by which pattern one of them is."""
+    names = [path.name for path in rivals]
+    patterns = [_make_pattern(folder, affixes, [path]) for path, affixes in rivals.items()]
+    fits = [sum(fnmatchcase(name, pattern.name) for name in names) == 1 for pattern in patterns]
+    remedy = " or ".join(
+        ["put those that are meant into a folder of their own"] * (not all(fits))
+        + [
+            f"say which by a pattern in place of the folder, such as '{pattern}'"
+            for pattern, fit in zip(patterns, fits, strict=True)
+            if fit
+        ][:1]
     )
+    return f"may be each of {list_names(names, MAX_NAMES)}; {remedy}"
+
+
+def _make_pattern(folder: Path, affixes: Affixes, paths: Sequence[Path]) -> Path:
+    """Return the pattern of files with these affixes."""
+    suffixes = {path.suffix for path in paths}
+    return folder / f"{affixes.wrap('*')}{suffixes.pop() if len(suffixes) == 1 else '.*'}"
 
 
 def _refuse_lonely_images(match: Match, images: dict[str, Path], masks: Path) -> None:

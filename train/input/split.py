@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,12 @@ def draw_split(groups: Sequence[str], *, holdout: float, seed: int) -> tuple[Ind
     names = list(dict.fromkeys(groups))
     count = len(groups)
     if count < 2:
-        raise InputError(
-            f"{count} image is too few: one to train and one to validate; give more, or "
-            "--overfit, which needs one"
+        raise ConfigError(
+            DataConfig,
+            "{count} image is too few: one to train on and one to hold out; give more, name the "
+            "held-out ones by {validation_images} and {validation_masks}, or try one alone with "
+            "--overfit",
+            count=count,
         )
     if len(names) < 2:
         raise InputError(
@@ -132,7 +135,8 @@ def read_split(path: Path, pairs: Sequence[Pair]) -> list[bool | None]:
     A `.json` file has the names of images under `training` and `validation`, or under `train` and
     `val`; what else it holds counts nothing. Any other file is a text with the name of a held-out
     image in each line. A name may be without its suffix, or without what only the images' names
-    have; that of a stack stands for all its pages.
+    have; that of a stack stands for all its pages. Where no image has such a name, folders before
+    it and the case of its letters count nothing.
 
     Raises:
         InputError: it cannot be read, or names that are no image's, or on both sides; images that
@@ -140,23 +144,34 @@ def read_split(path: Path, pairs: Sequence[Pair]) -> list[bool | None]:
     """
     sides = _read_names(path)
     index = _index_names(pairs)
-    unknown = [name for names in sides.values() for name in names if _normal(name) not in index]
+    folded = _fold_case(index)
+    indices_by_name = {
+        name: _find_pairs(name, index, folded) for names in sides.values() for name in names
+    }
+    unknown = [name for name, indices in indices_by_name.items() if not indices]
     if unknown:
         raise InputError(
             f"{path}: no image is named {list_names(unknown, MAX_NAMES)}; take the names from the "
             "folder of images"
         )
-    chosen = {side: {i for n in names for i in index[_normal(n)]} for side, names in sides.items()}
+    chosen = {
+        side: {i for name in names for i in indices_by_name[name]} for side, names in sides.items()
+    }
     every = set(range(len(pairs)))
     if "training" not in chosen:
         chosen["training"] = every - chosen["validation"]
     for problem, indices in (
-        ("both sides have", chosen["training"] & chosen["validation"]),
-        ("no side has", every - chosen["training"] - chosen["validation"]),
+        ("images on both sides", chosen["training"] & chosen["validation"]),
+        ("images on neither side", every - chosen["training"] - chosen["validation"]),
     ):
         if indices:
             names = list_names([pairs[i].name for i in sorted(indices)], MAX_NAMES)
-            raise InputError(f"{path}: {problem} {names}; each image has to be on one side")
+            raise InputError(f"{path}: {problem}: {names}; name each on one side")
+    if path.suffix.lower() != ".json" and not chosen["training"]:
+        raise InputError(
+            f"{path}: it names every image, and the images in a text are held out; leave out those "
+            "to train on"
+        )
     for side in SIDES:
         if not chosen[side]:
             raise InputError(
@@ -227,6 +242,25 @@ def _index_names(pairs: Sequence[Pair]) -> dict[str, list[int]]:
                 level.setdefault(name, []).append(i)
         index = {**level, **index}
     return index
+
+
+def _fold_case(index: Mapping[str, Indices]) -> dict[str, Indices]:
+    """Return an index without the case of letters; names that then mean several pairs have none."""
+    folded: dict[str, Indices] = {}
+    for name, indices in index.items():
+        if folded.setdefault(name.casefold(), indices) != indices:
+            folded[name.casefold()] = []
+    return folded
+
+
+def _find_pairs(name: str, index: Mapping[str, Indices], folded: Mapping[str, Indices]) -> Indices:
+    """Return the indices of the pairs that a name in a split file means, or none.
+
+    The name as it stands counts first, then without the folders before it, then in letters of
+    either case.
+    """
+    whole, last = _normal(name), _normal(re.split(r"[/\\]", name)[-1])
+    return index.get(whole) or index.get(last) or folded.get(last.casefold(), [])
 
 
 def _list_names(pair: Pair) -> tuple[str, ...]:
