@@ -239,6 +239,32 @@ def test_a_bilevel_picture_is_the_same_in_every_container(tmp_path):
     assert len(unet_image.list_images(tmp_path)) == 9
 
 
+@pytest.mark.parametrize("compression", ["group4", "packbits", "tiff_lzw"])
+def test_a_mask_of_two_tones_is_1_where_it_is_white(tmp_path, compression):
+    mask = picture((17, 21)) > 127
+    for photometric in (0, 1):
+        path = tmp_path / f"{photometric}.tif"
+        image = Image.fromarray(mask).convert("1")
+        image.save(path, compression=compression, tiffinfo={262: photometric})
+        with tifffile.TiffFile(path) as file:
+            assert int(file.pages.first.photometric) == photometric
+        np.testing.assert_array_equal(read(path), mask * np.uint8(255), strict=True)
+        expected = mask.astype(np.uint8)
+        np.testing.assert_array_equal(read(path, indices=True), expected, strict=True)
+
+
+def test_bools_on_every_page_that_tifffile_writes_are_1_where_they_are_true(tmp_path):
+    masks = picture((3, 17, 21)) > 127
+    tifffile.imwrite(tmp_path / "a.tif", masks)
+    tifffile.imwrite(tmp_path / "b.tif", masks, metadata=None)  # only its first page has the tag
+    for path in unet_image.list_images(tmp_path):
+        for page, mask in zip(unet_image.read_pages(path, indices=True), masks, strict=True):
+            np.testing.assert_array_equal(page, mask.astype(np.uint8), strict=True)
+    # another program means what it says
+    tifffile.imwrite(tmp_path / "c.tif", masks[0], software="another")
+    np.testing.assert_array_equal(read(tmp_path / "c.tif", indices=True), ~masks[0])
+
+
 def test_a_mask_of_bools_that_tifffile_writes_is_1_where_it_is_true(tmp_path):
     """It says that 1 is black, as everybody shows it, and a mask is not a matter of colours."""
     mask = picture((17, 21)) > 127
@@ -552,7 +578,7 @@ def test_a_frame_of_another_size_than_its_gif_is_refused(tmp_path, size, corner)
 def test_arrays_without_names_of_axes(tmp_path):
     shapes: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {
         (9, 13): (1, (9, 13)), (9, 13, 1): (1, (9, 13)), (9, 13, 2): (1, (9, 13, 2)),
-        (9, 13, 4): (1, (9, 13, 4)), (3, 9, 5): (3, (9, 5)), (2, 9, 13, 6): (2, (9, 13, 6)),
+        (9, 13, 4): (1, (9, 13, 4)), (3, 16, 17): (3, (16, 17)), (2, 9, 13, 6): (2, (9, 13, 6)),
         (2, 9, 13, 1): (2, (9, 13)),
     }  # fmt: skip
     for number, (shape, (count, page)) in enumerate(shapes.items()):
@@ -566,6 +592,26 @@ def test_arrays_without_names_of_axes(tmp_path):
         np.save(tmp_path / "a.npy", picture(shape))
         with pytest.raises(InputError, match=r"a\.npy: an array of the shape"):
             unet_image.measure_pages(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 5), (64, 64, 15), (3, 15, 64)])
+def test_an_array_that_may_be_pages_or_channels_is_refused(tmp_path, shape):
+    array = picture(shape)
+    np.save(tmp_path / "a.npy", array)
+    containers.by_zarr(3)(tmp_path / "a.zarr", array)
+    for path in (tmp_path / "a.npy", tmp_path / "a.zarr"):
+        with pytest.raises(InputError) as refusal:
+            unet_image.measure_pages(path)
+        assert str(refusal.value) == (
+            f"{path}: an array of the shape {shape} would be {shape[0]} pages of {shape[1]} x "
+            f"{shape[2]} pixels; store (n, h, w) of at least 16 x 16 pixels, (h, w, c) with c of "
+            "at most 4, (n, h, w, c), or a zarr with names of axes"
+        )
+    # the ways out
+    np.save(tmp_path / "b.npy", array[None])
+    check_pages(tmp_path / "b.npy", [array])
+    zarr.create_array(str(tmp_path / "b.zarr"), data=array, dimension_names=["y", "x", "c"])
+    check_pages(tmp_path / "b.zarr", [array])
 
 
 def test_names_of_zarr_axes_are_obeyed(tmp_path):

@@ -119,6 +119,14 @@ def _text(tmp_path):
     return tmp_path / "a.tif"
 
 
+def test_a_pointer_is_in_place_of_any_file(tmp_path):
+    path = _pointer(tmp_path)
+    with pytest.raises(InputError) as refusal:
+        unet_image.measure_pages(path)
+    words = "a Git-LFS pointer in place of the file itself; run: git lfs pull"
+    assert str(refusal.value) == f"{path}: {words}"
+
+
 @pytest.mark.parametrize("make", [_truncated, _truncated_tiff, _pointer, _empty, _text])
 def test_a_damaged_image_is_one_sentence_that_names_it(tmp_path, make):
     path = make(tmp_path)

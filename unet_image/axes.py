@@ -11,6 +11,9 @@ CHANNELS = "CS"
 MOST_UNNAMED_CHANNELS = 4
 """The last of three axes without names counts channels up to here, which is RGB and one more."""
 
+LEAST_PX = 16
+"""Three axes without names, of which one side would have fewer pixels, may be channels."""
+
 
 def guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     """Return the axes of an array without names.
@@ -19,12 +22,21 @@ def guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     The channels are S, samples of a colour, as nothing says that they are something else.
 
     Raises:
-        InputError: another number of axes.
+        InputError: another number of axes, or pages whose sides may be channels.
     """
     if len(shape) == 2:
         return "YX"
     if len(shape) == 3:
-        return "YXS" if shape[-1] <= MOST_UNNAMED_CHANNELS else "IYX"
+        if shape[-1] <= MOST_UNNAMED_CHANNELS:
+            return "YXS"
+        if min(shape[1:]) < LEAST_PX:
+            raise InputError(
+                f"{path}: an array of the shape {shape} would be {shape[0]} pages of {shape[1]} x "
+                f"{shape[2]} pixels; store (n, h, w) of at least {LEAST_PX} x {LEAST_PX} pixels, "
+                f"(h, w, c) with c of at most {MOST_UNNAMED_CHANNELS}, (n, h, w, c), or a zarr "
+                "with names of axes"
+            )
+        return "IYX"
     if len(shape) == 4:
         return "IYXS"
     raise InputError(

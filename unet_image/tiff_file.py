@@ -259,7 +259,7 @@ def _make_header(path: Path, page: tifffile.TiffPage, shape: tuple[int, ...]) ->
         dtype=np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("="),
         largest=2**bits - 1 if bits < 8 and photometric != PALETTE else None,
         is_inverted=photometric == WHITE_IS_ZERO,
-        inverts_indices=bits > 1 or "tifffile" not in str(page.tags.valueof(305)),  # Software
+        inverts_indices=bits > 1 or "tifffile" not in _read_software(page.parent),
         is_colour=photometric in (RGB, PALETTE, CMYK, YCBCR),
         palette=_make_palette(colormap)
         if photometric == PALETTE and colormap is not None
@@ -269,6 +269,11 @@ def _make_header(path: Path, page: tifffile.TiffPage, shape: tuple[int, ...]) ->
         orientation=valid_orientation(page.tags.valueof(274)),
     )
     return header.check(path)
+
+
+def _read_software(file: tifffile.TiffFile) -> str:
+    """Return which program wrote a file; it may say so on the first page alone."""
+    return str(file.pages.first.tags.valueof(305, ""))
 
 
 def _make_palette(colormap: np.ndarray) -> np.ndarray:

@@ -133,7 +133,9 @@ def refuse_pointer(path: Path) -> None:
     if not head:
         raise NotWholeError(f"{path}: the file is empty; fetch or write it again")
     if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path}: a Git-LFS pointer, not the file itself; run: git lfs pull")
+        raise InputError(
+            f"{path}: a Git-LFS pointer in place of the file itself; run: git lfs pull"
+        )
 
 
 def refuse_text(path: Path) -> None:
