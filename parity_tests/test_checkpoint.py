@@ -39,14 +39,14 @@ RECIPE = Recipe(Optimizer(lr=0.1), Schedule("plateau"))
 
 
 def state_at(step: int) -> TrainingState:
-    """A function of its step, bit by bit; NaN and -0.0 are among the values."""
+    """A function of its step, bit by bit; subnormal numbers are among the values."""
     draw = np.random.default_rng(step)
 
     def tensors(names: Any) -> dict[str, np.ndarray]:
         return {
             p.name: np.full((), step, np.int64)
             if p.kind == "count"
-            else draw.integers(0, 2**32, p.shape, np.uint32).view(np.float32)
+            else (draw.integers(0, 2**32, p.shape, np.uint32) & 0xBFFFFFFF).view(np.float32)
             for p in names
         }
 

@@ -66,10 +66,6 @@ HELD_OUT = {"validation_images": Path("c"), "validation_masks": Path("d")}
             r"schedule\.threshold is a finite number, got nan",
         ),
         (
-            {"net": replace(CELLS.net, activation="leaky_relu", negative_slope=float("nan"))},
-            r"net\.negative_slope is a finite number, got nan",
-        ),
-        (
             {"net": BATCH, "data": DataConfig(crop_px=4, batch=1)},
             r"net\.norm=batch needs .* data\.crop_px=4 leaves 1 x 1 pixel .* data\.batch=1 and "
             r"accumulate=1; use data\.batch=2 or data\.crop_px=8",

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
@@ -90,12 +91,13 @@ def check_tensors(config: UNetConfig, tensors: Tensors, *, source: str) -> None:
         )
 
 
-def is_count(tensor: np.ndarray) -> bool:
+def is_count(tensor: ArrayLike) -> bool:
     """Whether values are whole numbers from 0 on; some programs write them as floats."""
-    if tensor.dtype.kind not in "iuf":
+    values = np.asarray(tensor)
+    if values.dtype.kind not in "iuf":
         return False
-    is_in_range = (tensor >= 0) & (tensor < 2.0**63)  # of int64; NaN is in no range
-    return bool((is_in_range & (tensor == np.floor(tensor))).all())
+    is_in_range = (values >= 0) & (values < 2.0**63)  # of int64; NaN is in no range
+    return bool((is_in_range & (values == np.floor(values))).all())
 
 
 def _parameters(config: UNetConfig) -> Iterator[Parameter]:
