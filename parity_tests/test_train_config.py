@@ -115,7 +115,6 @@ HELD_OUT = {"validation_images": Path("c"), "validation_masks": Path("d")}
         "undecayed",
         "infinite rate",
         "plateau of no number",
-        "slope of no number",
         "batch norm of one value",
         "batch norm of one value in each part",
         "batch norm of one value, odd size",

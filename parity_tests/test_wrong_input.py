@@ -41,7 +41,7 @@ def misbehave(case, folder):
         case "warn":
             warnings.warn("noise", stacklevel=2)
         case "grow":
-            np.ones(400 * 2**20)  # 3.1 GiB
+            np.ones(220 * 2**20)  # 1.7 GiB
         case "ask":
             try:
                 np.ones(2**36)
