@@ -76,12 +76,7 @@ def predict(
     x = _prepare(image, config, preprocessing)
     mask = np.empty(x.shape[:2], _mask_type(config))
     for part in _predict_parts(forward, x, config, preprocessing):
-        if threshold is None:
-            classes = choose_class(part.logits, axis=-1)
-        else:
-            probabilities = compute_probabilities(config, part.logits, axis=-1)
-            classes = _reach_threshold(probabilities, threshold)
-        mask[part.rows, part.columns] = classes
+        mask[part.rows, part.columns] = _choose(config, part.logits, threshold)
     return mask
 
 
@@ -106,14 +101,17 @@ def predict_both(
     mask = np.empty(x.shape[:2], _mask_type(config))
     probabilities = np.empty((*x.shape[:2], config.classes), np.float32)
     for part in _predict_parts(forward, x, config, preprocessing):
-        of_part = compute_probabilities(config, part.logits, axis=-1)
-        if threshold is None:
-            classes = choose_class(part.logits, axis=-1)
-        else:
-            classes = _reach_threshold(of_part, threshold)
-        mask[part.rows, part.columns] = classes
-        probabilities[part.rows, part.columns] = of_part
+        place = part.rows, part.columns
+        mask[place] = _choose(config, part.logits, threshold)
+        probabilities[place] = compute_probabilities(config, part.logits, axis=-1)
     return mask, probabilities
+
+
+def _choose(config: UNetConfig, logits: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Return the class of each pixel (h, w) of logits (h, w, classes)."""
+    if threshold is None:
+        return choose_class(logits, axis=-1)
+    return _reach_threshold(compute_probabilities(config, logits, axis=-1), threshold)
 
 
 def check_threshold(config: UNetConfig, threshold: float | None) -> None:
