@@ -120,9 +120,9 @@ def _takes_alpha(page: Page, net: WeightFile) -> bool:
 def _check_fit(page: Page, net: WeightFile) -> None:
     """Refuse an image that the net cannot predict, before anything is written."""
     check_channels(page, channels=net.config.in_channels, preprocessing=net.preprocessing)
-    shape = page.shape if _takes_alpha(page, net) else page.shape_without_alpha
+    height, width, *_ = page.shape
     try:
-        prediction.check_fit(shape, config=net.config, preprocessing=net.preprocessing)
+        prediction.check_size(height, width, config=net.config, preprocessing=net.preprocessing)
     except InputError as error:
         raise InputError(f"{page.place}: {error}") from error
 

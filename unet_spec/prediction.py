@@ -133,21 +133,18 @@ def check_threshold(config: UNetConfig, threshold: float | None) -> None:
         )
 
 
-def check_fit(shape: tuple[int, ...], *, config: UNetConfig, preprocessing: Preprocessing) -> None:
-    """Refuse an image that the net cannot predict, by its shape, before its pixels are read.
-
-    Args:
-        shape: (h, w) or (h, w, c).
+def check_size(
+    height: int, width: int, *, config: UNetConfig, preprocessing: Preprocessing
+) -> None:
+    """Refuse an image that the net cannot predict, by its size, before its pixels are read.
 
     Raises:
-        InputError: channels, or a size together with tiles or windows, that do not fit.
+        InputError: the size, or the windows, do not fit.
     """
     check_window(config, preprocessing.window_px)
-    pixel = np.zeros((1, 1, *shape[2:]), np.uint8)
-    prepare(pixel, channels=config.in_channels, preprocessing=preprocessing)
     if preprocessing.window_px is None:
         config = _without_fit(config, preprocessing)
-        for size in shape[:2]:
+        for size in (height, width):
             cut_tiles(config, size + sum(border(config, size)))
 
 
