@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import re
 import resource
 import time
 import traceback
@@ -172,13 +173,13 @@ def _work(pipe: Connection, prepare: Any, folder: Path, cases: list[Case]) -> No
     """Run the cases, and send each outcome with the memory that this process has grown by."""
     folder.mkdir(parents=True, exist_ok=True)
     run = prepare(folder)
-    start_mb = _peak_mb()
+    start_mb = peak_mb()
     space = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (space + ADDRESS_SPACE,) * 2)
     for case in cases:
         before = time.process_time()
         outcome = run_case(run, case, folder)
-        seconds, grown_mb = time.process_time() - before, _peak_mb() - start_mb
+        seconds, grown_mb = time.process_time() - before, peak_mb() - start_mb
         if outcome.end not in FAULTS and grown_mb > MEGABYTES:
             outcome = Outcome("memory", f"{grown_mb:.0f} MB above the start")
         if outcome.end not in FAULTS and seconds > SECONDS:
@@ -228,5 +229,12 @@ def _wants_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_mb() -> float:
+    """Return the most memory that this process has had at once.
+
+    `ru_maxrss` would begin at the memory of the process that started this one, and growth below
+    that would not be seen.
+    """
+    status = Path("/proc/self/status").read_text()
+    (kilobytes,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(kilobytes) / 1024
