@@ -15,6 +15,7 @@ from unet_command.parsing import Command, parse
 from unet_command.reports import check_target, write_json
 from unet_command.wording import list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
+from unet_spec.config import check_bounds
 from unet_spec.environment import need
 from unet_spec.files import atomic_write
 from unet_train.config import TrainConfig
@@ -248,6 +249,7 @@ def verify(
         json: Write the whole report into this file.
         command: This is what was typed.
     """
+    check_bounds(config)
     check_target(json)
     check_target(report, ".html")
     need("jax", "torch", *(["images"] if image or report else []))

@@ -159,6 +159,33 @@ def test_nearest_legal_sizes_bracket_the_size(fit, depth, convolutions, size):
     assert not any(geometry.is_legal(config, s) for s in between)
 
 
+@given(st.sampled_from(FITS), st.integers(1, 5), st.integers(1, 5))
+def test_legal_sizes_by_arithmetic_are_those_that_a_search_finds(fit, depth, convolutions):
+    config = UNetConfig(
+        widths=(1,) * (depth + 1), convolutions=convolutions, padding=fit[0], fit=fit[1]
+    )
+    end = 4 * convolutions * 2 ** (depth + 1) + 4 * 2**depth
+    legal = [size for size in range(1, end) if geometry.is_legal(config, size)]
+    assert len(legal) > 3
+    sizes = range(-3, legal[-2])
+    for size in sizes:
+        below = [s for s in legal if s < size][-1:]
+        above = next(s for s in legal if s >= size)
+        assert geometry.next_legal(config, size) == above
+        assert geometry.nearest_legal(config, size) == (*below, above)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_sizes_of_a_net_of_many_levels_are_found_at_once(padding):
+    config = UNetConfig(widths=(1,) * 1000, padding=padding)
+    (smallest,) = geometry.nearest_legal(config, 100)
+    assert geometry.is_legal(config, smallest)
+    assert geometry.nearest_legal(config, smallest + 1) == (smallest, smallest + 2**999)
+    lost = smallest - geometry.output_size(config, smallest)
+    assert lost == (0 if padding == "same" else 4 * (3 * 2**999 - 2))
+    assert geometry.margin(config) == lost // 2
+
+
 REFUSALS = {
     "paper": (PAPER, 571, "size 571 px is not legal: with padding=valid each of the 4 pools must "
               "halve an even size; the nearest legal sizes: 556 and 572"),

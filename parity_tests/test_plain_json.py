@@ -12,6 +12,7 @@ from benchmarks.whole_files import draw_run, write_run
 from unet_convert import conversion
 from unet_parity import oracle
 from unet_spec import InputError, Preprocessing, UNetConfig, weight_file
+from unet_spec.errors import FieldError
 from unet_spec.plain_json import MOST_LEVELS, read_json
 from unet_spec.recorded import read_recorded
 from unet_spec.weight_file import WeightFile
@@ -90,10 +91,29 @@ def test_a_card_with_other_values_is_refused_by_the_name_of_its_file(tmp_path, o
         weight_file.read(path)
 
 
-def test_a_net_of_too_many_levels_is_refused_at_once():
-    UNetConfig(widths=(1,) * 16)
-    with pytest.raises(InputError, match="widths needs at most 16 levels"):
-        UNetConfig(widths=(1,) * 17)
+@pytest.mark.parametrize(
+    ("allowed", "axes", "words"),
+    [
+        ({"widths": (1,) * 16}, {"widths": (1,) * 17}, "widths needs at most 16 levels, got"),
+        ({"convolutions": 100}, {"convolutions": 101}, "convolutions needs at most 100, got 101"),
+    ],
+)
+def test_a_deeper_net_than_the_bounds_can_be_written_and_is_not_read(
+    tmp_path, allowed, axes, words
+):
+    path = tmp_path / "w.safetensors"
+    for fields in (allowed, axes):
+        net = UNetConfig(**{"widths": (1, 1), **fields})
+        weight_file.write(path, WeightFile(net, oracle.random_tensors(net, seed=0)))
+        if fields == allowed:
+            assert weight_file.read(path).config == net
+    with pytest.raises(InputError, match=rf"w\.safetensors: .*{words}"):
+        weight_file.read(path)
+    with pytest.raises(FieldError, match=words):
+        replace(CELLS, net=net)
+
+
+def test_a_window_of_no_pixels_is_refused():
     with pytest.raises(InputError, match="window_px needs at least 1"):
         Preprocessing(window_px=0)
 

@@ -143,6 +143,15 @@ def test_torch_gets_a_param_group_for_each_weight_decay_and_one_where_there_is_o
     assert one.state_dict() == plain.state_dict()
 
 
+def test_torch_gets_parameters_without_names_where_no_name_counts():
+    net = torch.nn.Linear(2, 3)
+    ours, schedule = unet_torch.recipe.build(Recipe(), net.parameters())
+    assert schedule is None
+    assert ours.state_dict() == torch.optim.AdamW(net.parameters(), lr=1e-3).state_dict()
+    with pytest.raises(InputError, match=r"undecayed goes by .* give model\.named_parameters"):
+        unet_torch.recipe.build(Recipe(Optimizer(undecayed=("vectors",))), net.parameters())
+
+
 def test_an_optimizer_whose_undecayed_names_no_tensor_is_refused_by_both():
     recipe = Recipe(Optimizer(undecayed=("head",)))
     with pytest.raises(InputError, match="undecayed names head, which is no trained tensor"):

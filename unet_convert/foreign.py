@@ -10,6 +10,7 @@ from unet_convert import names_map
 from unet_convert.evidence import Case, Evidence, collect_pairs, settle
 from unet_spec import InputError, UNetConfig
 from unet_spec import structure as structure_of
+from unet_spec.config import check_bounds
 from unet_spec.environment import need
 from unet_spec.errors import ConfigError
 from unet_spec.families import OWN
@@ -212,6 +213,10 @@ def _read_case(
         tensors, given=evidence.config, settled=evidence.settled, ties=ties,
         source=str(evidence.names or source), is_mapped=evidence.names is not None,
     )  # fmt: skip
+    try:
+        check_bounds(structures[0].config)
+    except ConfigError as error:  # typed by nobody
+        raise InputError(f"{source}: {error}") from error
     if evidence.names is not None:  # whoever wrote the map has said which block is which
         structures = structures[:1]
     return Case(structures, tensors, theirs, source, evidence, module, say)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from unet_spec.errors import ConfigError, FieldError
+from unet_spec.errors import ConfigError, FieldError, InputError
 from unet_spec.fields import check_types, from_json
 
 MOST_LEVELS = 16
-"""With this many, the smallest size is 2**15 pixels already."""
+"""Of a net in a file or in flags; with this many, the smallest size is 2**15 pixels already."""
 MOST_CONVOLUTIONS = 100
-"""Of a level; a card that states a million would keep its reader busy for an hour."""
+"""Of a level of such a net; a million would keep the reader of a file busy for an hour."""
 
 
 class UpLevel(NamedTuple):
@@ -102,12 +102,8 @@ class UNetConfig:
         for name in ("in_channels", "classes", "convolutions", "groups"):
             if getattr(self, name) < 1:
                 raise FieldError(self, name, "needs at least 1")
-        if self.convolutions > MOST_CONVOLUTIONS:
-            raise FieldError(self, "convolutions", "needs at most {most}", most=MOST_CONVOLUTIONS)
         if len(self.widths) < 2:
             raise FieldError(self, "widths", "needs at least 2 levels")
-        if len(self.widths) > MOST_LEVELS:
-            raise FieldError(self, "widths", "needs at most {most} levels", most=MOST_LEVELS)
         if min(self.widths) < 1:
             raise FieldError(self, "widths", "needs positive channel counts")
         if self.up_widths and (len(self.up_widths) != self.depth or min(self.up_widths) < 1):
@@ -200,9 +196,29 @@ class UNetConfig:
         """Return the config that `to_json` wrote.
 
         Raises:
-            InputError: not JSON, an unknown field, or a value that a field does not allow.
+            InputError: not JSON, an unknown field, a value that a field does not allow, or a net
+                beyond the bounds of `check_bounds`.
         """
-        return from_json(cls, text)
+        config = from_json(cls, text)
+        try:
+            check_bounds(config)
+        except ConfigError as error:  # what a file says was typed by nobody
+            raise InputError(f"{cls.__name__}: {error}") from error
+        return config
+
+
+def check_bounds(config: UNetConfig) -> None:
+    """Refuse a net of more levels or convolutions than a file or a flag may ask for.
+
+    Python code may make a net of any depth.
+
+    Raises:
+        FieldError: it has more.
+    """
+    if len(config.widths) > MOST_LEVELS:
+        raise FieldError(config, "widths", "needs at most {most} levels", most=MOST_LEVELS)
+    if config.convolutions > MOST_CONVOLUTIONS:
+        raise FieldError(config, "convolutions", "needs at most {most}", most=MOST_CONVOLUTIONS)
 
 
 PAPER = UNetConfig(padding="valid")

@@ -1,7 +1,6 @@
 """What sizes do in a U-Net, in plain integers. Height and width never mix: all is per axis."""
 
 from dataclasses import dataclass, replace
-from itertools import count
 
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
@@ -45,8 +44,7 @@ def levels(config: UNetConfig, size_px: int) -> Levels:
 
 def _trace_size(config: UNetConfig, size_px: int) -> Levels | None:
     """Follow a size through the net; None if a level has nothing left, or cannot be halved."""
-    # an unpadded 3x3 convolution takes a pixel off each side
-    shrink = 2 * config.convolutions if config.padding == "valid" else 0
+    shrink = _shrink(config)
     skips, ups, size = [], [], size_px
     for _ in range(config.depth):
         size -= shrink
@@ -89,16 +87,38 @@ def is_legal(config: UNetConfig, size_px: int) -> bool:
 
 def next_legal(config: UNetConfig, size_px: int) -> int:
     """Return the smallest legal size of at least `size_px`."""
-    return next(size for size in count(max(1, size_px)) if is_legal(config, size))
+    smallest, step = _list_legal(config)
+    steps_up = -(-(size_px - smallest) // step)
+    return smallest + step * max(0, steps_up)
 
 
 def nearest_legal(config: UNetConfig, size_px: int) -> tuple[int, ...]:
     """Return the legal sizes next to `size_px`: one below, if there is one, and one above."""
     above = next_legal(config, size_px)
-    for below in range(size_px - 1, 0, -1):
-        if is_legal(config, below):
-            return below, above
-    return (above,)
+    smallest, step = _list_legal(config)
+    if size_px <= smallest:
+        return (above,)
+    return smallest + (size_px - 1 - smallest) // step * step, above
+
+
+def _list_legal(config: UNetConfig) -> tuple[int, int]:
+    """Return the smallest legal size, and the step from each legal size to the next one.
+
+    The convolutions of a level take c pixels. A neck of n pixels comes from n + c, and each level
+    above it had twice as many pixels and c more, so the input had 2**depth (n + c) and
+    c (2**depth - 1) more. Going up, each level doubles the size and takes c, so the output has
+    2**depth (n - c) + c pixels, which must be at least 1 without padding to the skips.
+    """
+    shrink, halving = _shrink(config), 2**config.depth
+    smallest_neck = max(1, shrink - (shrink - 1) // halving)
+    smallest = halving * (smallest_neck + shrink) + shrink * (halving - 1)
+    # where a pool may drop an odd row, each larger size is legal too
+    return smallest, halving if config.fit == "error" else 1
+
+
+def _shrink(config: UNetConfig) -> int:
+    """Return how many pixels the 3x3 convolutions of a level take: one off each side, unpadded."""
+    return 2 * config.convolutions if config.padding == "valid" else 0
 
 
 def margin(config: UNetConfig) -> int:

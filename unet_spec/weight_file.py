@@ -133,7 +133,7 @@ def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> Wei
             raise TypeError(f"class_names is a list of texts, got {names!r}")
         "".join(names).encode()  # what no text file can hold
         return WeightFile(
-            from_json(UNetConfig, json.dumps(card["config"])),
+            UNetConfig.from_json(json.dumps(card["config"])),
             tensors,
             from_json(Preprocessing, json.dumps(card["preprocessing"])),
             tuple(names),

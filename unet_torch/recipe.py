@@ -37,23 +37,25 @@ SCHEDULER_ARGUMENTS = {
 }  # fmt: skip
 
 
-def build(
-    recipe: Recipe, named: Iterable[tuple[str, nn.Parameter]]
-) -> tuple[torch.optim.Optimizer, Scheduler | None]:
+Parameters = Iterable[tuple[str, nn.Parameter]] | Iterable[nn.Parameter]
+
+
+def build(recipe: Recipe, parameters: Parameters) -> tuple[torch.optim.Optimizer, Scheduler | None]:
     """Return (optimizer, scheduler); the scheduler is None where the learning rate is constant.
 
     Where `undecayed` says that some tensors are not pulled towards 0, the optimizer has two param
     groups, with the names of their parameters.
 
     Args:
-        named: of the model, as `model.named_parameters()` gives them.
+        parameters: of the model, as `model.parameters()` or `model.named_parameters()` gives them;
+            with names where `undecayed` says which are not pulled.
 
     Raises:
         InputError: the recipe waits for the length of the run (`recipe.for_steps`), or its
-            `undecayed` names a tensor that there is not.
+            `undecayed` names a tensor that there is not, or no parameter has a name.
     """
     recipe.check_complete()
-    optimizer = _optimizer(recipe.optimizer, list(named))
+    optimizer = _optimizer(recipe.optimizer, _add_names(recipe.optimizer, parameters))
     return optimizer, _scheduler(recipe.schedule, optimizer)
 
 
@@ -81,6 +83,20 @@ def advance(
         scheduler.step()
     elif value is not None:
         scheduler.step(value)
+
+
+def _add_names(optimizer: Optimizer, parameters: Parameters) -> list[tuple[str, nn.Parameter]]:
+    """Return parameters with their names, which are empty where none were given and none count."""
+    named: list[tuple[str, nn.Parameter]] = []
+    for parameter in parameters:
+        if isinstance(parameter, Tensor):
+            if optimizer.undecayed:
+                raise InputError(
+                    "undecayed goes by the names of the parameters; give model.named_parameters()"
+                )
+            parameter = "", parameter
+        named.append(parameter)
+    return named
 
 
 def _optimizer(

@@ -341,7 +341,7 @@ def _read_card(content: Any) -> dict[str, Any]:
 
 
 def _read_weights(card: Mapping[str, Any], tensors: Tensors) -> WeightFile:
-    net = from_json(UNetConfig, json.dumps(card["config"]))
+    net = UNetConfig.from_json(json.dumps(card["config"]))
     preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
     return WeightFile(net, tensors, preprocessing, tuple(card["class_names"]))
 
