@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import safetensors.numpy
 import torch
@@ -14,7 +13,6 @@ from unet_parity import oracle
 from unet_spec import InputError, Preprocessing, UNetConfig, weight_file
 from unet_spec.errors import FieldError
 from unet_spec.plain_json import MOST_LEVELS, read_json
-from unet_spec.recorded import read_recorded
 from unet_spec.weight_file import WeightFile
 from unet_torch import training_state as torch_state
 from unet_train.config import CELLS
@@ -167,14 +165,3 @@ def test_what_a_run_of_torch_says_of_its_net_is_read_with_care(tmp_path, text):
     for weights_only in (False, True):
         with pytest.raises(InputError, match=r"run\.pt: its entry `unet` is damaged"):
             conversion.read(path, weights_only=weights_only)
-
-
-@pytest.mark.parametrize("damage", ["cut", "bit"])
-def test_a_damaged_recording_is_named(tmp_path, damage):
-    path = tmp_path / "pair.npz"
-    np.savez(path, x=np.zeros((1, 1, 8, 8), np.float32), y=np.zeros((1, 2, 8, 8), np.float32))
-    whole = path.read_bytes()
-    cut, bit = whole[: len(whole) // 2], whole[:400] + bytes([whole[400] ^ 1]) + whole[401:]
-    path.write_bytes(cut if damage == "cut" else bit)
-    with pytest.raises(InputError, match=r"pair\.npz: not a whole \.npz file"):
-        read_recorded(path)

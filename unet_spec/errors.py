@@ -7,6 +7,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from unet_spec.wording import show
+
 
 class InputError(ValueError):
     """An `InputError` is raised where what the user gave cannot be used.
@@ -14,7 +16,11 @@ class InputError(ValueError):
     Its text is one sentence with the name, the rule and the remedy.
 
     The command `unet` prints it and ends with status 2; anything else it lets through is a bug.
+    Names from files may stand in it, so it is kept to one line of characters that can be shown.
     """
+
+    def __init__(self, sentence: str):
+        super().__init__(show(sentence))
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ class ConfigError(InputError):
 
     def word(self, word_part: Callable[[Part], str]) -> str:
         """Return the sentence in which names, settings and values are worded by a function."""
-        return "".join(part if isinstance(part, str) else word_part(part) for part in self.parts)
+        return show(
+            "".join(part if isinstance(part, str) else word_part(part) for part in self.parts)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross the border of a process as a plain sentence: not every config can be pickled."""

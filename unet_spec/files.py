@@ -67,6 +67,22 @@ def name_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def refuse_no_file(path: Path) -> None:
+    """Refuse to read what is no plain file: a pipe may wait for ever, and a device has no end.
+
+    Raises:
+        InputError: it is a folder, a pipe or a device, or there is nothing.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, and a file is needed")
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise InputError(
+            f"{path}: a pipe or a device, and a file is needed; save its content first"
+        )
+
+
 def refuse_existing(path: Path, *, why: str = "exists already") -> None:
     """Refuse to write over what is there."""
     if path.is_dir() and not any(path.iterdir()):

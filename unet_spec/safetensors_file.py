@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from unet_spec import narrowing
 from unet_spec.errors import InputError
-from unet_spec.files import atomic_write
+from unet_spec.files import atomic_write, refuse_no_file
 from unet_spec.narrowing import narrow, refuse_not_finite
 from unet_spec.parameters import Tensors
 from unet_spec.plain_json import read_json
@@ -116,18 +116,19 @@ def read_card(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a missing or empty file, a folder, and a Git-LFS pointer.
+    """Refuse a missing or empty file, a folder, a pipe, a device, and a Git-LFS pointer.
 
     Raises:
         NotWholeError: there is no file, or nothing in it.
-        InputError: it is a folder or a pointer.
+        InputError: it is one of the others.
     """
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.safetensors"))
         listed = f"; it holds {', '.join(inside)}" if inside else ""
         raise InputError(f"{path}: a folder, and a file is needed{listed}")
-    if not path.is_file():
+    if not path.exists():
         raise NotWholeError(f"{path}: there is no such file")
+    refuse_no_file(path)
     with path.open("rb") as stream:
         head = stream.read(40)
     if not head:

@@ -2,6 +2,24 @@
 
 from collections.abc import Sequence
 
+LONGEST = 4000
+"""A sentence has at most so many characters; the middle of a longer one is left out."""
+
+
+def show(text: str) -> str:
+    """Return a text as one line for a terminal, whatever file it came from.
+
+    Line breaks, escape sequences and half characters become visible escapes.
+
+    >>> print(show("a\\x1b[31m and \\n"))
+    a\\x1b[31m and \\n
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 def list_names(names: Sequence[str], limit: int) -> str:
     """List names in a sentence: the first ones, and the number of the others.
