@@ -93,8 +93,7 @@ def run_command(case: Case, folder: Path) -> Outcome:
         left = sorted(_list_files(place) - before)
         return Outcome("left behind", f"{shown}: {left[:2]}")
     text = said.getvalue().strip()
-    # a sentence is one line; the usage errors of the parser are boxes, which name --help
-    is_clean = "--help" in text or (text.startswith("unet: ") and "\n" not in text)
+    is_clean = text.startswith("unet: ") and text.isprintable()  # on one line
     if status != 2 or not is_clean or "Traceback" in text:
         return Outcome("noise", f"{shown}: status {status}, {text[:200]}")
     return Outcome("refused")

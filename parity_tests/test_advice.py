@@ -52,6 +52,11 @@ class Advice:
 
 ADVICE = (
     Advice(
+        "is no verb of unet", "unet trian cells",
+        r"trian is no verb of unet; (train) is near it; (unet --help) lists all",
+        ("unet {0} --help", "{1}"),
+    ),
+    Advice(
         "data.crop_px={} is not legal", f"{TRAIN} --data.crop-px 33",
         r"--data\.crop-px 33 is not legal for the net; use (\d+) or (\d+)",
         (f"{TRAIN} --data.crop-px {{0}}", f"{TRAIN} --data.crop-px {{1}}"),

@@ -7,6 +7,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from unet_spec.wording import show_value
+
 
 class InputError(ValueError):
     """An `InputError` is raised where what the user gave cannot be used.
@@ -138,6 +140,8 @@ def _word_in_python(part: Part) -> str:
             return f"{name.path}={value}"
         case Value(Path() as path):
             return str(path)
+        case Value(int() as number):
+            return show_value(number)
         case Value(value):
             return repr(value)
         case str():
