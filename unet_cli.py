@@ -17,6 +17,7 @@ from unet_command.wording import list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.environment import need
 from unet_spec.files import atomic_write
+from unet_spec.ranges import SIDE, STEPS_OF_A_PROOF, check_number
 from unet_train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -250,13 +251,14 @@ def verify(
     """
     check_target(json)
     check_target(report, ".html")
+    check_number("--steps", steps, STEPS_OF_A_PROOF)
+    for side in size or ():
+        check_number("--size", side, SIDE)
     need("jax", "torch", *(["images"] if image or report else []))
     sources = {"--size": size, "--image": image, "--recorded": recorded}
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} both give the input; leave one out")
-    if steps < 0:
-        raise InputError(f"--steps needs at least 0, got {steps}")
     from rich.console import Console
 
     from unet_convert.conversion import refuse_contradiction

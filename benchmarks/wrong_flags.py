@@ -134,10 +134,9 @@ def _list_of_type(name: str, kind: Any) -> Iterator[Flag]:
     if not dataclasses.is_dataclass(kind):
         yield "--" + name.replace("_", "-"), kind
         return
-    for field in dataclasses.fields(kind):
-        inner = field.type
-        if field.name != "preset":
-            yield from _list_of_type(f"{name}.{field.name}".lstrip("."), inner)
+    for field, inner in typing.get_type_hints(kind).items():
+        if field != "preset":
+            yield from _list_of_type(f"{name}.{field}".lstrip("."), inner)
 
 
 def draw_flag(name: str, kind: Any, rng: np.random.Generator) -> list[str]:

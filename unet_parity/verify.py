@@ -31,6 +31,7 @@ from unet_spec.environment import environment
 from unet_spec.origin import Origin
 from unet_spec.outputs import apply_output
 from unet_spec.parameters import Tensors, parameter_count, parameters
+from unet_spec.ranges import STEPS_OF_A_PROOF, check_number
 from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.weight_file import WeightFile
 from unet_spec.wording import list_names
@@ -164,6 +165,7 @@ def verify(
         if x is not None:
             raise InputError("x and size both give the input; leave one out")
         geometry.check(config, *size)
+    check_number("steps", steps, STEPS_OF_A_PROOF)
     precision.use_full_precision()
     run = partial(
         _verify, config, size=size, recorded=recorded, reference=reference, origin=origin,
