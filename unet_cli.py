@@ -13,7 +13,7 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 from unet_command import training
 from unet_command.parsing import Command, parse
 from unet_command.reports import check_target, write_json
-from unet_command.wording import list_flags, word_error
+from unet_command.wording import is_out_of_memory, list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.environment import need
 from unet_spec.files import atomic_write
@@ -40,6 +40,15 @@ def main() -> None:
         verb = VERBS.get(command.verb)
         flags = {} if verb is None else list_flags(verb)
         print(f"unet: {word_error(error, flags)}", file=sys.stderr)
+        status = 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            "unet: the memory is used up; give smaller images, a smaller net or a smaller batch, "
+            "or free some",
+            file=sys.stderr,
+        )
         status = 2
     except KeyboardInterrupt:
         print("unet: interrupted; what was written before is whole", file=sys.stderr)

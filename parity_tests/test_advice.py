@@ -573,6 +573,7 @@ OTHERWISE = {
     "pip install 'unet-twins[{}]'": "test_installed.py runs it where it is missing",
     "git lfs pull": "it needs a server that has the file",
     "the device has too little memory": "it needs a device that is full",
+    "of memory, and {} are free": "test_memory.py has runs that fit and others",
     "that all processes see": "it needs machines with file systems of their own",
     "coordinator and process belong": "test_processes.py starts processes with both",
     "but the cluster has {}": "it needs a cluster manager",

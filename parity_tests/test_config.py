@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "up_widths needs one channel count for each pool of widths=(6, 8, 10), got (8,)",
     ),
     "empty_up_level": (
-        {"widths": (6, 8), "up_widths": (0,)}, "up_widths needs one channel count for each pool",
+        {"widths": (6, 8), "up_widths": (0,)}, "up_widths needs at least 1 for each, got (0,)",
     ),
     "convolution_without_one": (
         {"up_convolution": False},

@@ -1,6 +1,7 @@
 """An error becomes the one sentence after `unet: `, with fields named as the flags of the verb."""
 
 import errno
+import re
 import shlex
 import typing
 from collections.abc import Callable, Sequence
@@ -16,6 +17,11 @@ LONGEST_WORD = 120
 """In characters: one of what was typed, of which the beginning is shown if it is longer."""
 LONGEST_NAME = 400
 """In characters: one of anything else in a sentence, such as a path."""
+
+# torch's on CPU and on a GPU, and JAX's
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE
+)
 
 Flags = dict[tuple[type, str], str]
 """The flag of each field: (`DataConfig`, `crop_px`) is `--data.crop-px`."""
@@ -91,10 +97,18 @@ def word_error(error: Exception, flags: Flags) -> str:
         remedy = "mend that, or name another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "make room, or name another place"
+        if error.errno == errno.ENOMEM:
+            remedy = "the memory is used up, so free some"
         return tidy(f"{where}{error.strerror}; {remedy}")
     if isinstance(error, ConfigError):
         return tidy(error.word(lambda part: _word_as_typed(part, flags)))
     return tidy(str(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: Python's own, NumPy's, JAX's or torch's,
+    of the host or of a device."""
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def tidy(sentence: str) -> str:
