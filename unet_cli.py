@@ -13,11 +13,12 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 from unet_command import training
 from unet_command.parsing import Command, parse
 from unet_command.reports import check_target, write_json
-from unet_command.wording import list_flags, word_error
+from unet_command.wording import is_out_of_memory, list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.config import check_bounds
 from unet_spec.environment import need
 from unet_spec.files import atomic_write
+from unet_spec.ranges import SIDE, STEPS_OF_A_PROOF, check_number
 from unet_train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -40,6 +41,15 @@ def main() -> None:
         verb = VERBS.get(command.verb)
         flags = {} if verb is None else list_flags(verb)
         print(f"unet: {word_error(error, flags)}", file=sys.stderr)
+        status = 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            "unet: the memory is used up; give smaller images, a smaller net or a smaller batch, "
+            "or free some",
+            file=sys.stderr,
+        )
         status = 2
     except KeyboardInterrupt:
         print("unet: interrupted; what was written before is whole", file=sys.stderr)
@@ -252,13 +262,14 @@ def verify(
     check_bounds(config)
     check_target(json)
     check_target(report, ".html")
+    check_number("--steps", steps, STEPS_OF_A_PROOF)
+    for side in size or ():
+        check_number("--size", side, SIDE)
     need("jax", "torch", *(["images"] if image or report else []))
     sources = {"--size": size, "--image": image, "--recorded": recorded}
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} both give the input; leave one out")
-    if steps < 0:
-        raise InputError(f"--steps needs at least 0, got {steps}")
     from rich.console import Console
 
     from unet_convert.conversion import refuse_contradiction

@@ -52,6 +52,11 @@ class Advice:
 
 ADVICE = (
     Advice(
+        "is no verb of unet", "unet trian cells",
+        r"trian is no verb of unet; (train) is near it; (unet --help) lists all",
+        ("unet {0} --help", "{1}"),
+    ),
+    Advice(
         "data.crop_px={} is not legal", f"{TRAIN} --data.crop-px 33",
         r"--data\.crop-px 33 is not legal for the net; use (\d+) or (\d+)",
         (f"{TRAIN} --data.crop-px {{0}}", f"{TRAIN} --data.crop-px {{1}}"),
@@ -568,6 +573,7 @@ OTHERWISE = {
     "pip install 'unet-twins[{}]'": "test_installed.py runs it where it is missing",
     "git lfs pull": "it needs a server that has the file",
     "the device has too little memory": "it needs a device that is full",
+    "of memory, and {} are free": "test_memory.py has runs that fit and others",
     "that all processes see": "it needs machines with file systems of their own",
     "coordinator and process belong": "test_processes.py starts processes with both",
     "but the cluster has {}": "it needs a cluster manager",

@@ -34,14 +34,14 @@ def configs(draw):
         groups=GROUPS,
         bias=draw(st.booleans()),
         activation=draw(st.sampled_from(["relu", "leaky_relu"])),
-        negative_slope=draw(st.floats(0, 1)),
+        negative_slope=draw(st.floats(0, 1, width=32, allow_subnormal=False)),
         up=up,
         up_convolution=up == "transposed" or draw(st.booleans()),
         up_widths=tuple(draw(st.just([]) | st.lists(channels, min_size=depth, max_size=depth))),
         up_middle=draw(st.sampled_from(["output", "half"])),
         concat=draw(st.sampled_from(["up_first", "skip_first"])),
         fit=draw(st.sampled_from(fits)),
-        dropout=draw(st.floats(0, 1, exclude_max=True)),
+        dropout=draw(st.floats(0, 1, exclude_max=True, width=32, allow_subnormal=False)),
         output=draw(st.sampled_from(["logits", "sigmoid", "softmax"])),
     )
 
@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no_groups": ({"groups": 0}, "groups needs at least 1, got 0"),
     "one_level": ({"widths": (64,)}, "widths needs at least 2 levels, got (64,)"),
     "empty_level": (
-        {"widths": (6, 0)}, "widths needs positive channel counts, got (6, 0)",
+        {"widths": (6, 0)}, "widths needs at least 1 for each, got (6, 0)",
     ),
     "fractional_width": ({"widths": (6, 8.0)}, "widths holds ints, got (6, 8.0)"),
     "boolean_count": ({"classes": True}, "classes is of type int, got True"),
@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "up_widths needs one channel count for each pool of widths=(6, 8, 10), got (8,)",
     ),
     "empty_up_level": (
-        {"widths": (6, 8), "up_widths": (0,)}, "up_widths needs one channel count for each pool",
+        {"widths": (6, 8), "up_widths": (0,)}, "up_widths needs at least 1 for each, got (0,)",
     ),
     "convolution_without_one": (
         {"up_convolution": False},

@@ -1,7 +1,6 @@
 """A training run as frozen values, which are the flags, the Python API and RUN/config.json."""
 
 import dataclasses
-import math
 import re
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,27 @@ from tyro.conf import Suppress
 from unet_spec import PAPER, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.config import check_bounds
 from unet_spec.errors import ConfigError, FieldError
+from unet_spec.fields import check_fields
 from unet_spec.parameters import trained_names
+from unet_spec.ranges import MOST_PIXELS, Pixels, Range, Share, Side, Steps, Weight
 from unet_spec.recipe import Optimizer, Recipe, Schedule, rename
 
-# nothing is clipped then, and a rate starts or ends at 0
-MAY_BE_INF = ("optimizer.clip_norm", "schedule.div_factor", "schedule.final_div_factor")
+_Draw = Annotated[int, Range(0, 10_000, why="because they are drawn before the first step")]
+_Batch = Annotated[int, Range(1, 2**20)]
+_Devices = Annotated[int, Range(1, 2**16)]
+# so many bytes are a petabyte
+_Gigabytes = Annotated[float, Range(0, 1e6)]
+# of the input, whose standard deviation is about 1
+_Change = Annotated[float, Range(0, 1e6)]
+_Turn = Annotated[float, Range(0, 360, why="which is a whole turn")]
+_Grid = Annotated[int, Range(2, 256, why="because each crop has a grid of its own")]
+_Sigma = Annotated[float, Range(0.001, MOST_PIXELS)]
+_MaskValue = Annotated[int, Range(0, 255, rule="is a mask value from 0 to 255")]
+_Exponent = Annotated[float, Range(0, 100, why="with which only wrong pixels are left")]
+# `balance` gives a class of a single pixel this weight among as many pixels
+_ClassWeight = Annotated[float, Range(0, 1e15, rule="needs finite numbers of at least 0")]
+_Seconds = Annotated[int, Range(1, 86_400, why="which is a day")]
+_HELD_OUT = "is a part between 0 and 1"
 _ADDRESS = re.compile(r"\S+:(?!0*$)\d{1,5}")
 
 
@@ -37,7 +52,7 @@ class DataConfig:
     palette: tuple[str, ...] = ()
     """The classes have these colours in masks of colours, as RRGGBB in the order of the
     classes."""
-    holdout: float = 0.25
+    holdout: Annotated[float, Range(above=0, below=1, rule=_HELD_OUT)] = 0.25
     """This part of the images is held out for validation."""
     validation_images: Path | None = None
     """Read the held-out images from here, as from `images`, of which none is held out then."""
@@ -51,21 +66,22 @@ class DataConfig:
     """Keep images on one side of the split where this regular expression finds the same in their
     names without suffix, such as '^patient[0-9]+'. With a group in parentheses, that part
     counts."""
-    crop_px: int = 128
+    crop_px: Side = 128
     """The net sees squares of this side in pixels in training; the net must be able to take
     them."""
-    batch: int = 8
+    batch: _Batch = 8
     """Each step sees this many images."""
-    foreground: float = 0.0
+    foreground: Share = 0.0
     """This share of the crops is drawn around a pixel of a class other than 0, each class of the
     image as often as another; nnU-Net has 0.33."""
-    cache_gb: float | None = None
+    cache_gb: _Gigabytes | None = None
     """Keep decoded images in at most this much memory, in GB for each process; by default a
     quarter of what is free at the start. What does not fit is decoded again when it is needed."""
-    synthetic: int = 0
+    synthetic: _Draw = 0
     """This many synthetic images of cells are drawn where no folder is given."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, other in (("images", "masks"), ("masks", "images")):
             if getattr(self, name) is not None and getattr(self, other) is None:
                 raise ConfigError(
@@ -73,16 +89,6 @@ class DataConfig:
                     f"{{{name}}} needs {{{other}}} as well; give the folder of {other} with the "
                     "same names",
                 )
-        if not 0 < self.holdout < 1:
-            raise FieldError(self, "holdout", "is a part between 0 and 1")
-        if self.synthetic < 0:
-            raise FieldError(self, "synthetic", "needs at least 0")
-        if not 0 <= self.foreground <= 1:
-            raise FieldError(self, "foreground", "is a share from 0 to 1")
-        if self.cache_gb is not None and not 0 <= self.cache_gb < float("inf"):
-            raise FieldError(self, "cache_gb", "needs at least 0")
-        if self.batch < 1:
-            raise FieldError(self, "batch", "needs at least 1")
         try:
             re.compile(self.groups or "")
         except re.error as error:
@@ -137,112 +143,96 @@ class AugmentConfig:
     """Mirror left and right, and up and down, each in half of the crops."""
     quarter_turns: bool = True
     """Turn by 0, 90, 180 or 270 degrees."""
-    rotation_deg: float = 0.0
+    rotation_deg: _Turn = 0.0
     """Turn by up to this many degrees, either way."""
-    shift_px: float = 0.0
+    shift_px: Pixels = 0.0
     """Move by up to this many pixels along each axis; a fraction of a pixel is interpolated."""
-    scale: float = 0.0
+    scale: _Change = 0.0
     """Enlarge or shrink by a factor of up to 1 + this."""
-    elastic_px: float = 0.0
+    elastic_px: Pixels = 0.0
     """Bend the crop by displacements on a coarse grid with this standard deviation in pixels; the
     U-Net paper has 10."""
-    elastic_grid: int = 3
+    elastic_grid: _Grid = 3
     """The coarse grid of `elastic_px` has this many points along each axis, with bicubic
     interpolation between them."""
-    brightness: float = 0.0
+    brightness: _Change = 0.0
     """Add up to this, either way; the input of a net has a standard deviation of about 1."""
-    contrast: float = 0.0
+    contrast: _Change = 0.0
     """Multiply by a factor of up to 1 + this, or its inverse."""
-    gamma: float = 0.0
+    gamma: _Change = 0.0
     """Bend the gray values between the crop's darkest and brightest by an exponent of up to
     1 + this, or its inverse."""
-    illumination: float = 0.0
+    illumination: _Change = 0.0
     """Add a smooth field, bicubic between 3x3 points, with a standard deviation of up to this."""
-    noise: float = 0.0
+    noise: _Change = 0.0
     """Add normal noise with a standard deviation of up to this."""
-    invert: float = 0.0
+    invert: Annotated[float, Range(0, 1, rule="is a part from 0 to 1")] = 0.0
     """Turn the sign of this part of the crops: dark on bright becomes bright on dark."""
 
     def __post_init__(self) -> None:
-        for one in dataclasses.fields(self):
-            if not 0 <= getattr(self, one.name) < float("inf"):
-                raise FieldError(self, one.name, "needs at least 0")
-        if self.elastic_grid < 2:
-            raise FieldError(self, "elastic_grid", "needs at least 2")
-        if self.invert > 1:
-            raise FieldError(self, "invert", "is a part from 0 to 1")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """A `LossConfig` is a sum of losses, each with its weight."""
 
-    cross_entropy: float = 1.0
+    cross_entropy: Weight = 1.0
     """The cross-entropy of pixels has this weight. With `output=sigmoid` and several classes, all
     losses are means over the classes, of each class against the rest."""
-    dice: float = 0.0
+    dice: Weight = 0.0
     """The Dice loss has this weight; it is 1 - the soft Dice score, the mean over images and over
     classes 1 and up."""
-    focal: float = 0.0
+    focal: Weight = 0.0
     """The focal loss has this weight."""
-    focal_gamma: float = 2.0
+    focal_gamma: _Exponent = 2.0
     """The focal loss turns from pixels that are right already by this exponent."""
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[_ClassWeight, ...] = ()
     """The classes have these weights in cross-entropy and focal loss; by default all have 1."""
     balance: bool = False
     """The classes weigh in cross-entropy and focal loss by the inverse of their share of the
     pixels to train on, so that each class counts as much as another."""
-    ignore_index: int | None = None
+    ignore_index: _MaskValue | None = None
     """Pixels with this mask value, such as 255, count nothing."""
-    border_w0: float = 0.0
+    border_w0: Weight = 0.0
     """Pixels between close cells get up to this extra weight in the cross-entropy; the U-Net paper
     has 10."""
-    border_sigma_px: float = 5.0
+    border_sigma_px: _Sigma = 5.0
     """The extra weight of `border_w0` reaches this many pixels from the cells' borders."""
 
     def __post_init__(self) -> None:
-        for name in ("cross_entropy", "dice", "focal", "focal_gamma", "border_w0"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise FieldError(self, name, "needs at least 0")
+        check_fields(self)
         if self.cross_entropy + self.dice + self.focal == 0:
             raise ConfigError(self, "{cross_entropy}, {dice} and {focal} are all 0; give one")
-        if not 0 < self.border_sigma_px < float("inf"):
-            raise FieldError(self, "border_sigma_px", "is above 0")
-        if self.ignore_index is not None and not 0 <= self.ignore_index <= 255:
-            raise FieldError(self, "ignore_index", "is a mask value from 0 to 255")
         if self.border_w0 and not self.cross_entropy:
             raise ConfigError(self, "{border_w0} weighs the {cross_entropy}, whose weight is 0")
-        are_numbers = all(0 <= weight < float("inf") for weight in self.class_weights)
-        if not are_numbers or (self.class_weights and not any(self.class_weights)):
-            raise FieldError(self, "class_weights", "needs finite numbers of at least 0, not all 0")
+        if self.class_weights and not any(self.class_weights):
+            raise FieldError(self, "class_weights", "needs a number above 0")
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """A `MeshConfig` says how a run is spread over devices, and over processes."""
 
-    data: int | None = None
+    data: _Devices | None = None
     """The images of a batch are spread over this many devices; by default the most of them that
     divide the batch."""
-    rows: int = 1
+    rows: _Devices = 1
     """The rows of each image are spread over this many devices, which padded nets allow."""
     shard_parameters: bool = False
     """Each device of `data` keeps a part of the parameters and moments, in place of a copy of
     all."""
-    processes: int = 1
+    processes: _Devices = 1
     """The run has this many processes, on this or on other machines."""
-    process: int | None = None
+    process: Annotated[int, Range(0, 2**16 - 1)] | None = None
     """This process has this number, from 0 on; a TPU pod or Slurm gives it by itself."""
     coordinator: str | None = None
     """Process 0 listens here, as HOST:PORT; a TPU pod or Slurm gives it by itself."""
-    heartbeat_s: int = 30
+    heartbeat_s: _Seconds = 30
     """Another process is taken for dead after so many seconds of silence."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "rows", "processes", "heartbeat_s"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FieldError(self, name, "needs at least 1")
+        check_fields(self)
         if self.coordinator is not None and not _ADDRESS.fullmatch(self.coordinator):
             raise FieldError(
                 self, "coordinator", "is HOST:PORT of process 0, such as 10.0.0.1:12345"
@@ -276,37 +266,37 @@ class TrainConfig:
     PyTorch run: then with its net, optimizer and schedule, at its step."""
     class_names: tuple[str, ...] = ("background", "cell")
     """The classes have these names, which go into the weight file."""
-    steps: int = 600
+    steps: Steps = 600
     """The run ends at this step, and with it a schedule that has no length of its own; a step is
     one batch."""
-    validate_every: int = 200
+    validate_every: Steps = 200
     """Validate once in this many steps, and write the weight files each time."""
-    checkpoint_every: int = 100
+    checkpoint_every: Steps = 100
     """Write a checkpoint once in this many steps. A killed run loses the steps since the last; if
     it dies while that is being written, those since the one before."""
-    keep: int = 2
+    keep: Steps = 2
     """Keep this many checkpoints besides the best."""
-    patience: int | None = None
+    patience: Steps | None = None
     """The run ends after this many validations without a better IoU; by default it never ends
     early."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1, rule="is an integer from 0 to 2^32 - 1")] = 0
     """The initial weights, the split, the crops, their augmentation and the dropout are drawn from
     this seed."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """The net computes in this arithmetic, while parameters and loss stay float32. Also on GPU and
     TPU, float32 is full float32, without TF32."""
-    accumulate: int = 1
+    accumulate: _Batch = 1
     """A batch is computed in this many parts, one after the other, which saves memory."""
     remat: bool = False
     """Compute each level again in the backward pass in place of keeping it, which takes less memory
     on GPU and TPU, and more time. On CPU XLA undoes it."""
-    ema: float = 0.0
+    ema: Annotated[float, Range(0, below=1, rule="is a decay in [0, 1)")] = 0.0
     """Average the weights over time with this decay, and batch norm's statistics with them;
     validation and the weight file then use the average. The decay starts low, at most
     (1 + step) / (10 + step); with 0 nothing is averaged."""
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        check_fields(self)
         self.recipe.check_complete()
         self._check_schedule()
         if self.data.mask_values == "instances" and self.loss.ignore_index is not None:
@@ -399,23 +389,6 @@ class TrainConfig:
                 f"in torch; use {{steps={total * self.schedule.every}}}, or begin a new schedule "
                 "from the weight file alone: {start=FILE}",
             )
-
-    def _check_numbers(self) -> None:
-        for part in ("net", "data", "augment", "loss", "optimizer", "schedule"):
-            for one in dataclasses.fields(getattr(self, part)):
-                path, value = f"{part}.{one.name}", getattr(getattr(self, part), one.name)
-                if isinstance(value, float) and not math.isfinite(value) and path not in MAY_BE_INF:
-                    raise FieldError(self, path, "is a finite number")
-        if not 0 <= self.seed < 2**32:
-            raise FieldError(self, "seed", "is an integer from 0 to 2^32 - 1")
-        if not 0 <= self.ema < 1:
-            raise FieldError(self, "ema", "is a decay in [0, 1)")
-        for name in (
-            "steps", "validate_every", "checkpoint_every", "keep", "accumulate", "patience"
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FieldError(self, name, "needs at least 1")
 
     @property
     def recipe(self) -> Recipe:

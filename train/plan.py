@@ -13,6 +13,7 @@ from .check import data_doctor
 from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
 from .devices.processes import broadcast_from_first, is_first_process, refuse_unlike_processes
+from .devices.room import check_room
 from .input.dataset import Dataset, open_dataset
 from .report.pictures import write_preview
 from .report.progress import Progress
@@ -60,6 +61,7 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     for name, value in run_folder.list_changes(given, config):
         progress.say(f"taken from {config.start}: {name}={value}")
     placement = make_placement(config)
+    check_room(config, placement)
     known = run_folder.read_identities(out) if out is not None and resuming else {}
     dataset = open_dataset(config, known, needs_validation=out is not None)
     refuse_unlike_processes(run_folder.describe_identity(config, dataset))

@@ -19,6 +19,7 @@ from unet_spec import geometry
 from . import losses
 from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
+from .devices.room import check_plan
 from .input.augment import augment_batch
 from .input.crops import Batch
 from .losses import Output
@@ -135,7 +136,9 @@ def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
     with ThreadPoolExecutor(2) as background:  # one is compiled while the next is traced
         step = background.submit(steps.step.lower(state, crops).compile)
         first = background.submit(steps.init.lower().compile)
-        return Steps(first.result(), step.result())
+        compiled = Steps(first.result(), step.result())
+    check_plan(config, placement, compiled.step)
+    return compiled
 
 
 def shapes_of_crops(config: TrainConfig, placement: Placement) -> Batch:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 from tyro.conf import arg
 
+from unet_command.usage import check_switches, explain_refusal
+from unet_command.wording import show_word
 from unet_spec import InputError
 from unet_train.config import PROMISES, list_presets
 
@@ -58,9 +60,11 @@ def parse(command: Command, verbs: Mapping[str, Callable[..., int]]) -> Callable
         verbs: functions by their names; each takes `command`, and gets it.
 
     Raises:
-        InputError: of a config; tyro itself would draw a box around it.
-        SystemExit: help was asked for, or tyro refused the words and has printed why.
+        InputError: of a config, or of words that tyro refuses; it would draw a box around either.
+        SystemExit: help was asked for, or nothing was typed, which tyro answers.
     """
+    if command.verb in verbs:
+        check_switches(command.words, verbs[command.verb])
     ready = {name: _defer(verb, command) for name, verb in verbs.items()}
     ready["train"].__annotations__["config"] = _offer_presets(command)
     printed = io.StringIO()
@@ -79,8 +83,17 @@ def parse(command: Command, verbs: Mapping[str, Callable[..., int]]) -> Callable
             cause = cause.__context__
         if cause is not None:
             raise cause from None
+        if ended.code and command.words:
+            # what tyro says of words is text for a terminal, and its errors as values are private
+            sentence = explain_refusal(command.words, verbs) or _flatten(printed.getvalue())
+            raise InputError(sentence) from None
         sys.stderr.write(printed.getvalue())
         raise
+
+
+def _flatten(box: str) -> str:
+    """Return the text of tyro's box on one line."""
+    return " ".join(re.sub("[─-╿]", " ", box).split())
 
 
 def _defer(verb: Callable[..., int], command: Command) -> Callable[..., Callable[[], int]]:
@@ -107,8 +120,11 @@ def _offer_presets(command: Command) -> Any:
         InputError: no preset was typed.
     """
     if command.verb == "train" and not {*PROMISES, "-h", "--help"} & {*command.words}:
+        word = next((word for word in command.words[1:2] if not word.startswith("-")), None)
+        instead = "" if word is None else f", not {show_word(word)}"
         raise InputError(
-            f"train needs a preset, one of {', '.join(PROMISES)}: unet train nuclei --out RUN ..."
+            f"train needs a preset, one of {', '.join(PROMISES)}{instead}: "
+            "unet train nuclei --out RUN ..."
         )
     names = {part: command.find_value(f"--{part}.name") for part in ("optimizer", "schedule")}
     configs = list_presets(**names)

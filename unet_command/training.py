@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from unet_command.parsing import Command
 from unet_command.reports import write_json
-from unet_command.wording import list_fields, word_error
+from unet_command.wording import is_out_of_memory, list_fields, word_error
 from unet_spec import InputError
 from unet_spec.errors import ConfigError
 from unet_train.config import TrainConfig, to_plain
@@ -122,13 +122,13 @@ def _end(error: BaseException) -> NoReturn:
     """Pass an error of a run on; a watched process says why and ends here: it would hang.
 
     Raises:
-        BaseException: the error, or a `ConfigError` in place of JAX's where a device is full.
+        BaseException: the error, or a `ConfigError` in the place of one of memory.
     """
     import jax
 
     from unet_train.devices import supervise
 
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+    if not isinstance(error, (InputError, OSError)) and is_out_of_memory(error):
         error = ConfigError(
             TrainConfig,
             "the device has too little memory for this run; lower {data.batch} or {data.crop_px}, "

@@ -1,13 +1,27 @@
 """An error becomes the one sentence after `unet: `, with fields named as the flags of the verb."""
 
 import errno
+import re
 import shlex
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from unet_spec.errors import ConfigError, Name, Part, Setting, Value
+from unet_spec.wording import make_printable, shorten, show_value
+
+MOST_WORDS = 12
+"""Of a value with many, so many are shown."""
+LONGEST_WORD = 120
+"""In characters: one of what was typed, of which the beginning is shown if it is longer."""
+LONGEST_NAME = 400
+"""In characters: one of anything else in a sentence, such as a path."""
+
+# torch's on CPU and on a GPU, and JAX's
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|RESOURCE_EXHAUSTED", re.IGNORECASE
+)
 
 Flags = dict[tuple[type, str], str]
 """The flag of each field: (`DataConfig`, `crop_px`) is `--data.crop-px`."""
@@ -44,6 +58,24 @@ def list_fields(config: type, prefix: str = "") -> Flags:
     return flags
 
 
+def negate(flag: str) -> str:
+    """Return the flag that turns another off: `--net.no-bias` of `--net.bias`."""
+    prefix, dot, name = flag.removeprefix("--").rpartition(".")
+    return f"--{prefix}{dot}no-{name}"
+
+
+def show_word(word: str) -> str:
+    """Return a word as a sentence shows what was typed: quoted where a shell needs it, and cut."""
+    return shlex.quote(make_printable(shorten(word, LONGEST_WORD)))
+
+
+def show_words(words: Sequence[str]) -> str:
+    """Return the first of several words, and the number of the others."""
+    shown = " ".join(map(show_word, words[:MOST_WORDS])) or "nothing"
+    more = len(words) - MOST_WORDS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def word_error(error: Exception, flags: Flags) -> str:
     """Return the sentence of an error that wrong input or the system caused.
 
@@ -56,11 +88,23 @@ def word_error(error: Exception, flags: Flags) -> str:
         remedy = "mend that, or name another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "make room, or name another place"
-        return f"{where}{error.strerror}; {remedy}"
-    sentence = str(error)
+        if error.errno == errno.ENOMEM:
+            remedy = "the memory is used up, so free some"
+        return tidy(f"{where}{error.strerror}; {remedy}")
     if isinstance(error, ConfigError):
-        sentence = error.word(lambda part: _word_as_typed(part, flags))
-    return " ".join(sentence.split())
+        return tidy(error.word(lambda part: _word_as_typed(part, flags)))
+    return tidy(str(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: Python's own, NumPy's, JAX's or torch's,
+    of the host or of a device."""
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def tidy(sentence: str) -> str:
+    """Return a sentence on one line, printable, without names that fill a page."""
+    return make_printable(" ".join(shorten(word, LONGEST_NAME) for word in sentence.split()))
 
 
 def _word_as_typed(part: Part, flags: Flags) -> str:
@@ -74,7 +118,7 @@ def _word_as_typed(part: Part, flags: Flags) -> str:
             if value is True:
                 return flag
             if value is False:
-                return _negate(flag)
+                return negate(flag)
             return f"{flag} {_type(value)}"
         case Name():
             return _find_flag(part, flags) or part.path
@@ -94,14 +138,8 @@ def _find_flag(name: Name, flags: Flags) -> str | None:
     return flags.get((owner, path[-1]))
 
 
-def _negate(flag: str) -> str:
-    """Return the flag that turns another off: `--net.no-bias` of `--net.bias`."""
-    prefix, dot, name = flag.removeprefix("--").rpartition(".")
-    return f"--{prefix}{dot}no-{name}"
-
-
 def _type(value: Any) -> str:
     """Return a value as it is typed after its flag."""
     if isinstance(value, tuple):
-        return " ".join(map(_type, value)) or "nothing"
-    return shlex.quote(str(value))
+        return show_words([show_value(item) for item in value])
+    return show_word(show_value(value))

@@ -26,11 +26,13 @@ from unet_parity.scope import Scope
 from unet_parity.subnormal import Subnormal
 from unet_parity.training import Trajectory
 from unet_parity.twins import is_small
-from unet_spec import InputError, UNetConfig, geometry, layout
+from unet_spec import InputError, UNetConfig, geometry, layout, memory
 from unet_spec.environment import environment
+from unet_spec.errors import ConfigError
 from unet_spec.origin import Origin
 from unet_spec.outputs import apply_output
 from unet_spec.parameters import Tensors, parameter_count, parameters
+from unet_spec.ranges import STEPS_OF_A_PROOF, check_number
 from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.weight_file import WeightFile
 from unet_spec.wording import list_names
@@ -164,6 +166,7 @@ def verify(
         if x is not None:
             raise InputError("x and size both give the input; leave one out")
         geometry.check(config, *size)
+    check_number("steps", steps, STEPS_OF_A_PROOF)
     precision.use_full_precision()
     run = partial(
         _verify, config, size=size, recorded=recorded, reference=reference, origin=origin,
@@ -188,6 +191,7 @@ def _verify(
     say: Callable[[str], None],
 ) -> ParityReport:
     """Compare the twins; the arguments are those of `verify`."""
+    _check_room(config, (x.shape[2], x.shape[3]) if x is not None else size)
     tensors = oracle.random_tensors(config, seed=0) if weights is None else weights.tensors
     _refuse_infinite("the weights", tensors)
     scope = Scope(own_input=x is not None, own_weights=weights is not None, precision=jax_precision)
@@ -245,6 +249,28 @@ def _verify(
         {"weights": _hash(tensors), "input": _hash({"x": x})},
         {**environment(), **precision.describe_precision(jax_precision)}, scope, bits, subnormals,
     )  # fmt: skip
+
+
+def _check_room(config: UNetConfig, size: tuple[int, int] | None) -> None:
+    """Refuse, before anything is drawn, a proof that cannot fit into the memory by arithmetic.
+
+    Raises:
+        ConfigError: with both figures, and what makes it smaller.
+    """
+    # the weights in float32, and in float64 in both frameworks with gradients; the maps likewise
+    need = (4 + 4 * 8) * parameter_count(config)
+    if size is not None:
+        need += 2 * 8 * memory.count_map_values(config, *size)
+    free = memory.free_bytes()
+    if free is not None and need > free:
+        raise ConfigError(
+            config,
+            "the proof needs at least {need} of memory, and {free} are free; lower {widths} "
+            "or {size}",
+            need=memory.show_gigabytes(need),
+            free=memory.show_gigabytes(free),
+            size="the size of the input",
+        )
 
 
 def _explain(

@@ -4,10 +4,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from unet_spec.errors import ConfigError, FieldError, InputError
-from unet_spec.fields import check_types, from_json
+from unet_spec.fields import check_fields, from_json
+from unet_spec.ranges import Channels, Range
 
 MOST_LEVELS = 16
 """Of a net in a file or in flags; with this many, the smallest size is 2**15 pixels already."""
@@ -44,15 +45,15 @@ class UNetConfig:
         InputError: a field has a value that it does not allow.
     """
 
-    in_channels: int = 1
+    in_channels: Channels = 1
     """The input image has this many channels."""
-    classes: int = 2
+    classes: Channels = 2
     """The output has this many channels: one logit for each class and pixel. A single channel
     tells two classes apart: its logit is that of the second."""
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    widths: tuple[Channels, ...] = (64, 128, 256, 512, 1024)
     """Each level has this many channels, from the top to the neck; a max-pool halves the size
     between two levels."""
-    convolutions: int = 2
+    convolutions: Annotated[int, Range(1, MOST_CONVOLUTIONS)] = 2
     """Each level has this many 3x3 convolutions."""
     padding: Literal["same", "valid"] = "same"
     """A 3x3 convolution pads with zeros (`same`), or it does not and the skips are cropped
@@ -61,14 +62,14 @@ class UNetConfig:
     """This normalisation follows each 3x3 convolution, with a learned scale and shift."""
     norm_place: Literal["before", "after"] = "before"
     """The normalisation stands before or after the activation."""
-    groups: int = 8
+    groups: Channels = 8
     """The channels are normalised in this many groups with `norm=group`; it divides every
     width."""
     bias: bool = True
     """The 3x3 convolutions add a bias; the up-convolutions and the last layer always do."""
     activation: Literal["relu", "leaky_relu"] = "relu"
     """This activation follows each 3x3 convolution."""
-    negative_slope: float = 0.01
+    negative_slope: Annotated[float, Range(-100, 100, rule="is a number from -100 to 100")] = 0.01
     """The activation `leaky_relu` has this slope below zero."""
     up: Literal["transposed", "bilinear", "bilinear_aligned", "nearest"] = "transposed"
     """A map is doubled in size by a 2x2 transposed convolution with stride 2, or by an
@@ -76,7 +77,7 @@ class UNetConfig:
     up_convolution: bool = True
     """An interpolation is followed by a 1x1 convolution, which gives the map as many channels as
     the skip has; without it the map keeps its channels."""
-    up_widths: tuple[int, ...] = ()
+    up_widths: tuple[Channels, ...] = ()
     """The levels of the expanding path have this many channels, from the deepest to the top; by
     default as many as their skips have."""
     up_middle: Literal["output", "half"] = "output"
@@ -88,7 +89,7 @@ class UNetConfig:
     """A size that a pool does not halve evenly is refused (`error`); or the up-sampled map is
     padded at its bottom and right with zeros (`zeros`) or its edge (`edge`); or the skip is
     cropped (`crop`), and with it the output."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, below=1, rule="is a rate in [0, 1)")] = 0.0
     """Dropout sets this part of the values to 0 in training, on the last level and the neck."""
     output: Literal["logits", "sigmoid", "softmax"] = "logits"
     """The original net ends in this function. The net here always gives logits; the losses and
@@ -98,15 +99,10 @@ class UNetConfig:
         for name in ("widths", "up_widths"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_types(self)
-        for name in ("in_channels", "classes", "convolutions", "groups"):
-            if getattr(self, name) < 1:
-                raise FieldError(self, name, "needs at least 1")
+        check_fields(self)
         if len(self.widths) < 2:
             raise FieldError(self, "widths", "needs at least 2 levels")
-        if min(self.widths) < 1:
-            raise FieldError(self, "widths", "needs positive channel counts")
-        if self.up_widths and (len(self.up_widths) != self.depth or min(self.up_widths) < 1):
+        if self.up_widths and len(self.up_widths) != self.depth:
             raise FieldError(
                 self, "up_widths", "needs one channel count for each pool of {widths=}"
             )
@@ -130,10 +126,6 @@ class UNetConfig:
                 "{fit=} needs {padding=same}: with {padding=valid} the skip is always cropped; "
                 "use {fit=error} or {fit=crop}",
             )
-        if not abs(self.negative_slope) <= 100:
-            raise FieldError(self, "negative_slope", "is a number from -100 to 100")
-        if not 0 <= self.dropout < 1:
-            raise FieldError(self, "dropout", "is a rate in [0, 1)")
 
     def _check_groups(self) -> None:
         """Refuse channels of a 3x3 convolution that are not so many equal groups."""
@@ -208,17 +200,13 @@ class UNetConfig:
 
 
 def check_bounds(config: UNetConfig) -> None:
-    """Refuse a net of more levels or convolutions than a file or a flag may ask for.
-
-    Python code may make a net of any depth.
+    """Refuse a net of more levels than a file or a flag may ask for; Python code may make it.
 
     Raises:
         FieldError: it has more.
     """
     if len(config.widths) > MOST_LEVELS:
         raise FieldError(config, "widths", "needs at most {most} levels", most=MOST_LEVELS)
-    if config.convolutions > MOST_CONVOLUTIONS:
-        raise FieldError(config, "convolutions", "needs at most {most}", most=MOST_CONVOLUTIONS)
 
 
 PAPER = UNetConfig(padding="valid")

@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from unet_spec.wording import show
+from unet_spec.wording import show, show_value
 
 
 class InputError(ValueError):
@@ -146,6 +146,8 @@ def _word_in_python(part: Part) -> str:
             return f"{name.path}={value}"
         case Value(Path() as path):
             return str(path)
+        case Value(int() as number):
+            return show_value(number)
         case Value(value):
             return repr(value)
         case str():

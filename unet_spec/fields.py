@@ -3,10 +3,12 @@
 import dataclasses
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from unet_spec.errors import ConfigError, FieldError, InputError
 from unet_spec.plain_json import read_json
+from unet_spec.ranges import find_ranges
 
 T = TypeVar("T")
 
@@ -26,6 +28,24 @@ def from_json(cls: type[T], text: str) -> T:
         return _from_plain(cls, plain)
     except ConfigError as error:
         raise InputError(f"{cls.__name__}: {error}") from error
+
+
+def check_fields(config: Any) -> None:
+    """Refuse a value that is not of its field's type, or not in the range that the type states.
+
+    Raises:
+        FieldError: naming the field.
+    """
+    check_types(config)
+    for name, kind in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for allowed in find_ranges(kind):
+            for number in numbers:
+                rule = None if number is None else allowed.find_fault(number)
+                if rule is not None:
+                    each = " for each" if isinstance(value, tuple) and not allowed.rule else ""
+                    raise FieldError(config, name, rule + each)
 
 
 def check_types(config: Any) -> None:
@@ -72,8 +92,10 @@ def _fits(value: Any, kind: Any) -> bool:
         if type(value) is not tuple or not (Ellipsis in items or len(items) == len(value)):
             return False
         return all(_fits(item, items[0]) for item in value)
-    if typing.get_origin(kind) is types.UnionType:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return any(_fits(value, one) for one in items)
+    if kind is Path:
+        return isinstance(value, Path)
     return type(value) is kind or (kind is float and type(value) is int)
 
 

@@ -1,16 +1,18 @@
 """Preprocessing makes the net's input of an image; how it does travels in the weight file."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from unet_spec.errors import FieldError, InputError
-from unet_spec.fields import check_types
+from unet_spec.errors import InputError
+from unet_spec.fields import check_fields
+from unet_spec.ranges import MOST_CHANNELS, Range, Side
 
 LARGEST_VALUE = float(np.finfo(np.float32).max) / 2
 """An image holds no value beyond this one, so that no difference of two leaves float32."""
 
+_NUMBERED = f"are numbered from 0 to {MOST_CHANNELS - 1}"
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -32,7 +34,7 @@ class Preprocessing:
     """Take the square root of every value first (of a negative one, minus that of its size).
     Counted photons then have the same noise everywhere, which brings out dim objects beside
     bright ones."""
-    window_px: int | None = None
+    window_px: Side | None = None
     """Predict in square windows of this side in pixels, each shifted by half of it, and average
     their logits with most weight in the middle; the default takes the image as a whole. Group and
     instance norm depend on the mean of what they see, so give such a net windows of the size of
@@ -40,15 +42,11 @@ class Preprocessing:
     mirror: bool = False
     """Average the logits over the four mirror images, which is a little better and takes 4 times
     as long."""
-    channels: tuple[int, ...] = ()
+    channels: tuple[Annotated[int, Range(0, MOST_CHANNELS - 1, rule=_NUMBERED)], ...] = ()
     """Take these channels of an image, numbered from 0; the default takes all."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if min(self.channels, default=0) < 0:
-            raise FieldError(self, "channels", "are numbered from 0")
-        if self.window_px is not None and self.window_px < 1:
-            raise FieldError(self, "window_px", "needs at least 1")
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,23 @@ Every field has torch's own name and meaning, so a recipe reads like the call th
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
-from unet_spec.errors import ConfigError, FieldError
-from unet_spec.fields import check_types, from_json
+from unet_spec.errors import ConfigError
+from unet_spec.fields import check_fields, from_json
+from unet_spec.ranges import Range, Rate, Steps, Waits
+
+_Part = Annotated[float, Range(0, 1, rule="is a number in [0, 1]")]
+_Momentum = Annotated[float, Range(above=0, below=1, rule="is between 0 and 1")]
+_Beta = Annotated[float, Range(0, below=1, rule="holds two numbers in [0, 1)")]
+# with a rate of up to a million, and this twice below it, no rate leaves float32
+_Factor = Annotated[float, Range(1e-6, 1e25, rule="is a number from 1e-6 to 1e25")]
 
 Part = TypeVar("Part", "Optimizer", "Schedule")
+_CLIPS = "is a number above 0, up to 1e25"
 VECTORS = "vectors"  # in `undecayed`: the biases and the norms
 
 
@@ -25,47 +32,38 @@ class Optimizer:
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "adamw"
     """This rule moves the weights."""
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     """The learning rate starts here; the schedule `one_cycle` has its own, `max_lr`."""
-    momentum: float = 0.0
+    momentum: _Part = 0.0
     """The momentum of `sgd` and `rmsprop` keeps this part of its past at each step."""
-    dampening: float = 0.0
+    dampening: _Part = 0.0
     """The momentum of `sgd` leaves out this part of each new gradient."""
     nesterov: bool = False
     """The optimizer `sgd` uses Nesterov's momentum."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """The two running averages of `adam` and `adamw` keep these parts of their past at each
     step."""
-    eps: float = 1e-8
+    eps: Rate = 1e-8
     """The denominator of `adam`, `adamw` and `rmsprop` is raised by this, outside the root."""
-    alpha: float = 0.99
+    alpha: _Part = 0.99
     """The running average of `rmsprop` keeps this part of its past at each step."""
     centered: bool = False
     """The optimizer `rmsprop` divides by the variance instead of the mean square."""
-    weight_decay: float | None = None
+    weight_decay: Rate | None = None
     """Every weight is pulled towards 0 by this, apart from the gradient with `adamw`; the
     default is 0.01 for `adamw` and 0 for the others."""
     undecayed: tuple[str, ...] = ()
     """These tensors are not pulled towards 0, by their names in the weight file; `vectors` stands
     for all biases and norms."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float, Range(above=0, most=1e25, rule=_CLIPS)] | None = None
     """The norm over all gradients is clipped to this, as by `torch.nn.utils.clip_grad_norm_`;
     the default clips nothing."""
 
     def __post_init__(self) -> None:
         if isinstance(self.betas, list):
             object.__setattr__(self, "betas", tuple(self.betas))
-        check_types(self)
+        check_fields(self)
         _refuse_unused(self, _OPTIMIZER_USES)
-        for name in ("lr", "momentum", "eps", "weight_decay"):
-            holds = 0 <= (getattr(self, name) or 0) < math.inf
-            _check(self, name, "is a finite number of at least 0", holds)
-        _check(self, "alpha", "is a number in [0, 1]", 0 <= self.alpha <= 1)
-        _check(
-            self, "betas", "holds two numbers in [0, 1)", all(0 <= beta < 1 for beta in self.betas)
-        )
-        holds = self.clip_norm is None or self.clip_norm > 0
-        _check(self, "clip_norm", "is a number above 0", holds)
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ConfigError(
                 self,
@@ -120,71 +118,59 @@ class Schedule:
 
     name: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "constant"
     """The learning rate follows this rule."""
-    every: int = 1
+    every: Steps = 1
     """The scheduler moves once in this many steps of the optimizer: 1, or the batches of an
     epoch."""
-    step_size: int | None = None
+    step_size: Steps | None = None
     """The rate of `step` falls once in this many steps of the scheduler; it has no default."""
-    gamma: float = 0.1
+    gamma: Rate = 0.1
     """Each fall of `step` multiplies the rate by this."""
-    T_max: int | None = None
+    T_max: Steps | None = None
     """The rate of `cosine` reaches `eta_min` after this many steps of the scheduler; the default
     is the whole run."""
-    eta_min: float = 0.0
+    eta_min: Rate = 0.0
     """The rate of `cosine` falls to this."""
-    max_lr: float | None = None
+    max_lr: Rate | None = None
     """The rate of `one_cycle` peaks here; it has no default."""
-    total_steps: int | None = None
+    total_steps: Steps | None = None
     """The rate of `one_cycle` ends after this many steps of the scheduler; the default is the
     whole run."""
-    pct_start: float = 0.3
+    pct_start: Annotated[float, Range(0, 1, rule="is a part in [0, 1]")] = 0.3
     """The rate of `one_cycle` rises over this part of its steps."""
     anneal_strategy: Literal["cos", "linear"] = "cos"
     """The rate of `one_cycle` rises and falls along this curve."""
     cycle_momentum: bool = True
     """The schedule `one_cycle` moves the momentum (`betas[0]` of Adam) against the rate."""
-    base_momentum: float = 0.85
+    base_momentum: _Momentum = 0.85
     """The momentum of `one_cycle` is this at the peak of the rate."""
-    max_momentum: float = 0.95
+    max_momentum: _Momentum = 0.95
     """The momentum of `one_cycle` is this at the start and the end."""
-    div_factor: float = 25.0
+    div_factor: _Factor = 25.0
     """The rate of `one_cycle` starts at `max_lr` divided by this."""
-    final_div_factor: float = 1e4
+    final_div_factor: _Factor = 1e4
     """The rate of `one_cycle` ends at its start divided by this."""
     three_phase: bool = False
     """The rate of `one_cycle` falls to its start first, and to its end in a third phase."""
     mode: Literal["min", "max"] = "min"
     """The schedule `plateau` watches a value that should fall (`min`) or rise (`max`)."""
-    factor: float = 0.1
+    factor: Annotated[float, Range(0, below=1, rule="is a number in [0, 1)")] = 0.1
     """Each fall of `plateau` multiplies the rate by this."""
-    patience: int = 10
+    patience: Waits = 10
     """The schedule `plateau` bears this many steps without an improvement."""
-    threshold: float = 1e-4
+    threshold: Annotated[float, Range(-1e6, 1e6)] = 1e-4
     """A change by more than this is an improvement to `plateau`."""
     threshold_mode: Literal["rel", "abs"] = "rel"
     """The `threshold` is a part of the best value (`rel`) or a difference (`abs`)."""
-    cooldown: int = 0
+    cooldown: Waits = 0
     """The schedule `plateau` counts nothing in this many steps after a fall."""
-    min_lr: float = 0.0
+    min_lr: Rate = 0.0
     """The rate of `plateau` never falls below this."""
-    eps: float = 1e-8
+    eps: Rate = 1e-8
     """The schedule `plateau` leaves out a fall by no more than this."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         _refuse_unused(self, _SCHEDULE_USES)
-        for name in ("every", "step_size", "T_max", "total_steps"):
-            value = getattr(self, name)
-            _check(self, name, "is a number of at least 1", value is None or value >= 1)
-        for name in ("eta_min", "patience", "cooldown", "min_lr", "eps", "max_lr", "gamma"):
-            value = getattr(self, name)
-            _check(self, name, "is a number of at least 0", value is None or value >= 0)
-        for name in ("div_factor", "final_div_factor"):
-            _check(self, name, "is a number above 0", getattr(self, name) > 0)
-        for name in ("base_momentum", "max_momentum"):
-            _check(self, name, "is between 0 and 1", 0 < getattr(self, name) < 1)
-        _check(self, "factor", "is a number in [0, 1)", 0 <= self.factor < 1)
-        _check(self, "pct_start", "is a part in [0, 1]", 0 <= self.pct_start <= 1)
         if self.name == "step" and self.step_size is None:
             raise ConfigError(self, "{name=step} needs {step_size}; give it")
         if self.name == "one_cycle" and self.max_lr is None:
@@ -231,7 +217,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         if self.optimizer.dampening != 0 and "momentum_buffer" not in self.slots:
             raise ConfigError(
                 self,
@@ -338,8 +324,3 @@ def _refuse_unused(config: Optimizer | Schedule, uses: Mapping[str, tuple[str, .
         raise ConfigError(
             config, f"{{name=}} does not use {', '.join(unused)}; leave out what it does not use"
         )
-
-
-def _check(config: Optimizer | Schedule, name: str, rule: str, holds: bool) -> None:
-    if not holds:
-        raise FieldError(config, name, rule)

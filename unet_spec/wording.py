@@ -7,15 +7,19 @@ LONGEST = 4000
 
 
 def show(text: str) -> str:
-    """Return a text as one line for a terminal, whatever file it came from.
-
-    Line breaks, escape sequences and half characters become visible escapes.
-
-    >>> print(show("a\\x1b[31m and \\n"))
-    a\\x1b[31m and \\n
-    """
+    """Return a text as one line for a terminal, whatever file it came from, and cut."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return make_printable(text)
+
+
+def make_printable(text: str) -> str:
+    r"""Return a text on one line: line breaks, escape sequences and half characters become escapes
+    that can be seen.
+
+    >>> make_printable("a\tb\x1b[2J")
+    'a\\tb\\x1b[2J'
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -33,3 +37,23 @@ def list_names(names: Sequence[str], limit: int) -> str:
     if len(names) > limit:
         return f"{listed} and {len(names) - limit} more"
     return listed
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the beginning of a text that is longer than a sentence bears, and its length.
+
+    >>> shorten("9" * 5000, 8)
+    '99999999... (5000 characters)'
+    """
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def show_value(value: object) -> str:
+    """Return a value as a text; Python writes no integer of more than 4,300 digits.
+
+    >>> show_value(10**30), show_value(2**20_000)
+    ('1000000000000000000000000000000', 'an integer of 20001 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return f"an integer of {value.bit_length()} bits"
+    return str(value)
