@@ -13,6 +13,7 @@ from tyro.conf import Suppress
 from unet_spec import PAPER, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.errors import ConfigError, FieldError
 from unet_spec.parameters import trained_names
+from unet_spec.preprocessing import LARGEST_GB
 from unet_spec.recipe import Optimizer, Recipe, Schedule, rename
 
 # nothing is clipped then, and a rate starts or ends at 0
@@ -61,6 +62,9 @@ class DataConfig:
     cache_gb: float | None = None
     """Keep decoded images in at most this much memory, in GB for each process; by default a
     quarter of what is free at the start. What does not fit is decoded again when it is needed."""
+    largest_gb: float = LARGEST_GB
+    """Read images that take at most so many GB as float32; training takes a few times as much
+    memory."""
     synthetic: int = 0
     """This many synthetic images of cells are drawn where no folder is given."""
 
@@ -80,6 +84,8 @@ class DataConfig:
             raise FieldError(self, "foreground", "is a share from 0 to 1")
         if self.cache_gb is not None and not 0 <= self.cache_gb < float("inf"):
             raise FieldError(self, "cache_gb", "needs at least 0")
+        if not 0 < self.largest_gb < float("inf"):
+            raise FieldError(self, "largest_gb", "is a number of GB above 0")
         if self.batch < 1:
             raise FieldError(self, "batch", "needs at least 1")
         try:
