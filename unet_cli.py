@@ -18,6 +18,7 @@ from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.config import check_bounds
 from unet_spec.environment import need
 from unet_spec.files import atomic_write
+from unet_spec.preprocessing import LARGEST_GB
 from unet_spec.ranges import SIDE, STEPS_OF_A_PROOF, check_number
 from unet_train.config import TrainConfig
 
@@ -111,6 +112,7 @@ def predict(
     probabilities: Literal["tif", "npy"] | None = None,
     threshold: Annotated[float | None, arg(metavar="P")] = None,
     framework: Literal["jax", "torch"] | None = None,
+    largest_gb: Annotated[float, arg(metavar="GB")] = LARGEST_GB,
     json: Json = None,
     command: Typed = Command(),
 ) -> int:
@@ -131,6 +133,8 @@ def predict(
         threshold: Take class 1 where its probability is at least this, between 0 and 1, in a net
             of two classes; by default where it is the larger one.
         framework: Predict with this one of the twins; the default is JAX where it is installed.
+        largest_gb: Read images that take at most so many GB as float32; prediction takes a few
+            times as much memory.
         json: Write into this file what was written where.
         command: This is what was typed.
     """
@@ -142,7 +146,7 @@ def predict(
 
     return predicting.predict(
         weights, images, out=out, framework=framework, threshold=threshold,
-        probabilities=probabilities, json=json, command=command,
+        probabilities=probabilities, largest_gb=largest_gb, json=json, command=command,
     )  # fmt: skip
 
 

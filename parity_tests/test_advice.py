@@ -271,6 +271,18 @@ ADVICE = (
         ("{0}", "unet predict model.safetensors IMAGES --out OUT"),
     ),
     Advice(
+        "{}, or let it take more memory by --largest-gb {}",
+        "unet predict cells.safetensors IMAGES --out OUT --largest-gb 1e-6",
+        r"values is too large, .*, or let it take more memory by (--largest-gb \S+)",
+        ("unet predict cells.safetensors IMAGES --out OUT {0}",),
+    ),
+    Advice(
+        "{}, or let it take more memory by largest_gb={}",
+        f"{TRAIN} {IMAGES} MASKS --data.largest-gb 1e-6",
+        r"values is too large, .*, or let it take more memory by (--data\.largest-gb \S+)",
+        (f"{TRAIN} {IMAGES} MASKS {{0}}",),
+    ),
+    Advice(
         "the prediction there {}", "unet predict cells.safetensors IMAGES --out PREDICTED "
         "--threshold 0.3", r"has no --threshold; name another (--out)",
         ("unet predict cells.safetensors IMAGES --threshold 0.3 {0} OTHER",),

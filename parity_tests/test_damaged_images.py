@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -18,9 +19,10 @@ from PIL import Image
 
 import unet_image
 from parity_tests.containers import COLOUR, GRAY, chunk, exif, pack, png, save_bytes
-from unet_image import axes, limits, tiff_file
+from unet_image import TooLargeError, axes, limits, tiff_file
 from unet_image.pages import Page
-from unet_spec import InputError
+from unet_spec import InputError, Preprocessing
+from unet_spec.preprocessing import LARGEST_GB
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (23, 37), np.uint8)
 
@@ -158,7 +160,8 @@ def _states_a_size(folder, kind, height, width):
         path.write_bytes(data)
     elif kind == "gif":
         data = bytearray(save_bytes(Image.fromarray(PIXELS), format="gif"))
-        data[6:10] = struct.pack("<HH", width, height)
+        place = data.index(b"," + bytes(4)) + 5
+        data[6:10] = data[place : place + 4] = struct.pack("<HH", width, height)
         path.write_bytes(data)
     elif kind == "jpg":
         data = bytearray(save_bytes(Image.fromarray(PIXELS), format="jpeg"))
@@ -179,21 +182,73 @@ def _states_a_size(folder, kind, height, width):
 
 @pytest.mark.parametrize(
     ("kind", "height", "width"),
-    [("png", 20_000, 20_000), ("png", 4_000_000_000, 4_000_000_000), ("tif", 20_000, 20_000),
-     ("tif", 4_000_000_000, 4_000_000_000), ("gif", 20_000, 20_000), ("jpg", 20_000, 20_000),
-     ("webp", 16_000, 16_000)],
-)  # fmt: skip
+    [("jpg", 20_000, 20_000), ("jpg", 65_000, 65_000), ("webp", 16_000, 16_000)],
+)
 def test_what_is_too_large_is_called_so_before_anything_is_allocated(tmp_path, kind, height, width):
     path = _states_a_size(tmp_path, kind, height, width)
-    with _little_memory(), pytest.raises(InputError, match="too large, at most 268,435,456"):
+    with _little_memory(), pytest.raises(TooLargeError, match="too large, at most 75,000,000"):
         unet_image.measure_pages(path)
 
 
-@pytest.mark.parametrize("kind", ["png", "tif", "npy"])
-def test_a_small_file_that_cannot_hold_its_image_is_not_whole(tmp_path, kind):
-    path = _states_a_size(tmp_path, kind, 12_000, 12_000)
+def _write_large(path, rows, columns):
+    """Write a PNG of zeros, 1 bit each, of which all are there."""
+    path.write_bytes(png([bytes(-(-columns // 8))] * rows, (rows, columns), 1, 0))
+
+
+def test_an_image_is_read_where_the_bound_is_raised_so_far(tmp_path):
+    _write_large(tmp_path / "a.png", 8_000, 10_000)
+    assert (tmp_path / "a.png").stat().st_size < 20_000
+    with _little_memory(), pytest.raises(TooLargeError) as refusal:
+        unet_image.measure_pages(tmp_path / "a.png")
+    assert str(refusal.value) == (
+        f"{tmp_path}/a.png: an image of 8,000 x 10,000 values is too large, at most 75,000,000 "
+        "are read; cut it into smaller ones"
+    )
+    (page,) = unet_image.measure_pages(tmp_path / "a.png", largest_gb=refusal.value.needed_gb)
+    assert unet_image.read_page(page).shape == (8_000, 10_000)
+    with pytest.raises(TooLargeError):
+        unet_image.measure_pages(tmp_path / "a.png", largest_gb=refusal.value.needed_gb - 0.001)
+
+
+def test_a_gray_image_is_as_large_as_the_channels_that_the_net_makes_of_it(tmp_path):
+    _write_large(tmp_path / "a.png", 5_000, 6_000)
+    (page,) = unet_image.measure_pages(tmp_path / "a.png")
+    plain = Preprocessing()
+    unet_image.check_channels(page, channels=1, preprocessing=plain)
+    with pytest.raises(TooLargeError, match="5,000 x 6,000 x 3 values is too large") as refusal:
+        unet_image.check_channels(page, channels=3, preprocessing=plain)
+    assert refusal.value.needed_gb == 0.36
+    (page,) = unet_image.measure_pages(tmp_path / "a.png", largest_gb=0.36)
+    unet_image.check_channels(page, channels=3, preprocessing=plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side"),
+    [("png", 8_000), ("png", 4_000_000_000), ("tif", 8_000), ("tif", 4_000_000_000),
+     ("gif", 20_000), ("npy", 8_000)],
+)  # fmt: skip
+def test_a_small_file_that_cannot_hold_its_image_is_not_whole(tmp_path, kind, side):
+    path = _states_a_size(tmp_path, kind, side, side)
     with _little_memory(), pytest.raises(InputError, match="not a whole image"):
         unet_image.measure_pages(path)
+
+
+def test_no_bound_is_advised_that_no_computer_has_memory_for(tmp_path):
+    check = partial(limits.check_size, tmp_path, dtype=np.dtype("u1"), largest_gb=0.3)
+    for side in (10**6, 10**200):
+        with pytest.raises(InputError, match="replace the file, or cut it") as refusal:
+            check((side, side))
+        assert not isinstance(refusal.value, TooLargeError)
+    with pytest.raises(TooLargeError) as advice:
+        check((499_999, 499_999))
+    assert advice.value.needed_gb == 1000.0
+
+
+def test_the_bound_that_is_advised_has_two_digits_and_is_enough():
+    for needed in (0.3000001, 0.30004, 0.999, 1.0, 1.01, 9.99, 123.4, 0.301, 0.31):
+        advised = limits._round_up(needed)
+        assert needed <= advised < needed * 1.1
+        assert len(f"{advised:g}".replace(".", "").lstrip("0").rstrip("0")) <= 2
 
 
 class _little_memory:  # noqa: N801
@@ -213,20 +268,20 @@ def test_blocks_and_chunks_that_are_too_large_are_refused(tmp_path):
 
     zarr.create_array(str(tmp_path / "a.zarr"), shape=(9, 9), dtype="u1", chunks=(40_000, 40_000))
     with pytest.raises(
-        InputError, match=r"a\.zarr: a chunk of 40,000 x 40,000 values is too large"
+        TooLargeError, match=r"a\.zarr: a block of 40,000 x 40,000 values is too large"
     ):
         unet_image.measure_pages(tmp_path / "a.zarr")
 
 
-def test_the_bound_is_an_image_of_1_gib_as_float32(tmp_path):
-    check = limits.check_size
-    check(tmp_path, (16384, 16384), np.dtype(np.uint8))
-    check(tmp_path, (16384, 8192), np.dtype(np.float64))
-    for shape, kind in (((16384, 16385), np.uint8), ((16384, 8193), np.float64)):
-        with pytest.raises(InputError, match="too large"):
-            check(tmp_path, shape, np.dtype(kind))
+def test_the_bound_is_as_float32_or_the_type_itself(tmp_path):
+    check = partial(limits.check_size, tmp_path, largest_gb=0.8)
+    check((20_000, 10_000), np.dtype(np.uint8))
+    check((10_000, 10_000), np.dtype(np.float64))
+    for shape, kind in (((20_000, 10_001), np.uint8), ((10_000, 10_001), np.float64)):
+        with pytest.raises(TooLargeError, match="too large"):
+            check(shape, np.dtype(kind))
     with pytest.raises(InputError, match="is empty"):
-        check(tmp_path, (0, 9), np.dtype(np.uint8))
+        check((0, 9), np.dtype(np.uint8))
 
 
 def test_the_document_lists_what_is_read():
@@ -234,8 +289,8 @@ def test_the_document_lists_what_is_read():
     for suffix in unet_image.SUFFIXES[:-1]:
         assert f"`{suffix}`" in text, suffix
     assert unet_image.SUFFIXES[-1] == ".zarr"
-    side = int((limits.LARGEST_BYTES / 4) ** 0.5)
-    assert f"at most {limits.LARGEST_BYTES >> 30} GiB as float32, which is {side:,} x" in text
+    values = int(LARGEST_GB * 1e9 / 4)
+    assert f"at most {LARGEST_GB} GB as float32, which is {values:,} values" in text
     assert f"the last one is at most {axes.MOST_UNNAMED_CHANNELS} long" in text
 
 

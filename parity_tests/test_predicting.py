@@ -129,6 +129,10 @@ def test_a_threshold_is_that_of_the_api(here, weights):
         ("cells.safetensors images/a.png five.tif", "five.tif: the image has 5 channels and the"),
         ("cells.safetensors images/a.png text.png", "text.png: not"),
         ("cells.safetensors images other/a.png", "its output has the name of"),
+        ("cells.safetensors images --largest-gb 0", "--largest-gb is a number of GB above 0, got"),
+        ("cells.safetensors images --largest-gb nan", "is a number of GB above 0, got nan"),
+        ("cells.safetensors images --largest-gb inf", "is a number of GB above 0, got inf"),
+        ("cells.safetensors images --largest-gb 2e-6", "too large, at most 500 are read; cut it"),
         ("many.safetensors images", "the net has 300 classes, and a mask holds 256"),
     ],
 )

@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from unet_parity.oracle import random_tensors
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.outputs import apply_output, compute_probabilities
 from unet_spec.prediction import border
-from unet_spec.preprocessing import Statistics, apply, measure, prepare
+from unet_spec.preprocessing import Statistics, apply, measure, measure_deviation, prepare
 from unet_spec.weight_file import WeightFile
 
 GRAY = UNetConfig(in_channels=1, classes=4, widths=(6, 8, 10))
@@ -566,6 +567,28 @@ def test_image_has_mean_0_and_standard_deviation_1(kind):
     # 3.7e-8 and 4.2e-8 at most were measured over these images
     assert abs(x.mean(dtype=np.float64)) < 2e-7
     assert abs(x.std(dtype=np.float64) - 1) < 2e-7
+
+
+@pytest.mark.parametrize("order", ["C", "F", "channels chosen"])
+@pytest.mark.parametrize("shape", [(3, 5, 1), (251, 263, 1), (403, 517, 3)])
+def test_the_standard_deviation_in_little_memory_is_that_of_numpy_to_the_last_bit(shape, order):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(seed * 1000, 10.0**seed, shape).astype(np.float32)
+        if order == "F":
+            values = np.asfortranarray(values)
+        elif order != "C":
+            values = values[..., list(range(shape[2]))[::-1]]
+        assert measure_deviation(values) == values.std(dtype=np.float64)
+
+
+def test_preparing_an_image_takes_no_more_memory_than_its_input():
+    image = np.random.default_rng(0).integers(0, 255, (2000, 1000, 1), np.uint8)
+    tracemalloc.start()
+    x = prepare(image, channels=1, preprocessing=Preprocessing())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert x.nbytes <= peak < 1.2 * x.nbytes
 
 
 def test_image_of_one_value_becomes_0():

@@ -56,8 +56,10 @@ def test_another_config_is_refused_by_name(run, change, names):
 
 
 def test_what_the_weights_do_not_depend_on_may_change(run):
-    changed = replace(TINY, mesh=MeshConfig(data=2), validate_every=2)
+    data = replace(TINY.data, largest_gb=2.0)
+    changed = replace(TINY, data=data, mesh=MeshConfig(data=2), validate_every=2)
     assert run_folder.compare_with_beginning(run[0], changed, SHOWN) == [
+        "data.largest_gb was 0.3, now 2.0",
         "mesh.data was 1, now 2",
         "validate_every was 3, now 2",
     ]

@@ -163,6 +163,9 @@ def test_a_norm_is_refused_exactly_where_torch_refuses_it(
     [
         (DataConfig, {"holdout": 1.0}, "holdout is a part between 0 and 1, got 1.0"),
         (DataConfig, {"synthetic": -1}, "synthetic needs at least 0, got -1"),
+        (DataConfig, {"largest_gb": 0}, "largest_gb is a number of GB above 0, got 0"),
+        (DataConfig, {"largest_gb": float("nan")}, "largest_gb is a number of GB above 0, got nan"),
+        (DataConfig, {"largest_gb": float("inf")}, "largest_gb is a number of GB above 0, got inf"),
         (DataConfig, {"batch": 0}, "batch needs at least 1, got 0"),
         (DataConfig, {"masks": Path("a")}, "masks needs images as well; give the folder of images"),
         (DataConfig, {"groups": "("}, r"groups needs a regular expression \(missing \), "),

@@ -14,7 +14,8 @@ from unet_spec.config import check_bounds
 from unet_spec.errors import ConfigError, FieldError
 from unet_spec.fields import check_fields
 from unet_spec.parameters import trained_names
-from unet_spec.ranges import MOST_PIXELS, Pixels, Range, Share, Side, Steps, Weight
+from unet_spec.preprocessing import LARGEST_GB
+from unet_spec.ranges import IMAGE_GB, MOST_PIXELS, Pixels, Range, Share, Side, Steps, Weight
 from unet_spec.recipe import Optimizer, Recipe, Schedule, rename
 
 _Draw = Annotated[int, Range(0, 10_000, why="because they are drawn before the first step")]
@@ -22,6 +23,7 @@ _Batch = Annotated[int, Range(1, 2**20)]
 _Devices = Annotated[int, Range(1, 2**16)]
 # so many bytes are a petabyte
 _Gigabytes = Annotated[float, Range(0, 1e6)]
+_Largest = Annotated[float, IMAGE_GB]
 # of the input, whose standard deviation is about 1
 _Change = Annotated[float, Range(0, 1e6)]
 _Turn = Annotated[float, Range(0, 360, why="which is a whole turn")]
@@ -77,6 +79,9 @@ class DataConfig:
     cache_gb: _Gigabytes | None = None
     """Keep decoded images in at most this much memory, in GB for each process; by default a
     quarter of what is free at the start. What does not fit is decoded again when it is needed."""
+    largest_gb: _Largest = LARGEST_GB
+    """Read images that take at most so many GB as float32; training takes a few times as much
+    memory."""
     synthetic: _Draw = 0
     """This many synthetic images of cells are drawn where no folder is given."""
 

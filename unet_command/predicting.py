@@ -20,6 +20,7 @@ from unet_command.prediction_folder import Target
 from unet_command.reports import write_json
 from unet_image import (
     Page,
+    TooLargeError,
     check_channels,
     list_images,
     measure_pages,
@@ -31,6 +32,7 @@ from unet_image import (
 )
 from unet_spec import InputError, prediction, weight_file
 from unet_spec.environment import need
+from unet_spec.ranges import IMAGE_GB, check_number
 from unet_spec.weight_file import WeightFile
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
@@ -45,6 +47,7 @@ def predict(
     framework: str | None,
     threshold: float | None,
     probabilities: str | None,
+    largest_gb: float,
     json: Path | None,
     command: Command,
 ) -> int:
@@ -59,6 +62,7 @@ def predict(
         framework: jax or torch; None takes JAX where it is installed.
         threshold: of the probability of class 1, in a net of two classes.
         probabilities: tif or npy, to write these as well.
+        largest_gb: GB that an image may take as float32.
         json: the report.
         command: what was typed.
 
@@ -69,6 +73,7 @@ def predict(
     if framework is None:
         framework = "jax" if importlib.util.find_spec("jax") else "torch"
     need(framework)
+    check_number("--largest-gb", largest_gb, IMAGE_GB)
     net = weight_file.read(weights)
     prediction.check_threshold(net.config, threshold)
     if net.config.mask_classes > 256:
@@ -78,9 +83,7 @@ def predict(
         )
     given = [path for image in images for path in list_images(image)]
     paths = list({path.resolve(): path for path in given}.values())  # each once
-    pages = [page for path in paths for page in measure_pages(path)]
-    for page in pages:
-        _check_fit(page, net)
+    pages = _measure(paths, net, largest_gb)
     targets = prediction_folder.list_targets(pages, probabilities)
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -111,6 +114,19 @@ def predict(
     report = {"out": str(out), "images": [rows[target.name] for target in targets]}
     write_json(json, report, command=command)
     return 0
+
+
+def _measure(paths: Sequence[Path], net: WeightFile, largest_gb: float) -> list[Page]:
+    """Measure the pages of all files, and refuse those that the net cannot predict."""
+    try:
+        pages = [page for path in paths for page in measure_pages(path, largest_gb=largest_gb)]
+        for page in pages:
+            _check_fit(page, net)
+    except TooLargeError as error:
+        raise InputError(
+            f"{error}, or let it take more memory by --largest-gb {error.needed_gb}"
+        ) from error
+    return pages
 
 
 def _takes_alpha(page: Page, net: WeightFile) -> bool:

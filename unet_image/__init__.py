@@ -1,6 +1,7 @@
 """Image files: listed, measured and read into arrays, and pictures of what a net saw in them."""
 
 from unet_image.files import SUFFIXES, is_store, list_images
+from unet_image.limits import TooLargeError
 from unet_image.pages import Page, check_channels, measure_pages, read_page, read_pages, takes_alpha
 from unet_image.pictures import (
     PALETTE,
@@ -19,6 +20,7 @@ __all__ = [
     "SUFFIXES",
     "TRUE",
     "Page",
+    "TooLargeError",
     "check_channels",
     "is_store",
     "list_images",

@@ -16,7 +16,7 @@ from unet_image.axes import (
     locate_page,
 )
 from unet_image.header import Header
-from unet_image.limits import check_count, check_size
+from unet_image.limits import check_count
 from unet_spec import InputError
 
 if TYPE_CHECKING:
@@ -35,12 +35,17 @@ class _Stack:
     array: Any
     axes: str
 
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of what is decoded as a whole, where it is stored in such parts."""
+        return () if isinstance(self.array, np.ndarray) else (tuple(self.array.chunks),)
+
 
 def measure_npy(path: Path) -> list[Header]:
     """Measure the images of a NumPy file by its header.
 
     Raises:
-        InputError: axes or values that are no image's, or too large.
+        InputError: axes or values that are no image's.
     """
     return _measure(path, [_open_npy(path)])
 
@@ -54,8 +59,8 @@ def measure_zarr(path: Path) -> list[Header]:
     """Measure the images of a zarr store by its metadata.
 
     Raises:
-        InputError: axes or values that are no image's, too large, or several arrays of which
-            none is said to be the image.
+        InputError: axes or values that are no image's, or several arrays of which none is said to
+            be the image.
     """
     return _measure(path, _open_zarr(path))
 
@@ -77,10 +82,11 @@ def _measure(path: Path, stacks: list[_Stack]) -> list[Header]:
             np.dtype(np.uint8) if is_bilevel else dtype.newbyteorder("="),
             largest=1 if is_bilevel else None,
             is_colour="C" not in stack.axes,
+            blocks=stack.chunks,
         )
         count = count_pages(stack.axes, shape)
         check_count(path, count + len(headers))
-        headers += [header.check(path)] * count
+        headers += [header] * count
     return headers
 
 
@@ -114,19 +120,14 @@ def _open_zarr(path: Path) -> list[_Stack]:
     """Return the arrays of a store that are images.
 
     Raises:
-        InputError: a plate or a well, several arrays of which none is said to be the image, or a
-            chunk that is too large.
+        InputError: a plate or a well, or several arrays of which none is said to be the image.
     """
     import zarr  # it is slow to import, and few need it
 
     opened = zarr.open(path, mode="r")
     if isinstance(opened, zarr.Array):
-        stacks = [_Stack(opened, _name_axes(path, opened))]
-    else:
-        stacks = list(_list_images(path, opened))
-    for stack in stacks:
-        check_size(path, stack.array.chunks, np.dtype(stack.array.dtype), what="a chunk")
-    return stacks
+        return [_Stack(opened, _name_axes(path, opened))]
+    return list(_list_images(path, opened))
 
 
 def _list_images(path: Path, group: "zarr.Group") -> Iterator[_Stack]:

@@ -16,7 +16,7 @@ def measure(path: Path) -> list[Header]:
     """Measure the image of a GIF by its blocks.
 
     Raises:
-        InputError: too large, an animation, a frame of another size than the image, or not whole.
+        InputError: an animation, a frame of another size than the image, or not whole.
     """
     start, frame, clear = _walk(path)
     width, height = np.frombuffer(start[6:10], "<u2").tolist()
@@ -27,7 +27,6 @@ def measure(path: Path) -> list[Header]:
     alpha = None if clear is None else np.where(np.arange(len(colours)) == clear, 0, 255)
     palette, has_alpha = make_palette(colours, alpha), alpha is not None
     header = Header((height, width), np.dtype(np.uint8), palette=palette, has_alpha=has_alpha)
-    header.check(path)
     if frame[1:9] != bytes(4) + start[6:10]:  # left, top, width and height
         raise InputError(
             f"{path}: its frame is not as large as the image, {height} x {width} pixels; store the "

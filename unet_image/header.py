@@ -28,6 +28,8 @@ class Header:
         transparent: the samples of the one colour that is transparent; else None.
         has_alpha: the last channel of the image is alpha.
         orientation: 1 to 8 as in EXIF; the pixels are turned by it.
+        blocks: the shapes of the tiles, strips, planes or chunks that are decoded as a whole, where
+            the image is stored in such.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +43,7 @@ class Header:
     transparent: tuple[int, ...] | None = None
     has_alpha: bool = False
     orientation: int = 1
+    blocks: tuple[tuple[int, ...], ...] = ()
 
     @property
     def page_shape(self) -> tuple[int, ...]:
@@ -62,8 +65,11 @@ class Header:
         """Return the type of the image."""
         return np.dtype(np.uint8) if self.palette is not None else self.dtype
 
-    def check(self, path: Path) -> "Header":
+    def check(self, path: Path, largest_gb: float) -> None:
         """Refuse an image that is too large, or of a type that no image has.
+
+        Args:
+            largest_gb: GB that it may take as float32.
 
         Raises:
             InputError: it names the size or the type.
@@ -72,9 +78,10 @@ class Header:
             raise InputError(
                 f"{path}: holds values of type {self.dtype}; an image has integers or floats"
             )
-        check_size(path, self.shape, self.dtype)
-        check_size(path, self.page_shape, self.page_dtype)
-        return self
+        check_size(path, self.shape, self.dtype, largest_gb=largest_gb)
+        check_size(path, self.page_shape, self.page_dtype, largest_gb=largest_gb)
+        for block in self.blocks:
+            check_size(path, block, self.dtype, largest_gb=largest_gb, what="a block")
 
     def to_pixels(self, stored: np.ndarray, *, indices: bool, alpha: bool) -> np.ndarray:
         """Return the image of its stored samples.

@@ -11,11 +11,7 @@ CHANNELS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,), "CMYK": (4,)}
 
 
 def measure(path: Path) -> list[Header]:
-    """Measure the image of a JPEG. Of several in one file, as telephones write, it is the first.
-
-    Raises:
-        InputError: too large.
-    """
+    """Measure the image of a JPEG. Of several in one file, as telephones write, it is the first."""
     with path.open("rb") as stream, JpegImagePlugin.JpegImageFile(stream) as image:
         header = Header(
             shape=(image.height, image.width, *CHANNELS[image.mode]),
@@ -23,7 +19,7 @@ def measure(path: Path) -> list[Header]:
             is_cmyk=image.mode == "CMYK",
             orientation=read_orientation(image.info.get("exif", b"")),
         )
-    return [header.check(path)]
+    return [header]
 
 
 def read(path: Path, index: int, header: Header) -> np.ndarray:

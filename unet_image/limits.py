@@ -7,12 +7,8 @@ import numpy as np
 
 from unet_spec import InputError
 
-LARGEST_BYTES = 1 << 30
-"""An image takes at most 1 GiB as float32, or in its own type where that is wider.
-
-The net's input is float32 and an image becomes it as a whole, a few times over, so a computer of
-8 GB can use an image of this size. It is one of 16,384 x 16,384 pixels in gray.
-"""
+MOST_BYTES = 10**12
+"""No computer reads an image of more bytes, so no larger bound is advised."""
 LARGEST_PAGES = 1_000_000
 """A file has at most so many pages, because each one is listed."""
 
@@ -21,23 +17,58 @@ DEFLATE, LZW, PACKBITS = 1032, 2560, 64
 entry of a full table, from 12 bits; 128 bytes from 2 bytes."""
 
 
+class TooLargeError(InputError):
+    """A `TooLargeError` is raised where an image takes more memory than it may.
+
+    Attributes:
+        reason: what is too large, without what to do about it.
+        needed_gb: with this bound it is read, in GB.
+    """
+
+    def __init__(self, reason: str, needed_gb: float):
+        self.reason, self.needed_gb = reason, needed_gb
+        super().__init__(f"{reason}; cut it into smaller ones")
+
+    def __reduce__(self) -> tuple[type, tuple[str, float]]:
+        """Cross the border of a process whole."""
+        return TooLargeError, (self.reason, self.needed_gb)
+
+
 def check_size(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype, *, what: str = "an image"
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    *,
+    largest_gb: float,
+    what: str = "an image",
 ) -> None:
-    """Refuse an image, or a block of stored data, that is empty or larger than `LARGEST_BYTES`.
+    """Refuse an image, or a block of stored data, that is empty or too large.
+
+    Args:
+        largest_gb: GB that it may take as float32, or in its own type where that is wider.
 
     Raises:
-        InputError: it names the shape and the largest size.
+        InputError: it is empty.
+        TooLargeError: it names the shape and the largest size.
     """
     size = " x ".join(f"{side:,}" for side in shape)
     if min(shape) < 1:
         raise InputError(f"{path}: {what} of {size} values is empty; replace the file")
-    if math.prod(shape) * max(dtype.itemsize, 4) > LARGEST_BYTES:
-        values = LARGEST_BYTES // max(dtype.itemsize, 4)
-        raise InputError(
-            f"{path}: {what} of {size} values is too large, at most {values:,} are read; cut it "
-            "into smaller ones"
-        )
+    value_bytes = max(dtype.itemsize, 4)
+    needed_bytes = math.prod(shape) * value_bytes
+    if needed_bytes > largest_gb * 1e9:
+        most = int(largest_gb * 1e9) // value_bytes
+        reason = f"{path}: {what} of {size} values is too large, at most {most:,} are read"
+        if needed_bytes > MOST_BYTES:
+            raise InputError(f"{reason}; replace the file, or cut it into smaller ones")
+        raise TooLargeError(reason, _round_up(needed_bytes / 1e9))
+
+
+def _round_up(value: float) -> float:
+    """Return the next number of two digits."""
+    digits = 1 - math.floor(math.log10(value))
+    rounded = round(value, digits)
+    return rounded if rounded >= value else round(rounded + 10.0**-digits, digits)
 
 
 def check_content(path: Path, *, stored: int, decoded: float, factor: int) -> None:

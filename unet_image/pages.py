@@ -12,9 +12,10 @@ import numpy as np
 from unet_image import array_file, gif_file, jpeg_file, png_file, tiff_file, webp_file
 from unet_image.files import STORE_FILES, is_store
 from unet_image.header import Header
+from unet_image.limits import check_size
 from unet_image.quiet import silence_decoders
 from unet_spec import InputError, Preprocessing
-from unet_spec.preprocessing import prepare
+from unet_spec.preprocessing import LARGEST_GB, prepare
 from unet_spec.safetensors_file import refuse_pointer
 
 
@@ -30,6 +31,7 @@ class Page:
         is_colour: its channels, if there are three, are red, green and blue.
         is_turned: the file names an orientation, by which the pixels are turned in reading.
         stamp: size and time of the last change of the file when it was measured, if it was.
+        largest_gb: GB that it may take as float32.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Page:
     is_turned: bool = False
     is_colour: bool = True
     stamp: tuple[int, int] | None = field(default=None, compare=False, repr=False)
+    largest_gb: float = field(default=LARGEST_GB, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -89,19 +92,23 @@ STARTS = {
 """What a file is, by its first bytes; its name says nothing."""
 
 
-def measure_pages(path: Path) -> list[Page]:
+def measure_pages(path: Path, *, largest_gb: float = LARGEST_GB) -> list[Page]:
     """Measure the images of a file, by its headers alone.
 
+    Args:
+        largest_gb: GB that an image may take as float32, or in its own type where that is wider.
+
     Raises:
-        InputError: missing, empty, a Git-LFS pointer, not an image, too large, or stored in a way
-            that is not read.
+        InputError: missing, empty, a Git-LFS pointer, not an image, or stored in a way that is not
+            read.
+        TooLargeError: an image, or a block in which it is stored, is larger than `largest_gb`.
     """
     stamp = _read_stamp(path)
-    headers = _measure(path)
+    headers = _measure(path, largest_gb)
     return [
         Page(
             path, index, len(headers), header.page_shape, header.page_dtype, header.has_alpha,
-            header.orientation != 1, header.is_colour, stamp,
+            header.orientation != 1, header.is_colour, stamp, largest_gb,
         )
         for index, header in enumerate(headers)
     ]  # fmt: skip
@@ -122,7 +129,7 @@ def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.n
         InputError: missing, truncated, or other than it was measured.
     """
     path = page.path
-    container, headers = _identify(path), _measure(path)
+    container, headers = _identify(path), _measure(path, page.largest_gb)
     is_old = page.stamp is None or page.stamp == _read_stamp(path)
     if not is_old or page.index >= len(headers) or not _is_same(page, headers[page.index]):
         raise InputError(
@@ -162,6 +169,7 @@ def check_channels(page: Page, *, channels: int, preprocessing: Preprocessing) -
 
     Raises:
         InputError: it names the image, and says what can be chosen.
+        TooLargeError: with the channels of the net it is larger than `largest_gb` of the page.
     """
     alpha = takes_alpha(page, channels=channels, preprocessing=preprocessing)
     shape = page.shape if alpha else page.shape_without_alpha
@@ -175,11 +183,16 @@ def check_channels(page: Page, *, channels: int, preprocessing: Preprocessing) -
             f"{page.place}: its 3 channels are not red, green and blue, and the net takes 1; "
             "choose one with --preprocessing.channels in training or conversion"
         )
+    # as the net gets it: a gray image in a net of colours becomes three channels
+    check_size(page.path, (*page.shape[:2], channels), np.dtype("f4"), largest_gb=page.largest_gb)
 
 
-def _measure(path: Path) -> list[Header]:
+def _measure(path: Path, largest_gb: float) -> list[Header]:
     with _refuse_damage(path):
-        return _identify(path).measure(path)
+        headers = _identify(path).measure(path)
+        for header in {id(header): header for header in headers}.values():  # pages may share one
+            header.check(path, largest_gb)
+        return headers
 
 
 def _identify(path: Path) -> _Container:

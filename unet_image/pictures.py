@@ -14,6 +14,7 @@ PALETTE = np.array(
      (148, 103, 189), (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34),
      (23, 190, 207)], np.uint8
 )  # fmt: skip
+STRIP_VALUES = 1 << 20  # that are made visible at once
 PREDICTED = (255, 95, 31)
 TRUE = (0, 200, 255)
 
@@ -62,7 +63,12 @@ def make_visible(image: np.ndarray) -> np.ndarray:
         (h, w, 3) bytes.
     """
     colours = image[..., None] if image.ndim == 2 else image
-    colours = colours[..., :3] if colours.shape[-1] >= 3 else colours[..., :1].repeat(3, -1)
+    colours = colours[..., : 3 if colours.shape[-1] >= 3 else 1]
     low, high = np.percentile(colours, (0.5, 99.5))
-    scaled = (colours.astype(np.float32) - low) / (high - low if high > low else 1)
-    return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
+    picture = np.empty((*image.shape[:2], 3), np.uint8)
+    rows = max(1, STRIP_VALUES // colours[0].size)
+    for start in range(0, len(picture), rows):  # all at once would take 24 bytes a pixel
+        strip = colours[start : start + rows].astype(np.float32)
+        scaled = (strip - low) / (high - low if high > low else 1)
+        picture[start : start + rows] = np.round(255 * scaled.clip(0, 1))
+    return picture

@@ -33,7 +33,7 @@ def measure(path: Path) -> list[Header]:
     """Measure the image of a PNG by its chunks.
 
     Raises:
-        InputError: too large, an animation, or not whole.
+        InputError: an animation, or not whole.
     """
     with path.open("rb") as stream:
         return [_make_header(path, _walk(stream, path.stat().st_size))]
@@ -121,7 +121,7 @@ def _make_header(path: Path, chunks: _Chunks) -> Header:
         has_alpha=samples in (2, 4),
         orientation=read_orientation(content.get(b"eXIf", b"")),
     )
-    header = _add_transparency(header, content, colour).check(path)
+    header = _add_transparency(header, content, colour)
     check_content(
         path, stored=chunks.pixel_bytes, decoded=height * width * samples * bits / 8, factor=DEFLATE
     )

@@ -12,7 +12,7 @@ import tifffile
 
 from unet_image.axes import arrange, check_axes, count_pages, image_shape, locate_page
 from unet_image.header import Header, make_palette, valid_orientation
-from unet_image.limits import DEFLATE, LZW, PACKBITS, check_content, check_count, check_size
+from unet_image.limits import DEFLATE, LZW, PACKBITS, check_content, check_count
 from unet_image.quiet import silence_errors
 from unet_spec import InputError
 
@@ -54,7 +54,7 @@ def measure(path: Path) -> list[Header]:
     """Measure the images of a TIFF by its directories.
 
     Raises:
-        InputError: too large, not whole, or stored in a way that is not read.
+        InputError: not whole, or stored in a way that is not read.
     """
     return [place.header for place in _list_places(path)]
 
@@ -211,8 +211,6 @@ def _check_stored(
             f"{path}: samples of {bits} bits and format {keyframe.sampleformat!s} are not read; "
             "store integers or floats of 8, 16 or 32 bits"
         )
-    check_size(path, keyframe.chunks, keyframe.dtype, what="a block")
-    check_size(path, keyframe.shape, keyframe.dtype, what="a block")
     counts = np.asarray(page.databytecounts, np.int64)
     offsets = np.asarray(page.dataoffsets, np.int64)
     is_whole = len(counts) == len(offsets) == math.prod(keyframe.chunked) and (counts > 0).all()
@@ -254,7 +252,7 @@ def _make_header(path: Path, page: tifffile.TiffPage, shape: tuple[int, ...]) ->
         refusal = f"samples of {bits} bits"
     if refusal is not None:
         raise InputError(f"{path}: {refusal} is not read; store it as gray or RGB")
-    header = Header(
+    return Header(
         shape=shape,
         dtype=np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("="),
         largest=2**bits - 1 if bits < 8 and photometric != PALETTE else None,
@@ -267,8 +265,8 @@ def _make_header(path: Path, page: tifffile.TiffPage, shape: tuple[int, ...]) ->
         is_cmyk=photometric == CMYK,
         has_alpha=samples > 1 and bool(extra) and extra[-1] in ALPHA,
         orientation=valid_orientation(page.tags.valueof(274)),
+        blocks=(page.chunks, page.shape),
     )
-    return header.check(path)
 
 
 def _read_software(file: tifffile.TiffFile) -> str:

@@ -13,6 +13,14 @@ LARGEST_VALUE = float(np.finfo(np.float32).max) / 2
 """An image holds no value beyond this one, so that no difference of two leaves float32."""
 
 _NUMBERED = f"are numbered from 0 to {MOST_CHANNELS - 1}"
+LARGEST_GB = 0.3
+"""An image takes at most so many GB as float32, if nothing else is said.
+
+The net's input is float32, and an image becomes it as a whole, so it takes up to three times as
+much memory, and the next one is read meanwhile. A camera's 6000 x 4000 pixels in colour fit.
+"""
+
+_PART = 1 << 16  # values that are squared at once
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -109,8 +117,8 @@ def apply(
 def _make_values(image: np.ndarray, channels: int, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image as float32 (h, w, channels) before any statistics; each pixel by itself."""
     values = _with_channels(image, channels, preprocessing.channels)
-    # a NaN is not at most anything
-    if not (np.abs(values) <= LARGEST_VALUE).all():
+    # a NaN among them is both the largest and the smallest, and not at most anything
+    if not (values.max() <= LARGEST_VALUE and values.min() >= -LARGEST_VALUE):
         raise InputError(
             f"the image holds NaN or infinite values, or some beyond {LARGEST_VALUE:.1e}; mend it "
             "before it is used"
@@ -125,15 +133,36 @@ def _make_values(image: np.ndarray, channels: int, preprocessing: Preprocessing)
 def _measure(values: np.ndarray, preprocessing: Preprocessing) -> Statistics:
     if preprocessing.normalize != "image":
         return Statistics()
-    deviation = np.float32(values.std(dtype=np.float64))
     # an image of one value is only centred
-    return Statistics(float(values.mean(dtype=np.float64)), float(deviation) or 1.0)
+    deviation = float(np.float32(measure_deviation(values))) or 1.0
+    return Statistics(float(values.mean(dtype=np.float64)), deviation)
+
+
+def measure_deviation(values: np.ndarray) -> np.float64:
+    """Return `values.std(dtype=np.float64)`, to the last bit, in little memory.
+
+    NumPy takes 8 bytes more for every value.
+    """
+    mean = values.mean(dtype=np.float64)
+    # in the order in which the values lie, as NumPy takes them
+    return np.sqrt(_add_squares(values.ravel(order="K"), mean) / values.size)
+
+
+def _add_squares(values: np.ndarray, mean: np.float64) -> np.float64:
+    """Return the sum of the squared distances to the mean, in parts: by halves, as NumPy adds."""
+    if values.size <= _PART:
+        return np.square(values - mean).sum()
+    half = values.size // 2
+    half -= half % 8
+    return _add_squares(values[:half], mean) + _add_squares(values[half:], mean)
 
 
 def _scale(values: np.ndarray, statistics: Statistics) -> np.ndarray:
-    if statistics == Statistics():
-        return values
-    return (values - np.float32(statistics.mean)) / np.float32(statistics.deviation)
+    """Scale values in their place, which takes no more memory."""
+    if statistics != Statistics():
+        values -= np.float32(statistics.mean)
+        values /= np.float32(statistics.deviation)
+    return values
 
 
 def _with_channels(image: np.ndarray, channels: int, chosen: tuple[int, ...]) -> np.ndarray:

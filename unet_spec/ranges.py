@@ -84,6 +84,7 @@ MOST_CHANNELS = 2**16
 Channels = Annotated[int, Range(1, MOST_CHANNELS)]
 MOST_PIXELS = 2**15
 """Along a side, for what a net sees at once; the pixels of its square are counted in 32 bits."""
+IMAGE_GB = Range(above=0, most=1e6, rule="is a number of GB above 0")
 SIDE = Range(1, MOST_PIXELS, why="because the pixels are counted in 32 bits")
 Side = Annotated[int, SIDE]
 STEPS_OF_A_PROOF = Range(0, 10_000, why="because each keeps what it measured for the report")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unet_spec import UNetConfig
+from unet_spec.preprocessing import measure_deviation
 from unet_spec.wording import list_names
 
 from ..config import DataConfig, TrainConfig
@@ -187,7 +188,7 @@ def measure_facts(sample: Sample) -> Facts:
         bytes=sample.bytes,
         kind=_describe_kind(image),
         stored=sample.stored,
-        counts=np.bincount(sample.mask.ravel(), minlength=256),
+        counts=_count_values(sample.mask),
         fingerprint=compute_fingerprint(x),
         as_read=_measure_values(image),
         as_input=_measure_values(x),
@@ -491,6 +492,14 @@ def _is_mostly_specks(objects: np.ndarray | None) -> bool:
     return bool(np.median(pixels) < SPECK_PX)
 
 
+def _count_values(mask: np.ndarray) -> np.ndarray:
+    """Return the number of pixels of each value of bytes, (256,), row by row to take no memory."""
+    counts = np.zeros(256, np.int64)
+    for row in mask:
+        counts += np.bincount(row, minlength=256)
+    return counts
+
+
 def _measure_saturation(image: np.ndarray) -> float:
     """Return the part of the pixels with a channel at the top of 8, 10, 12, 14 or 16 bits."""
     top = float(image.max())  # a float16 could not be compared with 65535
@@ -518,7 +527,7 @@ def _measure_values(array: np.ndarray) -> Values:
         low=float(array.min()),
         high=float(array.max()),
         mean=float(array.mean(dtype=np.float64)),
-        deviation=float(array.std(dtype=np.float64)),
+        deviation=float(measure_deviation(array)),
         count=array.size,
     )
 

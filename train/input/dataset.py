@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unet_image import check_channels
+from unet_image import TooLargeError, check_channels
+from unet_spec.errors import ConfigError
 
-from ..config import TrainConfig
+from ..config import DataConfig, TrainConfig
 from .identity import Identity, identify
 from .masks import check_settings
-from .pairs import Pair, list_pairs
+from .pairs import Pair, Pairing, list_pairs
 from .samples import Drawn, InFiles, Samples, make_room
 from .split import draw_split, split
 
@@ -65,10 +66,7 @@ def open_dataset(
         training, validation = (Samples([drawn[i] for i in side], room) for side in sides)
         return Dataset(training, validation)
     check_settings(config.data, config.net)
-    pairing = list_pairs(config.data)
-    channels, preprocessing = config.net.in_channels, config.preprocessing
-    for pair in pairing.pairs:
-        check_channels(pair.image, channels=channels, preprocessing=preprocessing)
+    pairing = _list_pairs(config)
     identities = _identify_files(pairing.pairs, known)
     if len(pairing.pairs) == 1 and not needs_validation:
         pairs_of_sides: tuple[list[Pair], list[Pair]] = (pairing.pairs, [])
@@ -78,6 +76,22 @@ def open_dataset(
         Samples([InFiles(pair, config) for pair in side], room) for side in pairs_of_sides
     )
     return Dataset(training, validation, identities, pairing.sentence)
+
+
+def _list_pairs(config: TrainConfig) -> Pairing:
+    """List the pairs of a config, and refuse images that its net cannot take."""
+    channels, preprocessing = config.net.in_channels, config.preprocessing
+    try:
+        pairing = list_pairs(config.data)
+        for pair in pairing.pairs:
+            check_channels(pair.image, channels=channels, preprocessing=preprocessing)
+    except TooLargeError as error:
+        raise ConfigError(
+            DataConfig,
+            f"{{refusal}}, or let it take more memory by {{largest_gb={error.needed_gb}}}",
+            refusal=error,
+        ) from error
+    return pairing
 
 
 def _identify_files(pairs: Iterable[Pair], known: Identities) -> dict[str, Identity]:

@@ -1,7 +1,8 @@
 """Masks as they are stored, as classes: 0/255, indices, colours of a palette, or objects."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,8 @@ from unet_spec.errors import ConfigError, FieldError
 
 from ..config import DataConfig, TrainConfig
 
+STRIP_VALUES = 1 << 20  # of a mask that are looked at together
+MANY_VALUES = 1 << 16  # different ones; no mask of classes has so many
 MOST_LABELS = 16  # different values of a mask that are taken for classes
 Stored = Literal["0/255", "indices", "all 0", "colours", "instances", "classes in alpha"]
 
@@ -120,22 +123,30 @@ def _look_up_colours(mask: np.ndarray, palette: Sequence[str], source: str) -> n
             f"{source}: a mask of {channels.shape[-1]} channels is neither gray nor RGB; store it "
             "as one of them"
         )
-    # one number for a colour, as in the palette: 0xRRGGBB
-    colours = (channels.astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
-    hits = colours[..., None] == np.array(_parse_palette(palette))
-    stray, pixels = np.unique(colours[~hits.any(-1)], return_counts=True)
-    if stray.size:
+    known = np.array(_parse_palette(palette))
+    order = known.argsort()
+    classes = np.empty(mask.shape[:2], np.uint8)
+    strays: Counter[int] = Counter()
+    for rows in _cut_strips(mask):
+        # one number for a colour, as in the palette: 0xRRGGBB
+        colours = (channels[rows].astype(np.int32) * (1 << 16, 1 << 8, 1)).sum(-1)
+        places = np.searchsorted(known[order], colours).clip(max=len(known) - 1)
+        classes[rows] = order[places]
+        found, pixels = np.unique(colours[known[order][places] != colours], return_counts=True)
+        strays.update(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
+    if strays:
+        colour, most = strays.most_common(1)[0]
         raise ConfigError(
             DataConfig,
             "{source}: {count} pixels have a colour that is not in {palette}, {most} of them "
             "{colour}; add it, or paint them in a colour of the palette{jpeg}",
             source=source,
-            count=pixels.sum(),
-            most=pixels.max(),
-            colour=f"{stray[pixels.argmax()]:06X}",
+            count=strays.total(),
+            most=most,
+            colour=f"{colour:06X}",
             jpeg=_mention_jpeg(source),
         )
-    return hits.argmax(-1).astype(np.uint8)
+    return classes
 
 
 def _take_one_channel(mask: np.ndarray, classes: int, source: str) -> np.ndarray:
@@ -190,10 +201,25 @@ def _interpret_values(
 
 
 def _list_values(values: np.ndarray) -> np.ndarray:
-    """Return the values of a mask, each once; bytes are counted, which is quicker than sorting."""
-    if values.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(values.ravel())).astype(np.uint8)
-    return np.unique(values)
+    """Return the values of a mask, each once; or many of them where they are too many for classes.
+
+    Bytes are counted, which is quicker than sorting.
+    """
+    distinct = np.empty(0, values.dtype)
+    for rows in _cut_strips(values):
+        strip = values[rows]
+        if values.dtype == np.uint8:
+            strip = np.flatnonzero(np.bincount(strip.ravel())).astype(np.uint8)
+        distinct = np.union1d(distinct, strip)
+        if distinct.size > MANY_VALUES:
+            break
+    return distinct
+
+
+def _cut_strips(values: np.ndarray) -> Iterator[slice]:
+    """Yield slices of rows: what is computed of a strip at once may take 8 bytes a value."""
+    rows = max(1, STRIP_VALUES // values[0].size)
+    return (slice(start, start + rows) for start in range(0, len(values), rows))
 
 
 def _guess_meaning(values: np.ndarray, classes: int) -> str:
@@ -229,14 +255,19 @@ def _check_instances(values: np.ndarray, source: str) -> np.ndarray:
     Raises:
         InputError: values that are no such numbers, or those of a JPEG.
     """
-    fits = (values >= 0) & (values <= np.iinfo(np.int32).max)
     # a JPEG's values look like numbers of objects, whatever it was made from
-    if not fits.all() or (values % 1 != 0).any() or _mention_jpeg(source):
+    if _mention_jpeg(source) or not all(_are_numbers(values[rows]) for rows in _cut_strips(values)):
         raise InputError(
             f"{source}: numbers of objects are whole, from 0 to {np.iinfo(np.int32).max}; store "
             f"them so{_mention_jpeg(source)}"
         )
     return values.astype(np.int32)
+
+
+def _are_numbers(values: np.ndarray) -> bool:
+    """Return whether values are whole, and such as int32 holds; NaN is none of them."""
+    fits = (values >= 0) & (values <= np.iinfo(np.int32).max)
+    return bool(fits.all() and (values % 1 == 0).all())
 
 
 def _mention_jpeg(source: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import unet_image
@@ -81,7 +82,8 @@ def list_pairs(data: DataConfig) -> Pairing:
         sides["validation/"] = _match_files(data.validation_images, data.validation_masks)
         _refuse_same_files(data, *sides.values())
     pages = _measure_files(
-        path for files in sides.values() for one in files.paths for path in one[:2]
+        (path for files in sides.values() for one in files.paths for path in one[:2]),
+        largest_gb=data.largest_gb,
     )
     pairs, sentences = [], []
     for prefix, files in sides.items():
@@ -392,7 +394,7 @@ def _refuse_same_files(data: DataConfig, training: _Files, validation: _Files) -
         )
 
 
-def _measure_files(paths: Iterable[Path]) -> dict[Path, list[Page]]:
+def _measure_files(paths: Iterable[Path], *, largest_gb: float) -> dict[Path, list[Page]]:
     """Measure each file once, several at the same time.
 
     Raises:
@@ -400,7 +402,8 @@ def _measure_files(paths: Iterable[Path]) -> dict[Path, list[Page]]:
     """
     files = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(files, pool.map(unet_image.measure_pages, files), strict=True))
+        measure = partial(unet_image.measure_pages, largest_gb=largest_gb)
+        return dict(zip(files, pool.map(measure, files), strict=True))
 
 
 def _pair_pages(

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "data.masks",
     "data.split",
     "data.cache_gb",
+    "data.largest_gb",
     "data.validation_images",
     "data.validation_masks",
     "data.synthetic",  # data.json says which images there are
