@@ -19,9 +19,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +31,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.script import RESULTS, make_parser, write_result
-from benchmarks.watched import FAULTS, Case, Outcome, Tally, WorkBegins, peak_mb, run_watched
+from benchmarks.watched import FAULTS, Case, Outcome, Tally, peak_mb, run_watched
 from unet_spec.environment import environment, usable_cores
 
 COMMAND = "python -m benchmarks.bad_days"
@@ -37,11 +39,13 @@ RESULT = RESULTS / "bad_days.json"
 KILLS, QUICK_KILLS = 20, 2
 QUICK_CASES = 40
 HANG_SECONDS = 60.0
+START_SECONDS = 0.3  # of a process, until its command begins
+NOBODY = 65534
 STEPS, HALF = 4, 2
 WORDS = (
     "train", "cells", "--net.widths", "4", "6", "--net.norm", "batch", "--data.synthetic", "3",
     "--data.batch", "2", "--data.crop-px", "32", "--steps", f"{STEPS}", "--validate-every", "2",
-    "--checkpoint-every", "1", "--ema", "0.9", "--out", "RUN",
+    "--checkpoint-every", "1", "--keep", "3", "--ema", "0.9", "--out", "RUN",
 )  # fmt: skip
 # that hold no times, and no words of this machine
 ENDS = (
@@ -144,7 +148,6 @@ def make_fifo(path: Path) -> None:
 
 def make_link(path: Path) -> None:
     """Put a link to a file or a folder elsewhere in its place, with the same content."""
-    elsewhere = path.parents[len(path.parts) - 2 - path.parts[::-1].index("RUN")] / "elsewhere"
     elsewhere = _run_of(path).with_name("elsewhere")
     elsewhere.mkdir()
     if path.exists():
@@ -350,8 +353,10 @@ def _run_and_compare(here: Path, words: tuple[str, ...], ready: Path, *, names: 
     from unet_command.wording import list_flags, word_error
     from unet_spec import InputError
     from unet_train import loop
+    from unet_train.step import compile_steps
 
-    before, compile_steps, began = _hash_all(here), loop.compile_steps, []
+    before = _hash_all(here)
+    began: list[bool] = []
 
     def compile_and_note(*arguments: Any, **named: Any) -> Any:
         began.append(True)
@@ -467,15 +472,14 @@ def _as_nobody(folder: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    nobody = 65534
     for path in (folder, *folder.rglob("*")):
-        os.chown(path, nobody, nobody, follow_symlinks=False)
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     parents = [parent for parent in folder.parents if parent.stat().st_uid == 0]
     for parent in parents:
         if parent.stat().st_mode & 0o077 == 0:  # of a temporary folder
             parent.chmod(0o755)
-    os.setegid(nobody)
-    os.seteuid(nobody)
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
     try:
         yield
     finally:
@@ -492,18 +496,277 @@ def _open_again(folder: Path) -> None:
 # --- days: each in processes of its own ---
 
 
+@dataclass
+class Ended:
+    """An `Ended` is how a process ended: its status, and what it said to stdout and stderr."""
+
+    status: int | None
+    out: str
+    err: str
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+
+def kill_at(number: int, folder: Path) -> None:
+    """End this process at once before a file gets to the disk, gets its name, or is removed."""
+    _at_file(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def fill_disk(length: int, folder: Path) -> None:
+    """Let no file grow beyond a length."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, length))
+
+
+def take_folder(number: int, folder: Path) -> None:
+    """Move the folder of the run away."""
+    _at_file(number, lambda: (folder / "RUN").rename(folder / "gone"))
+
+
+def close_folder(number: int, folder: Path) -> None:
+    """Let nobody write into the folder of the run and those in it."""
+
+    def close() -> None:
+        for place in (folder / "RUN", *(folder / "RUN").glob("*/")):
+            place.chmod(0o555)
+
+    _become_nobody()
+    _at_file(number, close)
+
+
+def set_clock_back(seconds: int, folder: Path) -> None:
+    """Let it be 2001."""
+    now = time.time
+    time.time = lambda: now() - seconds
+    time.time_ns = lambda: int(1e9 * time.time())
+
+
+def close_home(number: int, folder: Path) -> None:
+    """Let this process write into no home, no cache and no folder for temporary files."""
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    (folder / "closed").mkdir(exist_ok=True)
+    (folder / "file").touch()
+    caches = {0: "closed", 1: "file", 2: "closed/none", 3: "file/none"}
+    os.environ |= {"HOME": str(folder / "closed"), "TMPDIR": str(folder / "closed")}
+    os.environ["XDG_CACHE_HOME"] = str(folder / caches[number])
+    (folder / "closed").chmod(0o555)
+    _become_nobody()
+
+
+def damage_cache(number: int, folder: Path) -> None:
+    """Put other bytes into what was compiled before."""
+    cache = folder / "cache"
+    shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], cache)
+    for path in cache.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"" if number == 0 else path.read_bytes()[: -10 * number])
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+
+
+def close_stdout(number: int, folder: Path) -> None:
+    """Let nobody read what the command says."""
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 1)
+
+
+def fill_stdout(number: int, folder: Path) -> None:
+    """Let what the command says go onto a full disk."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+def narrow_terminal(number: int, folder: Path) -> None:
+    """Give the command a terminal of one column that can do nothing."""
+    main, side = os.openpty()
+    os.environ |= {"TERM": ("dumb", "xterm")[number], "COLUMNS": "1", "LINES": "1"}
+    os.dup2(side, 1)
+    threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(main, 999), b"")],
+                     daemon=True).start()  # fmt: skip
+
+
+def _at_file(number: int, act: Callable[[], object]) -> None:
+    """Do something before the n-th call that gets a file to the disk, names or removes it."""
+    calls, lock = [0], threading.Lock()
+
+    def wrap(place: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            with lock:
+                calls[0] += 1
+                if calls[0] == number + 1:
+                    act()
+            return place(*arguments, **named)
+
+        return call
+
+    for name in ("replace", "fsync", "unlink", "rmdir", "chmod"):
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def _become_nobody() -> None:
+    if os.geteuid() == 0:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
+HARMS: dict[str, tuple[Callable[[int, Path], None], tuple[int, ...]]] = {
+    "killed at file": (kill_at, tuple(range(0, 60, 5))),
+    "disk full at": (fill_disk, (1000, 3000, 12000, 23000, 26000, 10**5)),
+    "folder gone at file": (take_folder, (1, 8, 20, 45)),
+    "folder closed at file": (close_folder, (1, 8, 20, 45)),
+    "clock back by": (set_clock_back, (10**9,)),
+    "home closed": (close_home, (0, 1, 2, 3)),
+    "cache damaged": (damage_cache, (0, 1)),
+    "stdout closed": (close_stdout, (0,)),
+    "stdout full": (fill_stdout, (0,)),
+    "terminal narrow": (narrow_terminal, (0, 1)),
+}
+WORKS = ("clock back by", "home closed", "cache damaged", "terminal narrow")  # all is well
+
+
 def draw_days(seed: int, *, quick: bool) -> list[Case]:
-    """List what goes wrong in runs under way."""
-    days = [Case("killed", f"at random moment {n}", n) for n in range(KILLS)]
-    days += [Case("killed", f"at file {n}", n, (n,)) for n in range(0, 60, 3)]
-    if quick:
-        rng = np.random.default_rng(seed)
-        days = [days[index] for index in rng.permutation(len(days))[: 2 * QUICK_KILLS]]
+    """List what goes wrong in runs under way; a quick campaign has a day of each kind."""
+    rng = np.random.default_rng(seed)
+    days = []
+    for harm, (_, arguments) in HARMS.items():
+        chosen = rng.permutation(arguments)[:1] if quick else arguments
+        days += [Case(f"day: {harm}", f"{n}", n, ("harm", harm, int(n))) for n in chosen]
+    moments = rng.uniform(0.0, 1.2, QUICK_KILLS if quick else KILLS)
+    for kind in ("killed", "SIGTERM twice", "SIGINT twice", "two at once"):
+        few = moments if kind == "killed" else moments[: 1 if quick else 3]
+        days += [Case(f"day: {kind}", f"{m:.2f} of a run", n, (kind, float(m)))
+                 for n, m in enumerate(few)]  # fmt: skip
     return days
 
 
 def run_days(days: list[Case], folder: Path, tally: Tally, *, children: int) -> None:
     """Run every day, some at a time, and count what became of it."""
+    cache = folder / "compiled"
+    cache.mkdir(parents=True)
+    folder.parent.chmod(0o755)
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
+    }  # fmt: skip
+    with mock.patch.dict(os.environ, settings):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["unet_cli", "unet_train.loop", "unet_train.overfit"])
+        _run(context, folder / "first")  # it compiles
+        whole = _run(context, folder / "whole")
+        if whole.status != 0:
+            raise RuntimeError(f"a run without harm failed: {whole.err[-2000:]}")
+        with ThreadPoolExecutor(children) as threads:
+            outcomes = threads.map(
+                lambda number: _live(context, days[number], folder / f"{number}", whole),
+                range(len(days)),
+            )
+            for case, outcome in zip(days, outcomes, strict=True):
+                tally.add(case, outcome)
+
+
+def _live(context: Any, case: Case, here: Path, whole: Ended) -> Outcome:
+    """Let one thing go wrong, then give the same command again in peace."""
+    here.mkdir()
+    kind, *rest = case.arguments
+    if kind == "harm":
+        ended = [_run(context, here, *rest)]
+    else:
+        ended = _run_with_signals(context, here, kind, rest[0] * whole.seconds)
+    for one in ended:
+        if (fault := _judge_end(one, whole)) is not None:
+            return fault
+    if case.group.removeprefix("day: ") in WORKS and ended[0].status != 0:
+        return Outcome("lost", f"status {ended[0].status}: {ended[0].err[:300]}")
+    shutil.rmtree(here / "gone", ignore_errors=True)
+    _open_again(here)
+    again = _run(context, here)
+    if again.status != 0:
+        return Outcome("lost", f"the same command again: {again.err[-300:]}")
+    outcome = _judge_end(again, whole) or _compare_ends(
+        here / "RUN", here.with_name("whole") / "RUN"
+    )
+    shutil.rmtree(here)
+    return outcome
+
+
+def _judge_end(ended: Ended, whole: Ended) -> Outcome | None:
+    """Return what is wrong with the way in which a process ended, if anything is."""
+    if ended.status is None:
+        return Outcome("slow", f"no end in {HANG_SECONDS:.0f} s")
+    if "Traceback" in ended.err or ended.status == 1:
+        return Outcome("traceback", ended.err[-300:])
+    lines = [line for line in ended.err.splitlines() if not line.startswith("SIG")]
+    if TEMPORARY.search(ended.err) or (ended.status == 2 and "; " not in ended.err):
+        return Outcome("unclear", ended.err[:300])
+    if len(lines) > 1:
+        return Outcome("noise", ended.err[:300])
+    if ended.seconds > whole.seconds + 5:
+        return Outcome("slow", f"{ended.seconds:.1f} s of processor time")
+    if ended.peak_mb > whole.peak_mb + 1024:
+        return Outcome("memory", f"{ended.peak_mb:.0f} MB")
+    return None
+
+
+def _run_with_signals(context: Any, here: Path, kind: str, seconds: float) -> list[Ended]:
+    """Run a command and kill it, ask it twice to stop, or give it twice at once."""
+    first = _start(context, here)
+    if kind == "two at once":
+        second = _start(context, here, log="second")
+        return [_wait(here, first), _wait(here, second, log="second")]
+    first.join(START_SECONDS + seconds)
+    if kind == "killed":
+        first.kill()
+        return [_wait(here, first)]
+    number = getattr(signal, kind.split()[0])
+    for _ in range(2):
+        if first.is_alive():
+            os.kill(first.pid, number)
+        first.join(1.2)
+    return [_wait(here, first)]
+
+
+def _run(context: Any, here: Path, harm: str | None = None, argument: int = 0) -> Ended:
+    """Give the command in a process of its own, in which something goes wrong."""
+    here.mkdir(exist_ok=True)
+    return _wait(here, _start(context, here, harm, argument))
+
+
+def _start(
+    context: Any, here: Path, harm: str | None = None, argument: int = 0, log: str = "log"
+) -> Any:
+    if harm is not None and os.geteuid() == 0:
+        for path in (here, *here.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+    process = context.Process(target=_command, args=(here, harm, argument, log))
+    process.start()
+    return process
+
+
+def _wait(here: Path, process: Any, log: str = "log") -> Ended:
+    process.join(HANG_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return Ended(None, "", "")
+    parts = [here.with_name(f"{here.name}_{log}.{part}") for part in ("out", "err", "used")]
+    out, err, used = (part.read_text() if part.exists() else "" for part in parts)
+    return Ended(process.exitcode, out, err, *map(float, used.split()))
+
+
+def _command(here: Path, harm: str | None, argument: int, log: str) -> None:
+    """Give the command in this process, after harm was done."""
+    paths = [here.with_name(f"{here.name}_{log}.{part}") for part in ("out", "err", "used")]
+    for number, path in enumerate(paths[:2], start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+    used = os.open(paths[2], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.chdir(here)
+    import unet_cli
+
+    if harm is not None:
+        HARMS[harm][0](argument, here)
+    sys.argv = ["unet", *WORDS]
+    try:
+        unet_cli.main()
+    finally:
+        with contextlib.suppress(OSError):
+            os.write(used, f"{time.process_time()} {peak_mb()}".encode())
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -514,7 +777,7 @@ def print_table(result: dict[str, Any]) -> None:
         print(f"{group:28}" + "".join(f"{counts.get(end, 0):>13}" for end in ends))
     for fault in result["details"]:
         print(f"{fault['end']}: {fault['group']}, {fault['what']}, case {fault['number']}: "
-              f"{fault['detail']}")  # fmt: skip
+              f"{fault['detail']}".encode(errors="backslashreplace").decode())  # fmt: skip
     print(f"{sum(result['faults'].values())} faults, {result['seconds']} s, at most "
           f"{result['largest_growth_mb']} MB above the start of a process")  # fmt: skip
 
