@@ -68,7 +68,12 @@ def _name_error(error: OSError, path: Path) -> OSError:
 
 
 def refuse_existing(path: Path, *, why: str = "exists already") -> None:
-    """Refuse to write over what is there."""
+    """Refuse to write over what is there, and what could not be written.
+
+    Raises:
+        InputError: something is there; or as `check_place`.
+    """
+    check_place(path)
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():

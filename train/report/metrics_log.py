@@ -20,6 +20,7 @@ from .tensorboard import EventFile
 MOST_BYTES = 256 * 2**20
 MOST_LINES = 10**6  # in which a run logs 20 million steps
 MOST_BYTES_OF_LINE = 2**16
+LARGEST = 1e39  # beyond all float32, of which a run makes its means
 LAST_STEP = 2**53  # up to which a step is exact as a float
 
 
@@ -154,11 +155,11 @@ def _parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
         InputError: it is not JSON with a step, a kind and finite numbers, or a score is none.
     """
     try:
-        line = {sys.intern(name): value for name, value in read_json(text).items()}
+        line = {sys.intern(name): value for name, value in read_json(text.decode()).items()}
         step, kind = line["step"], line["kind"]
         is_right = type(step) is int and 0 <= step <= LAST_STEP and isinstance(kind, str)
         values = [value for name, value in line.items() if name not in ("step", "kind")]
-        least, most = (0, 1) if kind == "validation" else (-sys.float_info.max, sys.float_info.max)
+        least, most = (0, 1) if kind == "validation" else (-LARGEST, LARGEST)
         for value in values:
             is_number = type(value) in (int, float) and least <= value <= most
             is_right &= value is None or is_number

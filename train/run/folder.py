@@ -259,7 +259,7 @@ def read_config(out: Path) -> dict[str, Any]:
         if missing := [name for name in ("net", "data", "steps") if name not in plain]:
             raise InputError(f"{', '.join(missing)} is missing")
         _check_config(plain)
-    except InputError as error:
+    except (InputError, TypeError) as error:  # a list where a number is compared, for example
         raise _refuse_beginning(out / CONFIG, str(error)) from error
     return plain
 
@@ -431,7 +431,7 @@ def _fill_in(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 def _read(path: Path) -> dict[str, Any]:
     try:
         with open_plain(path, most_bytes=MOST_BYTES) as stream:
-            content = read_json(stream.read())
+            content = read_json(stream.read().decode())
         if isinstance(content, dict):
             return content
         reason = "it holds no names and values"
