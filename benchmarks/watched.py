@@ -21,7 +21,10 @@ SECONDS = 5.0  # of processor time that a case may take
 HANG_SECONDS = 60.0  # by the clock, after which a case is ended; a busy machine is slow
 MEGABYTES = 1024.0  # above what the child has at its start
 ADDRESS_SPACE = 8 * 2**30  # bytes above the start: what asks for more fails, and the machine lives
-FAULTS = ("traceback", "slow", "memory", "left behind", "not the same", "not finite", "noise")
+FAULTS = (
+    "traceback", "slow", "memory", "left behind", "not the same", "not finite", "noise", "lost",
+    "late", "unclear",
+)  # fmt: skip
 
 
 class WorkBegins(BaseException):

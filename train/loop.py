@@ -31,7 +31,12 @@ from .devices.processes import (
 from .input.prefetch import prefetch_batches
 from .metrics import as_result, format_score
 from .plan import Plan, lock_run, make_plan, open_run
-from .report.metrics_log import MetricsLog, read_metrics, read_validations
+from .report.metrics_log import (
+    MetricsLog,
+    has_lines,
+    read_metrics,
+    read_validations,
+)
 from .report.page import Report, write_page
 from .report.pictures import draw_overlays, draw_worst_and_best, write_pictures
 from .report.progress import Progress
@@ -132,6 +137,8 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
     start = time.monotonic()
     plan = make_plan(config, progress, out=out)
     with lock_run(plan, out):
+        # before the compilation, because its files may not be those of a run that can go on
+        checkpoint, validations = read_resumption(plan, out, progress)
         progress.say(f"compiling for {plan.placement.describe()}")
         compile_start = time.monotonic()
         steps = compile_steps(plan.config, plan.placement)
@@ -142,31 +149,51 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         wait_for_all("compiled")
         if not is_first_process():  # it has to see the folder as well
             run_folder.compare_with_beginning(out, plan.config, plan.dataset)
-        state, validations = first_state(plan, out, steps, progress)
+        state = first_state(plan, checkpoint, steps, progress)
+        del checkpoint  # as large as the state
         end = take_steps(plan, out, steps, state, validations, progress)
         if end.stopped_by is None:
             end = write_end(plan, out, end, progress, command)
     return make_result(plan, out, end, compile_s=compile_s, seconds=time.monotonic() - start)
 
 
-def first_state(
-    plan: Plan, out: Path, steps: Steps, progress: Progress
-) -> tuple[State, Validations]:
-    """Return the state of the newest checkpoint, of `config.start`, or of step 0."""
-    config, state = plan.config, steps.init()
+def read_resumption(
+    plan: Plan, out: Path, progress: Progress
+) -> tuple[TrainingState | None, Validations]:
+    """Return the newest checkpoint and the validations before it; None for a run that begins.
+
+    Raises:
+        InputError: the files of the run are damaged, or of another one.
+    """
     checkpoint = restore(out / run_folder.CHECKPOINTS, say=progress.say) if plan.resuming else None
+    if checkpoint is None:
+        return None, Validations()
+    run_folder.refuse_other_run(out, checkpoint, plan.config)
+    if is_first_process() and (out / run_folder.BEST).exists() and not has_lines(out):
+        raise InputError(
+            f"{out / run_folder.METRICS}: it should say how good {run_folder.BEST} is, and holds "
+            f"no line; bring it back from a copy, or move {out / run_folder.BEST} away"
+        )
+    validations = _read_validations(out, until=checkpoint.step)
+    _say_where_it_resumes(plan, checkpoint, progress)
+    return checkpoint, validations
+
+
+def first_state(
+    plan: Plan, checkpoint: TrainingState | None, steps: Steps, progress: Progress
+) -> State:
+    """Return the state of a checkpoint, of `config.start`, or of step 0."""
+    config, state = plan.config, steps.init()
     if checkpoint is not None:
-        run_folder.refuse_other_run(out, checkpoint, config)
-        _say_where_it_resumes(plan, checkpoint, progress)
-        return resume_state(checkpoint, state), _read_validations(out, until=checkpoint.step)
+        return resume_state(checkpoint, state)
     if config.start is None:
-        return state, Validations()
+        return state
     source = beginning.read_start(config.start)
     if isinstance(source, WeightFile):
-        return start_from_weights(source, state), Validations()
+        return start_from_weights(source, state)
     if source.average and not config.ema:
         progress.say(f"{config.start}: its averaged weights are left out; --ema keeps an average")
-    return resume_state(replace(source, recipe=config.recipe), state), Validations()
+    return resume_state(replace(source, recipe=config.recipe), state)
 
 
 def take_steps(

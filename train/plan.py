@@ -15,7 +15,7 @@ from .devices.placement import Placement, make_placement
 from .devices.processes import broadcast_from_first, is_first_process, refuse_unlike_processes
 from .devices.room import check_room
 from .input.dataset import Dataset, open_dataset
-from .report.pictures import write_preview
+from .report.pictures import is_whole_png, write_preview
 from .report.progress import Progress
 from .run import beginning
 from .run import folder as run_folder
@@ -130,7 +130,7 @@ def open_run(plan: Plan, out: Path) -> None:
     if not plan.resuming:
         started = beginning.describe_start(plan.settings, plan.origin)
         run_folder.write_beginning(out, config, dataset=plan.dataset, started=started)
-    if not (out / run_folder.AUGMENTED).exists():
+    if not is_whole_png(out / run_folder.AUGMENTED):
         write_preview(
             out / run_folder.AUGMENTED, plan.dataset.training, data=config.data, net=config.net,
             augment=config.augment, seed=config.seed,

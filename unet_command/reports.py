@@ -6,7 +6,7 @@ from typing import Any
 
 from unet_command.parsing import Command
 from unet_spec import InputError
-from unet_spec.files import atomic_write
+from unet_spec.files import atomic_write, check_place
 
 
 def check_target(path: Path | None, suffix: str = ".json") -> None:
@@ -21,6 +21,9 @@ def check_target(path: Path | None, suffix: str = ".json") -> None:
         raise InputError(f"{path}: the report's name ends in {suffix}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; name a file for the report")
+    check_place(path)
 
 
 def write_json(path: Path | None, content: dict[str, Any], *, command: Command) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -150,9 +151,13 @@ def _end(error: BaseException) -> NoReturn:
 
 
 def _keep_compilations() -> None:
-    """Let JAX keep what it compiles in the user's cache, for the next start of a run."""
+    """Let JAX keep what it compiles in the user's cache, for the next start of a run.
+
+    A cache that cannot be read or written costs time and nothing else, so nobody is told.
+    """
     import jax
 
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "unet-twins" / "jax"))

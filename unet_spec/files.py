@@ -1,14 +1,20 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and files that are read up to a bound."""
 
+import errno
 import os
-import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from unet_spec.errors import InputError
+
+SHOWN_BYTES = 100
+"""Of a file's name in that of its temporary one, which a file system would not take otherwise."""
+_RANDOM = "[a-z0-9_]{8}"  # what `tempfile` appends
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes, where the system does not say it
 
 
 @contextmanager
@@ -16,11 +22,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a stream whose content becomes `path` when the block ends well.
 
     Otherwise nothing is left of it.
+
+    Raises:
+        InputError: the folder does not exist.
+        OSError: it cannot be written; by its own name, never by the temporary one.
     """
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
     with name_errors(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.path.lexists(path)  # a name that is too long
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path.name))
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -29,42 +40,31 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # write()'s own
-            error.filename = str(path)
+        with suppress(OSError):  # the folder may be gone, or closed by now
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            raise _name_error(error, path) from error
         raise
 
 
-@contextmanager
-def atomic_write_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that becomes `path` when the block ends well.
-
-    A folder that is there already, with files in it, stays and takes each file by itself.
-    """
-    if path.is_dir() and any(path.iterdir()):
-        yield path
-        return
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    with name_errors(path):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+def temporary_prefix(name: str) -> str:
+    """Return how the name of a file begins while `atomic_write` writes the file `name`."""
+    shown = name.encode(errors="surrogateescape")[:SHOWN_BYTES].decode(errors="ignore")
+    return f".{shown}."
 
 
 @contextmanager
 def name_errors(path: Path) -> Iterator[None]:
-    """Give the errors of the block this file name, in place of a temporary one."""
+    """Give the errors of the block this file name, in place of a temporary one or of none."""
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
-        raise
+        raise _name_error(error, path) from error
+
+
+def _name_error(error: OSError, path: Path) -> OSError:
+    """Return the error with the name of this file; some libraries give no number either."""
+    return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))
 
 
 def refuse_no_file(path: Path) -> None:
@@ -84,8 +84,82 @@ def refuse_no_file(path: Path) -> None:
 
 
 def refuse_existing(path: Path, *, why: str = "exists already") -> None:
-    """Refuse to write over what is there."""
+    """Refuse to write over what is there, and what could not be written.
+
+    Raises:
+        InputError: something is there; or as `check_place`.
+    """
+    check_place(path)
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():
         raise InputError(f"{path}: {why}; name another output, or remove it first")
+
+
+def check_place(path: Path) -> None:
+    """Refuse before the work a file or a folder that could not be made after it.
+
+    Nothing is made. Folders that are missing on the way to it count as such that can be made.
+
+    Raises:
+        InputError: its name is too long, or it lies below a file, in a folder that this user may
+            not write into, or behind a link to nothing.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: no name of a file holds a zero byte; name another output")
+    place = path.absolute()
+    if len(os.fsencode(place)) >= _LONGEST_PATH or _has_long_name(place):
+        raise InputError(f"{path}: the name is too long for a file; name another output")
+    try:
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path}: a link to nothing; remove it, or name another output")
+        folder = place.parent
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            raise InputError(f"{path}: {_relative(folder, path)} is no folder; name another output")
+    except OSError as error:
+        raise _name_error(error, path) from error
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise InputError(
+            f"{path}: nothing can be written into {_relative(folder, path)}; mend that, or name "
+            "another output"
+        )
+
+
+def _has_long_name(place: Path) -> bool:
+    """Return whether a name on the way to a place is longer than its file system takes."""
+    for folder in place.parents:
+        with suppress(OSError):
+            longest = os.pathconf(folder, "PC_NAME_MAX")
+            break
+    else:
+        longest = _LONGEST_NAME
+    return any(len(os.fsencode(part)) > longest for part in place.parts)
+
+
+def _relative(folder: Path, path: Path) -> Path:
+    """Return a folder above a path as the path itself names it."""
+    if path.is_absolute():
+        return folder
+    with suppress(ValueError):
+        return folder.relative_to(Path.cwd())
+    return folder
+
+
+@contextmanager
+def open_plain(path: Path, *, most_bytes: int) -> Iterator[BinaryIO]:
+    """Open a file to read it; pipes and devices, which may never end, are refused.
+
+    Raises:
+        ValueError: it is no file, or longer than `most_bytes`.
+        OSError: it is missing, or cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait
+    with os.fdopen(handle, "rb") as stream:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("it is no file")
+        if facts.st_size > most_bytes:
+            raise ValueError(f"it is longer than {most_bytes // 2**20} MiB")
+        yield stream

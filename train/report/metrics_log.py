@@ -2,20 +2,26 @@
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
 
 from unet_spec import InputError
-from unet_spec.files import atomic_write, name_errors
+from unet_spec.files import atomic_write, name_errors, open_plain
 from unet_spec.plain_json import read_json
 
+from ..run.folder import METRICS, TENSORBOARD
 from .tensorboard import EventFile
 
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
+MOST_BYTES = 256 * 2**20
+MOST_LINES = 10**6  # in which a run logs 20 million steps
+MOST_BYTES_OF_LINE = 2**16
+LARGEST = 1e39  # beyond all float32, of which a run makes its means
+LAST_STEP = 2**53  # up to which a step is exact as a float
 
 
 class MetricsLog:
@@ -77,7 +83,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: a line that is none.
     """
-    return [line for _, line in _parse_lines(folder / METRICS)]
+    return [line for _, line in _iterate_lines(folder / METRICS)]
 
 
 def read_validations(folder: Path, *, until: int) -> list[tuple[int, float | None]]:
@@ -88,40 +94,80 @@ def read_validations(folder: Path, *, until: int) -> list[tuple[int, float | Non
     Raises:
         InputError: a line that is none.
     """
-    lines = [line for line in read_metrics(folder) if line["kind"] == "validation"]
-    return [(line["step"], line.get("mean_image_iou")) for line in lines if line["step"] <= until]
+    lines = (line for _, line in _iterate_lines(folder / METRICS))
+    validations = [line for line in lines if line["kind"] == "validation"]
+    return [(v["step"], v.get("mean_image_iou")) for v in validations if v["step"] <= until]
+
+
+def has_lines(folder: Path) -> bool:
+    """Return whether RUN/metrics.jsonl holds a whole line."""
+    return next(_iterate_lines(folder / METRICS), None) is not None
 
 
 def _drop_after(path: Path, *, step: int) -> None:
-    """Take out the lines of what came after a step; it happens again."""
-    content = b"".join(text for text, line in _parse_lines(path) if line["step"] <= step)
-    if path.exists() and content != path.read_bytes():
-        with atomic_write(path) as stream:
-            stream.write(content)
-
-
-def _parse_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return each whole line and what it says; the last one is whole if it ends."""
+    """Take out the lines of what came after a step, which happens again, and half a line."""
     if not path.exists():
-        return []
-    texts = [text for text in path.read_bytes().splitlines(True) if text.endswith(b"\n")]
-    return [(text, _parse_line(path, number, text)) for number, text in enumerate(texts, start=1)]
+        return
+    whole_bytes, is_as_it_stays = 0, True
+    for text, line in _iterate_lines(path):
+        whole_bytes += len(text)
+        is_as_it_stays &= line["step"] <= step
+    if is_as_it_stays and whole_bytes == path.stat().st_size:
+        return
+    with atomic_write(path) as stream:
+        for text, line in _iterate_lines(path):
+            if line["step"] <= step:
+                stream.write(text)
+
+
+def _iterate_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each whole line and what it says; a kill leaves half of one at the end.
+
+    Raises:
+        InputError: a line that is none, or more than a run writes.
+    """
+    if not os.path.lexists(path):
+        return
+    number = 0
+    try:
+        with open_plain(path, most_bytes=MOST_BYTES) as stream:
+            while text := stream.readline(MOST_BYTES_OF_LINE):
+                number += 1
+                if number > MOST_LINES:
+                    raise ValueError(f"it has more than {MOST_LINES} lines")
+                if text.endswith(b"\n"):
+                    yield text, _parse_line(path, number, text)
+                elif len(text) == MOST_BYTES_OF_LINE:
+                    raise ValueError(f"line {number} is longer than {MOST_BYTES_OF_LINE} bytes")
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"{path}: {error}, which no run writes; bring it back from a copy, or name another "
+            "--out"
+        ) from error
 
 
 def _parse_line(path: Path, number: int, text: bytes) -> dict[str, Any]:
     """Return what a line says.
 
     Raises:
-        InputError: it is not JSON with a step and a kind.
+        InputError: it is not JSON with a step, a kind and finite numbers, or a score is none.
     """
     try:
-        line = read_json(text)
-        values = [value for name, value in line.items() if name != "kind"]
-        is_right = type(line["step"]) is int and isinstance(line["kind"], str)
-        if is_right and all(type(value) in (int, float, type(None)) for value in values):
+        line = {sys.intern(name): value for name, value in read_json(text.decode()).items()}
+        step, kind = line["step"], line["kind"]
+        is_right = type(step) is int and 0 <= step <= LAST_STEP and isinstance(kind, str)
+        values = [value for name, value in line.items() if name not in ("step", "kind")]
+        least, most = (0, 1) if kind == "validation" else (-LARGEST, LARGEST)
+        for value in values:
+            is_number = type(value) in (int, float) and least <= value <= most
+            is_right &= value is None or is_number
+        if is_right:
             return line
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise InputError(
-        f'{path}: line {number} is not JSON with a "step", a "kind" and numbers; take that line out'
+        f'{path}: line {number} is not JSON with a "step", a "kind" and numbers, which are from 0 '
+        "to 1 in a validation; take that line out"
     )

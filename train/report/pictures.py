@@ -21,6 +21,8 @@ WORST = BEST = 3  # images of which there are pictures
 PREVIEW_IMAGES = 4  # of the first batch
 PREVIEW_STEPS = 5  # shown of each
 GAP_PX = 4
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+OURS = re.compile(r"[0-9]+_.*\.png")  # a picture in RUN/pictures
 
 
 def write_preview(
@@ -36,6 +38,16 @@ def write_preview(
     first = cut_batch(training, 0, data=data, net=net, seed=seed, rows=slice(0, PREVIEW_IMAGES))
     sheet = draw_preview(first.x, first.truth, config=augment, seed=seed, count=PREVIEW_STEPS)
     unet_image.write_picture(path, sheet)
+
+
+def is_whole_png(path: Path) -> bool:
+    """Return whether a file that this project wrote is there, up to its last bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        is_png = stream.read(len(PNG_START)) == PNG_START
+        stream.seek(max(0, path.stat().st_size - len(PNG_END)))
+        return is_png and stream.read() == PNG_END
 
 
 def draw_preview(
@@ -110,8 +122,9 @@ def draw_overlays(
 def write_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
     """Write the pictures into a folder, numbered in their order, in place of earlier ones."""
     folder.mkdir(exist_ok=True)
-    for earlier in folder.glob("*.png"):
-        earlier.unlink()
+    for earlier in folder.iterdir():
+        if OURS.fullmatch(earlier.name) and earlier.is_file():
+            earlier.unlink()
     for place, (name, picture) in enumerate(pictures.items()):
         unet_image.write_picture(folder / f"{place}_{_file_stem(name)}.png", picture)
 

@@ -4,6 +4,7 @@ The format is TFRecord around messages of TensorBoard's event.proto and summary.
 """
 
 import io
+import re
 import struct
 import time
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ import numpy as np
 from PIL import Image
 
 from unet_spec.files import name_errors
+
+PREFIX = "events.out.tfevents."
+END = re.compile(r"[0-9]{1,19}")  # nanoseconds since 1970
 
 
 class EventFile:
@@ -24,8 +28,11 @@ class EventFile:
 
     def __init__(self, folder: Path, *, first_step: int = 1):
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names
-        self._path = folder / f"events.out.tfevents.{time.time_ns()}"
+        # TensorBoard reads the files of a folder in the order of their names, and a clock may have
+        # been set back since the last one
+        earlier = [path.name.rpartition(".")[2] for path in folder.glob(f"{PREFIX}*")]
+        last = max((int(end) for end in earlier if END.fullmatch(end)), default=0)
+        self._path = folder / f"{PREFIX}{max(time.time_ns(), last + 1)}"
         self._stream = self._path.open("xb")
         self._write_event(0, _encode_bytes(3, b"brain.Event:2"))
         starts = _encode_integer(1, 1)

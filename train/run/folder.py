@@ -3,21 +3,29 @@
 import fcntl
 import json
 import os
-import shutil
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from unet_spec import InputError, training_state
 from unet_spec.errors import ConfigError
-from unet_spec.fields import check_types
-from unet_spec.files import atomic_write, refuse_existing
+from unet_spec.fields import check_types, from_json
+from unet_spec.files import (
+    atomic_write,
+    check_place,
+    open_plain,
+    refuse_existing,
+    temporary_prefix,
+)
+from unet_spec.origin import Origin
 from unet_spec.plain_json import read_json
 from unet_spec.training_state import TrainingState
 
-from ..config import TrainConfig, to_plain
+from ..config import DataConfig, TrainConfig, to_plain
 from ..input.dataset import Dataset, Identities
 from ..input.identity import Identity
 
@@ -27,12 +35,21 @@ START = "start.json"
 CHECKPOINTS = training_state.CHECKPOINTS
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 PICTURES = "pictures"
 PAGE = "report.html"
 AUGMENTED = "augmented.png"
 LOCK = ".lock"
 
+FILES = (CONFIG, DATA, START, WEIGHTS, BEST, METRICS, PAGE, AUGMENTED, LOCK)
+FOLDERS = (CHECKPOINTS, TENSORBOARD, PICTURES)
+WRITTEN_IN_PLACE = (METRICS, LOCK)  # what would go through a link; all else is replaced
+
 MAX_NAMES = 5  # names in a sentence
+MAX_SHOWN = 200  # characters of a reason or a value in a sentence
+MOST_BYTES = 256 * 2**20  # of a file of JSON; a million images take up about 150 MiB
+TRIES = 1000  # to lock a folder that others remove
 
 # all else is part of what the weights are a function of
 MAY_CHANGE = (
@@ -57,8 +74,12 @@ def may_resume(out: Path) -> bool:
     """Return whether a run there has a checkpoint; one without has nothing to lose.
 
     Raises:
-        InputError: something is there that is no run, or a run whose weights would be lost.
+        InputError: something is there that is no run, or a run whose weights would be lost; or
+            the files of a run cannot be read and written there.
     """
+    check_place(out)
+    if out.is_dir():
+        _check_files(out)
     if training_state.list_steps(out / CHECKPOINTS):
         return True
     if (out / WEIGHTS).exists() or (out / BEST).exists():
@@ -66,9 +87,50 @@ def may_resume(out: Path) -> bool:
             f"{out}: it holds weights, and no checkpoint from which their run could go on; name "
             "another --out, or remove it first"
         )
-    if not (out / CONFIG).exists() and not _is_empty(out):
+    if has_begun(out):
+        read_config(out)  # another program may have a file of this name, and it is not replaced
+    elif not _is_empty(out):
         refuse_existing(out, why="exists, and holds no run")
     return False
+
+
+def _check_files(out: Path) -> None:
+    """Refuse a folder in which something else has the name of a file that the run writes.
+
+    Raises:
+        InputError: a folder, a pipe or a link is there, or this user may not read or write it.
+    """
+    pictures = out / PICTURES
+    names = [out / name for name in FILES]
+    names += [path for path in (out / CHECKPOINTS, pictures) if path.is_dir()
+              for path in path.glob("[0-9]*")]  # fmt: skip
+    for path in names:
+        if path.is_symlink() and path.name in WRITTEN_IN_PLACE:
+            raise InputError(f"{path}: a link, through which a run does not write; remove it")
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "no file"
+            raise InputError(
+                f"{path}: {kind}, and the run has a file of this name; move it away, or name "
+                "another --out"
+            )
+        if path.is_file() and not os.access(path, os.R_OK, effective_ids=True):
+            raise InputError(f"{path}: it cannot be read; give it back its permissions")
+    for path in (out, *(out / name for name in FOLDERS)):
+        if path == pictures and path.is_symlink():
+            raise InputError(f"{path}: a link, and a run removes pictures there; remove the link")
+        if os.path.lexists(path) and not path.is_dir():
+            raise InputError(
+                f"{path}: no folder, and the run has a folder of this name; move it away, or name "
+                "another --out"
+            )
+        if path.is_dir() and not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+            raise InputError(
+                f"{path}: it cannot be read and written; give it back its permissions, or name "
+                "another --out"
+            )
+    metrics = out / METRICS
+    if metrics.exists() and not os.access(metrics, os.W_OK, effective_ids=True):
+        raise InputError(f"{metrics}: it cannot be written; give it back its permissions")
 
 
 def has_begun(out: Path) -> bool:
@@ -115,16 +177,16 @@ def lock_run(out: Path) -> Iterator[None]:
     Raises:
         InputError: somebody does.
     """
-    is_new = not out.exists()
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     with _open_lock(out):
         try:
             yield
         finally:
             # while it is locked: whoever opens it from here on makes a new one
             (out / LOCK).unlink(missing_ok=True)
-            if is_new:
-                with suppress(OSError):  # it holds something
-                    out.rmdir()
+            with suppress(OSError):  # it holds something
+                for folder in missing:
+                    folder.rmdir()
 
 
 def _open_lock(out: Path) -> BinaryIO:
@@ -134,14 +196,16 @@ def _open_lock(out: Path) -> BinaryIO:
         InputError: another process holds it.
     """
     path = out / LOCK
-    while True:
+    for tries in range(TRIES):
         try:
             out.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+b")  # NFS locks only what is open for writing
+            # NFS locks only what is open for writing
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except (FileNotFoundError, FileExistsError):
-            if os.path.lexists(out) and not out.is_dir():
+            if tries == TRIES - 1 or (os.path.lexists(out) and not out.is_dir()):
                 raise  # it is a file, or a link to nothing
             continue  # another owner of the lock has just removed the folder
+        stream = os.fdopen(handle, "r+b", buffering=0)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -155,15 +219,20 @@ def _open_lock(out: Path) -> BinaryIO:
             if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
                 return stream
         stream.close()  # its owner has removed the file that was opened here
+    raise InputError(f"{out}: other commands come and go there; wait for them")
 
 
 def remove_leftovers(out: Path) -> None:
     """Remove what kills have left of files that were being written."""
-    for folder in (out, out / CHECKPOINTS, out / PICTURES):
-        for path in folder.glob(".*.????????"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
+    of_run = "|".join(re.escape(temporary_prefix(name)) for name in FILES)
+    patterns = {
+        out: f"({of_run})[a-z0-9_]{{8}}",
+        out / CHECKPOINTS: r"\.[0-9]+\.safetensors\.[a-z0-9_]{8}",
+        out / PICTURES: r"\.[0-9]+_.*\.[a-z0-9_]{8}",
+    }
+    for folder, pattern in patterns.items():
+        for path in folder.glob(".*"):
+            if re.fullmatch(pattern, path.name) and path.is_file():
                 path.unlink()
 
 
@@ -184,9 +253,31 @@ def read_config(out: Path) -> dict[str, Any]:
     """Return the config that `write_beginning` wrote, as plain values.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or is no config of a run.
     """
-    return _read(out / CONFIG)
+    plain = _read(out / CONFIG)
+    try:
+        if missing := [name for name in ("net", "data", "steps") if name not in plain]:
+            raise InputError(f"{', '.join(missing)} is missing")
+        _check_config(plain)
+    except (InputError, TypeError) as error:  # a list where a number is compared, for example
+        raise _refuse_beginning(out / CONFIG, str(error)) from error
+    return plain
+
+
+def _check_config(plain: Mapping[str, Any]) -> None:
+    """Refuse plain values of which no config can be made."""
+    parts: dict[str, Any] = {"": plain, "data": plain["data"]}
+    for name, kind in (("", TrainConfig), ("data", DataConfig)):
+        if not isinstance(parts[name], dict):
+            raise InputError(f"{name} is an object, got {parts[name]!r}")
+        parts[name] = dict(parts[name])
+        for field in fields(kind):
+            if field.type == Path | None:
+                value = parts[name].pop(field.name, None)
+                if not isinstance(value, str | None):
+                    raise InputError(f"{field.name} is the name of a file, got {value!r}")
+    from_json(TrainConfig, json.dumps({**parts[""], "data": parts["data"]}))
 
 
 def read_started(out: Path) -> dict[str, Any]:
@@ -196,9 +287,17 @@ def read_started(out: Path) -> dict[str, Any]:
         InputError: it cannot be read.
     """
     started = _read(out / START)
-    settings, origin = started.get("settings"), started.get("origin")
-    if not isinstance(settings, list) or not isinstance(origin, dict | None):
+    if "settings" not in started or "origin" not in started:
         raise _refuse_beginning(out / START, "its settings or its origin are missing")
+    settings, origin = started["settings"], started["origin"]
+    names = {field.name for field in fields(TrainConfig)}
+    if not (isinstance(settings, list) and all(type(s) is str and s in names for s in settings)):
+        raise _refuse_beginning(out / START, f"settings are names of settings, got {settings!r}")
+    if origin is not None:
+        try:
+            Origin.from_plain(origin)
+        except InputError as error:
+            raise _refuse_beginning(out / START, str(error)) from error
     return started
 
 
@@ -227,8 +326,8 @@ def compare_with_beginning(out: Path, config: TrainConfig, dataset: Dataset) -> 
     if fixed:
         listed = "; ".join(f"{{{name}}} was {{was {name}}}, now {{now {name}}}" for name in fixed)
         longer = "; its schedule ends at the last step" if "steps" in fixed else ""
-        values = {f"was {name}": old for name, (old, _) in fixed.items()}
-        values |= {f"now {name}": new for name, (_, new) in fixed.items()}
+        values = {f"was {name}": _shorten(old) for name, (old, _) in fixed.items()}
+        values |= {f"now {name}": _shorten(new) for name, (_, new) in fixed.items()}
         raise ConfigError(
             config,
             f"{{out}}: the run there cannot go on with another config ({listed}{longer}); give "
@@ -242,8 +341,12 @@ def compare_with_beginning(out: Path, config: TrainConfig, dataset: Dataset) -> 
             f"{out}: the images or masks are not those with which the run there began ({other}); "
             "bring them back, or name another --out"
         )
-    sides, data = (dataset.training.names, dataset.validation.names), _read(out / DATA)
-    if sides != (data.get("training"), data.get("validation")):
+    data = _read(out / DATA)
+    for side in ("training", "validation"):
+        names = data.get(side)
+        if not (isinstance(names, list) and all(type(name) is str for name in names)):
+            raise _refuse_beginning(out / DATA, f"{side} are names of images, got {names!r}")
+    if (dataset.training.names, dataset.validation.names) != (data["training"], data["validation"]):
         raise InputError(
             f"{out}: other images are held out, or to train on, than in the run there; bring back "
             "those with which it began, or name another --out"
@@ -328,11 +431,14 @@ def _fill_in(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path.read_text())
+        with open_plain(path, most_bytes=MOST_BYTES) as stream:
+            content = read_json(stream.read().decode())
         if isinstance(content, dict):
             return content
         reason = "it holds no names and values"
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
         reason = str(error)
     raise _refuse_beginning(path, reason)
 
@@ -340,9 +446,16 @@ def _read(path: Path) -> dict[str, Any]:
 def _refuse_beginning(path: Path, reason: str) -> InputError:
     """Return the error of a file that does not say how a run began."""
     return InputError(
-        f"{path}: it should say how the run began, and cannot be read ({reason}); bring it back "
-        "from a copy, or name another --out (of several processes, one that all of them see)"
+        f"{path}: it should say how the run began, and cannot be read ({_shorten(reason)}); "
+        "bring it back from a copy, or name another --out (of several processes, one that all of "
+        "them see)"
     )
+
+
+def _shorten(value: Any) -> str:
+    """Return the beginning of what a file may say at any length."""
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 
 def _json(plain: Any) -> bytes:
