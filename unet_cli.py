@@ -197,6 +197,7 @@ def convert(
         json: Write the report into this file.
         command: This is what was typed.
     """
+    _check_arguments(reference, reference_arguments)
     check_target(json, others=(source, target, recorded, names))
     if target is not None and not target.exists():
         check_file(target)
@@ -267,6 +268,7 @@ def verify(
         json: Write the whole report into this file.
         command: This is what was typed.
     """
+    _check_arguments(reference, reference_arguments)
     check_target(json, others=(weights, image, recorded))
     check_target(report, ".html", others=(weights, image, recorded))
     check_number("--steps", steps, STEPS_OF_A_PROOF)
@@ -347,6 +349,12 @@ def bench(*, quick: bool = False, json: Json = None, command: Typed = Command())
 VERBS: dict[str, Callable[..., int]] = {
     verb.__name__: verb for verb in (demo, train, predict, convert, verify, bench)
 }
+
+
+def _check_arguments(reference: str | None, arguments: str) -> None:
+    """Refuse arguments of a constructor that is not named."""
+    if arguments and reference is None:
+        raise InputError("--reference-arguments is for --reference, which is not given")
 
 
 def _read_input(

@@ -115,6 +115,14 @@ def test_a_place_where_nothing_can_be_written_is_refused(folder, monkeypatch):
         assert run(words, monkeypatch) == (2, f"unet: {sentence}\n")
 
 
+@pytest.mark.parametrize("command", [VERIFY, f"{CONVERT} a.pt"])
+def test_arguments_without_their_reference_are_refused(folder, monkeypatch, command):
+    status, text = run(f"{command} --reference-arguments 3", monkeypatch)
+    assert (status, text) == (
+        2, "unet: --reference-arguments is for --reference, which is not given\n"
+    )  # fmt: skip
+
+
 def test_a_trial_leaves_nothing_and_refuses_nothing_that_can_be_written(folder):
     before = sorted(folder.rglob("*"))
     reports.check_file(folder / "a.json")
