@@ -12,12 +12,12 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 
 from unet_command import training
 from unet_command.parsing import Command, parse
-from unet_command.reports import check_target, write_json
+from unet_command.reports import check_file, check_folder, check_target, write_json
 from unet_command.wording import is_out_of_memory, list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.config import check_bounds
 from unet_spec.environment import need
-from unet_spec.files import atomic_write
+from unet_spec.files import atomic_write, refuse_existing
 from unet_spec.preprocessing import LARGEST_GB
 from unet_spec.ranges import SIDE, STEPS_OF_A_PROOF, check_number
 from unet_train.config import TrainConfig
@@ -69,6 +69,8 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None, command: Typed = Co
         command: This is what was typed.
     """
     check_target(json)
+    refuse_existing(out)
+    check_folder(out)
     need("torch", "train")
     from unet_demo import run
 
@@ -98,7 +100,11 @@ def train(
         json: Write the scores into this file.
         command: This is what was typed.
     """
-    check_target(json)
+    check_target(
+        json, others=(config.data.split, config.start, out / "config.json", out / "data.json")
+    )
+    if not overfit:
+        check_folder(out)
     need("train")
     return training.train(config, out=out, overfit=overfit, json=json, command=command)
 
@@ -138,9 +144,10 @@ def predict(
         json: Write into this file what was written where.
         command: This is what was typed.
     """
-    check_target(json)
+    check_target(json, others=(weights, *images, out / "prediction.json"))
     if not images:
         raise InputError("no image given; name image files or folders after the weights")
+    check_folder(out)
     need("images")
     from unet_command import predicting
 
@@ -195,7 +202,10 @@ def convert(
         json: Write the report into this file.
         command: This is what was typed.
     """
-    check_target(json)
+    _check_arguments(reference, reference_arguments)
+    check_target(json, others=(source, target, recorded, names))
+    if target is not None and not target.exists():
+        check_file(target)
     from unet_convert import conversion
     from unet_convert.evidence import Evidence
 
@@ -264,8 +274,9 @@ def verify(
         command: This is what was typed.
     """
     check_bounds(config)
-    check_target(json)
-    check_target(report, ".html")
+    _check_arguments(reference, reference_arguments)
+    check_target(json, others=(weights, image, recorded))
+    check_target(report, ".html", others=(weights, image, recorded))
     check_number("--steps", steps, STEPS_OF_A_PROOF)
     for side in size or ():
         check_number("--size", side, SIDE)
@@ -344,6 +355,12 @@ def bench(*, quick: bool = False, json: Json = None, command: Typed = Command())
 VERBS: dict[str, Callable[..., int]] = {
     verb.__name__: verb for verb in (demo, train, predict, convert, verify, bench)
 }
+
+
+def _check_arguments(reference: str | None, arguments: str) -> None:
+    """Refuse arguments of a constructor that is not named."""
+    if arguments and reference is None:
+        raise InputError("--reference-arguments is for --reference, which is not given")
 
 
 def _read_input(

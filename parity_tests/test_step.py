@@ -1,7 +1,8 @@
+import dataclasses
 import re
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +62,16 @@ def float64():
         yield
 
 
+# nobody else may compute in it
+Widened = dataclasses.make_dataclass(
+    "Widened", [("compute", Literal["float64"], "float64")], bases=(TrainConfig,), frozen=True
+)
+
+
 def widened(config, state):
     """The state, and the config, of a run in float64."""
-    config = replace(config, compute="float64")
+    values = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
+    config = Widened(**{**values, "compute": "float64"})
 
     def wide(array):
         return array.astype(float) if jnp.issubdtype(array.dtype, jnp.floating) else array

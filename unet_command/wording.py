@@ -104,7 +104,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def tidy(sentence: str) -> str:
     """Return a sentence on one line, printable, without names that fill a page."""
-    return make_printable(" ".join(shorten(word, LONGEST_NAME) for word in sentence.split()))
+    line = re.sub(r"[^\s:;]+", lambda name: shorten(name[0], LONGEST_NAME), sentence)
+    return make_printable(" ".join(line.split()))
 
 
 def _word_as_typed(part: Part, flags: Flags) -> str:

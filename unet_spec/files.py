@@ -99,11 +99,11 @@ def refuse_existing(path: Path, *, why: str = "exists already") -> None:
 def check_place(path: Path) -> None:
     """Refuse before the work a file or a folder that could not be made after it.
 
-    Nothing is made. Folders that are missing on the way to it count as such that can be made.
+    Of the trial nothing is left. Folders that are missing on the way to it can be made.
 
     Raises:
-        InputError: its name is too long, or it lies below a file, in a folder that this user may
-            not write into, or behind a link to nothing.
+        InputError: its name is too long, or it lies below a file, in a folder into which
+            nothing can be written, or behind a link to nothing.
     """
     if "\0" in str(path):
         raise InputError(f"{str(path)!r}: no name of a file holds a zero byte; name another output")
@@ -120,11 +120,14 @@ def check_place(path: Path) -> None:
             raise InputError(f"{path}: {_relative(folder, path)} is no folder; name another output")
     except OSError as error:
         raise _name_error(error, path) from error
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="."):
+            pass
+    except OSError as error:
         raise InputError(
-            f"{path}: nothing can be written into {_relative(folder, path)}; mend that, or name "
-            "another output"
-        )
+            f"{path}: nothing can be written into {_relative(folder, path)} ({error.strerror}); "
+            "mend that, or name another output"
+        ) from error
 
 
 def _has_long_name(place: Path) -> bool:
