@@ -615,7 +615,7 @@ def narrow_terminal(number: int, folder: Path) -> None:
 
 def _at_file(number: int, act: Callable[[], object]) -> None:
     """Do something before the n-th call that gets a file to the disk, names or removes it."""
-    calls, lock = [0], threading.Lock()
+    calls, lock = [0], threading.RLock()  # the act may be such a call
 
     def wrap(place: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:

@@ -347,6 +347,11 @@ def _put_pipe(path):
     os.mkfifo(path)
 
 
+def _put_file(path):
+    shutil.rmtree(path)
+    path.write_text("")
+
+
 def _make_long(path):
     with path.open("ab") as stream:
         stream.truncate(3 * 2**30)
@@ -369,7 +374,7 @@ HARMS = {
                                                  "metrics.jsonl")),
     "list": (lambda path: path.write_text("[]\n"), ("config.json", "data.json", "start.json",
                                                     "metrics.jsonl")),
-    "file": (lambda path: (shutil.rmtree(path), path.write_text("")), ("tensorboard", "pictures")),
+    "file": (_put_file, ("tensorboard", "pictures")),
 }  # fmt: skip
 
 
@@ -484,3 +489,18 @@ def test_a_checkpoint_of_another_run_is_refused_before_the_compilation(run, tmp_
     monkeypatch.setattr(loop, "compile_steps", lambda *_: pytest.fail("it is compiled"))
     with pytest.raises(InputError, match="the checkpoint of step 6 is of another run"):
         loop.run(TINY, out, progress=quiet())
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_best_weights_that_are_lost_are_written_again_from_their_checkpoint(tmp_path, harm):
+    out, config = tmp_path / "run", replace(TINY, patience=1, steps=60, validate_every=1)
+    result = loop.run(config, out, progress=quiet())
+    assert result.best_step is not None
+    assert result.best_step < result.step < 60
+    path = out / "best.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "cut":
+        path.write_bytes(whole[:-1])
+    loop.run(config, out, progress=quiet())
+    assert path.read_bytes() == whole
