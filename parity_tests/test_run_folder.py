@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,19 +27,19 @@ def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
     killed = """
 import os
 from pathlib import Path
-from unet_spec.files import atomic_write, atomic_write_folder
+from unet_spec.files import atomic_write
 with (
-    atomic_write_folder(Path("new")) as new,
-    atomic_write(new / "a"),
-    atomic_write(Path("checkpoints/b")),
+    atomic_write(Path("checkpoints/7.safetensors")),
+    atomic_write(Path("pictures/0_" + 200 * "a" + ".png")),
     atomic_write(Path("weights.safetensors")),
 ):
         os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", killed], cwd=out).returncode == 9
-    assert len(list(out.rglob(".*"))) == 4
+    assert len(list(out.rglob(".*"))) == 3
+    (out / ".notes.20260101").write_text("somebody's own")
     run_folder.remove_leftovers(out)
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [".notes.20260101"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,8 @@ def test_a_run_that_is_under_way_is_left_alone(run, tmp_path):
 def test_a_lock_leaves_nothing_of_itself(tmp_path):
     with run_folder.lock_run(tmp_path / "new" / "run"):
         assert (tmp_path / "new" / "run").is_dir()
-    assert list((tmp_path / "new").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").mkdir()
     with run_folder.lock_run(tmp_path / "new"):  # empty, and perhaps a mount point
         pass
     assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
@@ -323,3 +326,183 @@ def test_an_existing_folder_is_not_written_over(tmp_path):
     with pytest.raises(InputError, match="exists, and holds no run"):
         loop.run(TINY, tmp_path / "run", progress=quiet())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def _hash_folder(folder):
+    """Every entry with its kind, and the content of the files that are not too long."""
+    return {
+        path.relative_to(folder): (
+            path.lstat().st_mode,
+            path.read_bytes() if path.is_file() and path.stat().st_size < 10**6 else None,
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def _put_folder(path):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def _put_pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def _put_file(path):
+    shutil.rmtree(path)
+    path.write_text("")
+
+
+def _make_long(path):
+    with path.open("ab") as stream:
+        stream.truncate(3 * 2**30)
+
+
+def _put_link(path):
+    if path.exists():
+        path.rename(path.parents[1] / "elsewhere")
+    path.symlink_to(path.parents[1] / "elsewhere")
+
+
+HARMS = {
+    "folder": (_put_folder, ("config.json", "data.json", "start.json", "metrics.jsonl", ".lock",
+               "report.html", "best.safetensors", "checkpoints/6.safetensors")),
+    "pipe": (_put_pipe, ("config.json", "data.json", "start.json", "metrics.jsonl", ".lock",
+                         "report.html", "checkpoints/6.safetensors")),
+    "long": (_make_long, ("config.json", "data.json", "start.json", "metrics.jsonl")),
+    "link": (_put_link, ("metrics.jsonl", ".lock", "pictures")),
+    "empty": (lambda path: path.write_text(""), ("config.json", "data.json", "start.json",
+                                                 "metrics.jsonl")),
+    "list": (lambda path: path.write_text("[]\n"), ("config.json", "data.json", "start.json",
+                                                    "metrics.jsonl")),
+    "file": (_put_file, ("tensorboard", "pictures")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"), [(harm, name) for harm, (_, names) in HARMS.items() for name in names]
+)
+def test_a_damaged_file_is_refused_before_the_compilation_and_nothing_is_changed(
+    run, tmp_path, monkeypatch, harm, name
+):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    HARMS[harm][0](out / name)
+    before = _hash_folder(tmp_path)
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: pytest.fail("it is compiled"))
+    with pytest.raises(InputError, match=re.escape(f"{out / name}: ")) as refused:
+        loop.run(TINY, out, progress=quiet())
+    assert re.search("; (bring|move|remove|take)|, and .*; remove", str(refused.value))
+    assert _hash_folder(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("start.json", '{"settings": ["zzz"], "origin": null}', "settings are names of settings"),
+        ("start.json", '{"settings": null, "origin": null}', "settings are names of settings"),
+        ("start.json", '{"settings": [], "origin": {}}', "origin in its metadata is damaged"),
+        ("data.json", '{"training": 5, "validation": [], "files": {}}', "training are names"),
+        ("data.json", '{"training": [], "validation": [1], "files": {}}', "validation are names"),
+        ("config.json", '{"model": "of another program"}', "net, data, steps is missing"),
+    ],
+)
+def test_json_of_another_kind_is_refused_by_the_file_that_holds_it(
+    run, tmp_path, name, content, says
+):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    (out / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name}: .*{says}"):
+        loop.run(TINY, out, progress=quiet())
+
+
+@pytest.mark.parametrize("value", ["8", [1.5], {}], ids=repr)
+@pytest.mark.parametrize("field", ["steps", "net.widths", "data.batch", "loss.dice", "mesh.data"])
+def test_a_value_of_another_type_is_refused_by_the_name_of_the_config(run, tmp_path, field, value):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    plain = json.loads((out / "config.json").read_text())
+    part, _, name = field.rpartition(".")
+    (plain[part] if part else plain)[name] = value
+    (out / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(InputError) as refused:
+        run_folder.read_config(out)
+    assert str(refused.value).startswith(f"{out / 'config.json'}: it should say how the run began")
+    assert len(str(refused.value)) < 600
+
+
+def test_the_config_of_another_program_is_not_replaced(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": "mine"}')
+    with pytest.raises(InputError, match=r"config\.json: .* cannot be read"):
+        loop.run(TINY, tmp_path, progress=quiet())
+    assert (tmp_path / "config.json").read_text() == '{"model": "mine"}'
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("file/run", "is no folder"),
+        ("n" * 256, "the name is too long"),
+        ("new/" + "n" * 256 + "/run", "the name is too long"),
+        ("/".join(["d" * 200] * 21), "the name is too long"),
+        ("nothing", "a link to nothing"),
+        ("a\0b", "zero byte"),
+    ],
+    ids=["below a file", "long", "below long", "deep", "dangling", "zero byte"],
+)
+def test_a_place_that_cannot_be_is_refused_before_any_image_is_read(
+    tmp_path, monkeypatch, out, says
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nothing").symlink_to("nowhere/at/all")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(plan, "open_dataset", lambda *_, **__: pytest.fail("images are read"))
+    with pytest.raises(InputError, match=says):
+        loop.run(TINY, tmp_path / out, progress=quiet())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_pictures_that_somebody_put_there_stay(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    (out / "pictures" / "figure.png").write_bytes(b"mine")
+    loop.run(TINY, out, progress=quiet())
+    assert (out / "pictures" / "figure.png").read_bytes() == b"mine"
+
+
+def test_a_picture_that_was_cut_is_drawn_again(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    whole = (out / "augmented.png").read_bytes()
+    (out / "augmented.png").write_bytes(whole[:-9])
+    loop.run(TINY, out, progress=quiet())
+    assert (out / "augmented.png").read_bytes() == whole
+
+
+def test_a_checkpoint_of_another_run_is_refused_before_the_compilation(run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    path = out / "checkpoints" / "6.safetensors"
+    state = training_state.read(path)
+    recipe = replace(state.recipe, optimizer=replace(state.recipe.optimizer, lr=0.5))
+    training_state.write(path, replace(state, recipe=recipe))
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: pytest.fail("it is compiled"))
+    with pytest.raises(InputError, match="the checkpoint of step 6 is of another run"):
+        loop.run(TINY, out, progress=quiet())
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_best_weights_that_are_lost_are_written_again_from_their_checkpoint(tmp_path, harm):
+    out, config = tmp_path / "run", replace(TINY, patience=1, steps=60, validate_every=1)
+    result = loop.run(config, out, progress=quiet())
+    assert result.best_step is not None
+    assert result.best_step < result.step < 60
+    path = out / "best.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "cut":
+        path.write_bytes(whole[:-1])
+    loop.run(config, out, progress=quiet())
+    assert path.read_bytes() == whole

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from unet_jax.weights import from_weights
-from unet_spec import InputError, weight_file
-from unet_spec.training_state import TrainingState
+from unet_spec import InputError, training_state, weight_file
+from unet_spec.training_state import TrainingState, checkpoint_path
 from unet_spec.weight_file import WeightFile
 
 from .check.nonfinite import explain_step
@@ -146,6 +146,7 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
         progress.say(f"compiled in {compile_s:.1f} s")
         if is_first_process():  # not before: a run that cannot be compiled leaves nothing
             open_run(plan, out)
+            restore_best(out, validations, progress)
         wait_for_all("compiled")
         if not is_first_process():  # it has to see the folder as well
             run_folder.compare_with_beginning(out, plan.config, plan.dataset)
@@ -177,6 +178,23 @@ def read_resumption(
     validations = _read_validations(out, until=checkpoint.step)
     _say_where_it_resumes(plan, checkpoint, progress)
     return checkpoint, validations
+
+
+def restore_best(out: Path, validations: Validations, progress: Progress) -> None:
+    """Write the best weights again from their checkpoint, where their file is gone or damaged."""
+    if not validations.best_step:
+        return
+    try:
+        weight_file.read(out / run_folder.BEST)
+    except InputError as damage:
+        try:
+            path = checkpoint_path(out / run_folder.CHECKPOINTS, validations.best_step)
+            best = training_state.read(path).weights_that_predict
+        except InputError:
+            progress.say(f"the best weights so far are lost, with their checkpoint: {damage}")
+            return
+        weight_file.write(out / run_folder.BEST, best)
+        progress.say(f"{out / run_folder.BEST}: written again from {path}")
 
 
 def first_state(
