@@ -9,6 +9,9 @@ from typing import Any
 
 from unet_spec.wording import show
 
+LONGEST_VALUE = 300
+"""A sentence shows so many characters of a value that something else than a person gave."""
+
 
 class InputError(ValueError):
     """An `InputError` is raised where what the user gave cannot be used.
@@ -147,6 +150,7 @@ def _word_in_python(part: Part) -> str:
         case Value(Path() as path):
             return str(path)
         case Value(value):
-            return repr(value)
+            text = repr(value)
+            return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ..."
         case str():
             return part
