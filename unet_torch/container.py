@@ -106,13 +106,14 @@ def _find_data(stream: io.BufferedIOBase, entry: zipfile.ZipInfo) -> None:
         raise InputError(f"its entry {entry.filename} does not begin where the file says")
     flags, method, _, _, crc, compressed, inflated, of_name, of_extra = _LOCAL.unpack(header[6:])
     name = stream.read(of_name)
-    has_sizes = not flags & 8  # else they follow the data
-    sizes = {compressed, inflated} - {2**32 - 1}  # which stands for sizes in the extra field
+    # 0 where they follow the data, as torch writes them; the other where an extra field has them
+    sizes = {compressed, inflated} - {0, 2**32 - 1}
     if (
         name != entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
         or method != entry.compress_type
         or flags & 1
-        or (has_sizes and (crc != entry.CRC or sizes - {entry.file_size}))
+        or crc not in (0, entry.CRC)
+        or sizes - {entry.file_size}
     ):
         raise InputError(f"its entry {entry.filename} is described twice, and differently")
     stream.seek(of_extra, io.SEEK_CUR)
@@ -138,6 +139,8 @@ def _check_legacy(stream: mmap.mmap, size: int) -> Any:
         if stream.tell() + storage.nbytes > size:
             raise InputError(f"it ends within its storage {key}")
         stream.seek(storage.nbytes, io.SEEK_CUR)
+    if stream.tell() != size:
+        raise InputError("something else follows its last storage")
     return content
 
 

@@ -18,6 +18,8 @@ from unet_spec import InputError
 
 MOST_TENSORS = 20_000
 """A file has at most so many; a run of a U-Net of five levels has about three hundred."""
+MOST_STEPS = 2_000_000
+"""A pickle has at most so many; a plain number takes one and a tensor about forty."""
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -104,7 +106,9 @@ def read_outline(stream: io.BytesIO | mmap.mmap) -> tuple[Any, list[Storage]]:
         Exception: its steps make no sense; what it is depends on the damage.
     """
     machine = _Machine()
-    for code, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
+    for count, (code, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
+        if count > MOST_STEPS:
+            raise InputError(f"its pickle has more than {MOST_STEPS:,} steps")
         machine.step(code.name, argument)
     (result,) = machine.stack
     return result, machine.storages
