@@ -204,7 +204,7 @@ def convert(
     """
     _check_arguments(reference, reference_arguments)
     check_target(json, others=(source, target, recorded, names))
-    if target is not None and not target.exists():
+    if target is not None and not os.path.isdir(target):
         check_file(target)
     from unet_convert import conversion
     from unet_convert.evidence import Evidence

@@ -1,6 +1,7 @@
 """Damaged files of `torch.save` are refused in one sentence, before torch believes them."""
 
 import io
+import os
 import struct
 import warnings
 import zipfile
@@ -263,3 +264,95 @@ def test_two_entries_of_one_name_are_refused(path):
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(archive.namelist()[0], b"")
     refused(path, "two of its entries have one name")
+
+
+# an archive that two readers read differently, and pickles that take long
+
+
+@pytest.mark.parametrize(
+    ("place", "form", "value"),
+    [(6, "<H", 1), (8, "<H", 8), (14, "<I", 7), (18, "<I", 7), (22, "<I", 7), (30, "<B", 122)],
+    ids=["encrypted", "method", "checksum", "stored", "inflated", "name"],
+)
+@pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
+def test_an_entry_that_is_described_differently_twice_is_refused(path, entry, place, form, value):
+    content = bytearray(write(path))
+    with zipfile.ZipFile(path) as archive:
+        (at,) = (e.header_offset for e in archive.infolist() if e.filename.endswith(f"x/{entry}"))
+    struct.pack_into(form, content, at + place, value)
+    path.write_bytes(content)
+    refused(path, "is described twice, and differently")
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_a_file_is_one_whole_archive_and_nothing_else(path, is_zip):
+    other = write(path, {"a.weight": torch.zeros(2, 3, 4)})
+    whole = write(path, is_zip=is_zip)
+    path.write_bytes(whole + other)
+    words = "stands before its first entry" if is_zip else "follows its last storage"
+    refused(path, f"something else {words}")
+    path.write_bytes(whole + b"more")
+    refused(path, f"something else follows its last {'entry' if is_zip else 'storage'}")
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused(path):
+    """A tuple of the tuple before it, twice, forty times: hashed 2**40 times."""
+    tuples = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(40))
+    for pickled in (
+        b"\x80\x02}" + tuples + b"K\x01s.",
+        b"\x80\x02c__builtin__\nset\n](" + tuples + b"e\x85R.",
+        b"\x80\x02ccollections\nOrderedDict\n](" + tuples + b"K\x01\x86e\x85R.",
+        b"\x80\x02ctorch\nSize\n" + tuples + b"R.",
+    ):
+        write(path)
+        rewrite(path, {"data.pkl": pickled})
+        refused(path, "not a whole")
+
+
+@pytest.mark.parametrize("steps", [b")" + b"\x85" * 2_000_001, b"](" + b"K\x01" * 2_000_001 + b"e"])
+def test_a_pickle_of_millions_of_steps_is_refused(path, steps):
+    write(path)
+    rewrite(path, {"data.pkl": b"\x80\x02" + steps + b"."})
+    refused(path, "its pickle has more than 2,000,000 steps")
+
+
+def test_thousands_of_views_are_refused_before_they_are_made(path):
+    one = torch.ones(1)
+    write(path, {f"{number}": one[:] for number in range(20_001)})
+    refused(path, "it has more than 20,000 tensors")
+
+
+def test_a_pipe_is_refused_and_does_not_wait(path):
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="a pipe or a device"):
+        checkpoint.read(path)
+
+
+# values that are no tensors, and tensors that numpy has not
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({1: torch.ones(2, 2), "1": torch.ones(2, 2)}, "two tensors have the name 1"),
+        ({"b": np.ones(3)}, "b is an array of numpy among tensors"),
+        ({"\x1b[2J\n": torch.ones(2)}, r"a tensor has the name '\x1b[2J\n'"),
+        ({"b" * 1001: torch.ones(2)}, "a tensor has the name 'bbb"),
+        ({"b": torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, "b is of type"),
+    ],
+)
+def test_an_entry_that_would_be_lost_is_named(path, entry, words):
+    write(path, {**STATE, **entry})
+    with pytest.raises(InputError) as error:
+        checkpoint.read(path)
+    assert words in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_views_that_only_mark_a_sign_are_read(path):
+    weight = torch.arange(4.0).reshape(2, 2)
+    conjugate = torch.complex(weight, weight).conj()
+    write(path, {"a.weight": torch._neg_view(weight), "b": conjugate})
+    tensors = checkpoint.read(path).tensors
+    np.testing.assert_array_equal(tensors["a.weight"], -weight.numpy())
+    np.testing.assert_array_equal(tensors["b"], np.conj(weight.numpy() * (1 + 1j)))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress
 
 from unet_spec import PAPER, Preprocessing, UNetConfig, geometry, prediction
-from unet_spec.config import check_bounds
+from unet_spec.config import check_bounds, check_class_names
 from unet_spec.errors import ConfigError, FieldError
 from unet_spec.fields import check_fields
 from unet_spec.parameters import trained_names
@@ -322,6 +322,7 @@ class TrainConfig:
             InputError: with what fits.
         """
         check_bounds(self.net)
+        check_class_names(self.class_names)
         if not geometry.is_legal(self.net, self.data.crop_px):
             near = " or ".join(map(str, geometry.nearest_legal(self.net, self.data.crop_px)))
             raise ConfigError(

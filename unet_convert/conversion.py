@@ -22,6 +22,7 @@ from unet_spec.errors import ConfigError
 from unet_spec.files import refuse_existing
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
+from unet_spec.wording import show
 
 OF_TORCH = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".sav", ".tar")
 """A target whose name ends so is written as `torch.save` does; a source is read by its content."""
@@ -63,7 +64,8 @@ class Conversion:
             count = len(state.tensors)
             result = f"all {count} tensors of the net"
         known = [] if self.recognition is None else self.recognition.sentences()
-        return [*known, *self.notes, f"{self.source} -> {self.target}: {result}"]
+        lines = [*known, *self.notes, f"{self.source} -> {self.target}: {result}"]
+        return [show(line) for line in lines]
 
     def to_json(self) -> dict[str, Any]:
         """The report of `unet convert --json`."""
@@ -143,7 +145,7 @@ class Explanation:
     lines: tuple[str, ...]
 
     def sentences(self) -> list[str]:
-        return list(self.lines)
+        return [show(line) for line in self.lines]
 
     def to_json(self) -> dict[str, Any]:
         return {"source": str(self.source), "lines": list(self.lines)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
@@ -9,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 from unet_spec.errors import ConfigError, FieldError, InputError
 from unet_spec.fields import check_fields, from_json
 from unet_spec.ranges import Channels, Range
+from unet_spec.wording import LONGEST_NAME, is_name
 
 MOST_LEVELS = 16
 """Of a net in a file or in flags; with this many, the smallest size is 2**15 pixels already."""
@@ -207,6 +209,20 @@ def check_bounds(config: UNetConfig) -> None:
     """
     if len(config.widths) > MOST_LEVELS:
         raise FieldError(config, "widths", "needs at most {most} levels", most=MOST_LEVELS)
+
+
+def check_class_names(names: Iterable[str]) -> None:
+    """Refuse names of classes that no table, picture or file name can show.
+
+    Raises:
+        InputError: one has line breaks or other characters without a shape, or is very long.
+    """
+    for name in names:
+        if not is_name(name):
+            raise InputError(
+                f"a class has the name {name[:100]!r}; give one of at most "
+                f"{LONGEST_NAME} characters that can be printed"
+            )
 
 
 PAPER = UNetConfig(padding="valid")

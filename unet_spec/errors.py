@@ -9,6 +9,9 @@ from typing import Any
 
 from unet_spec.wording import show, show_value
 
+LONGEST_VALUE = 300
+"""A sentence shows so many characters of a value that something else than a person gave."""
+
 
 class InputError(ValueError):
     """An `InputError` is raised where what the user gave cannot be used.
@@ -149,6 +152,7 @@ def _word_in_python(part: Part) -> str:
         case Value(int() as number):
             return show_value(number)
         case Value(value):
-            return repr(value)
+            text = repr(value)
+            return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ..."
         case str():
             return part

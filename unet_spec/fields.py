@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from unet_spec.errors import ConfigError, FieldError, InputError
 from unet_spec.plain_json import read_json
 from unet_spec.ranges import find_ranges
+from unet_spec.wording import list_names
 
 T = TypeVar("T")
 
@@ -72,7 +73,8 @@ def _from_plain(cls: type[T], fields: Any) -> T:
     kinds = typing.get_type_hints(cls)
     if unknown := sorted(fields.keys() - kinds.keys()):
         raise InputError(
-            f"{cls.__name__}: unknown field {', '.join(unknown)}; a newer version may have made it"
+            f"{cls.__name__}: unknown field {list_names([name[:100] for name in unknown], 4)}; a "
+            "newer version may have made it"
         )
     return cls(**{name: _convert(kinds[name], value) for name, value in fields.items()})
 

@@ -1,5 +1,6 @@
 """The layers in a file of tensors, whoever named them: convolutions and norms, in file order."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from unet_spec.errors import InputError
 from unet_spec.parameters import Tensors
 from unet_spec.wording import list_names
 
+MOST_LAYERS = 3000
+"""A file has at most so many layers; a U-Net of five levels has about fifty."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # what splits a weight into several tensors, with torch's call that joins them
 _SPLIT_WEIGHTS = {
@@ -102,6 +105,11 @@ def find_layers(tensors: Tensors, *, ties: Mapping[str, str], source: str) -> Fi
     _refuse_other_nets(tensors, source=source)
     prefix = _common_prefix(tensors)
     groups = _group(tensors)
+    if len(groups) > MOST_LAYERS:
+        raise InputError(
+            f"{source}: {len(groups):,} layers, and at most {MOST_LAYERS:,} are searched for a "
+            "U-Net; give the state_dict of one alone"
+        )
     beside: list[str] = []
     layers: list[Layer] = []
     for name, parts in groups.items():
@@ -247,25 +255,29 @@ def _check_norm(
 def _find_copies(layers: list[Layer], tensors: Tensors, ties: Mapping[str, str]) -> dict[str, str]:
     """Find layers that are another layer under a second name: of the same memory or values."""
     copies: dict[str, str] = {}
-    originals: dict[tuple, list[Layer]] = {}
+    of_memory: dict[tuple, str] = {}
+    of_values: dict[tuple, str] = {}
     for layer in layers:
-        alike = originals.setdefault(layer[2:], [])
-        original = next((x for x in alike if _is_copy(layer, x, tensors, ties)), None)
+        names = [name for name, _ in layer.tensors()]
+        memory: tuple = (*layer[2:], *(_owner(name, ties) for name in names))
+        # a new norm is all 1 and 0 and equals every other one, so only values that vary prove it
+        values: tuple = (*layer[2:], *(_hash(tensors[name]) for name in names))
+        if not any(_varies(tensors[name]) for name in names):
+            values = memory
+        original = of_memory.get(memory) or of_values.get(values)
         if original is None:
-            alike.append(layer)
+            of_memory[memory] = of_values[values] = layer.name
         else:
-            copies[layer.name] = original.name
+            copies[layer.name] = original
     return copies
 
 
-def _is_copy(layer: Layer, other: Layer, tensors: Tensors, ties: Mapping[str, str]) -> bool:
-    """Return whether two layers of one kind are the same layer."""
-    pairs = [(a, b) for (a, _), (b, _) in zip(layer.tensors(), other.tensors(), strict=True)]
-    if all(_owner(a, ties) == _owner(b, ties) for a, b in pairs):
-        return True
-    # a new norm is all 1 and 0 and equals every other one, so only values that vary prove it
-    varies = any(tensors[a].size > 1 and (tensors[a] != tensors[a].flat[0]).any() for a, _ in pairs)
-    return varies and all(np.array_equal(tensors[a], tensors[b]) for a, b in pairs)
+def _varies(tensor: np.ndarray) -> bool:
+    return tensor.size > 1 and bool((tensor != tensor.flat[0]).any())
+
+
+def _hash(tensor: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(tensor).data).digest()
 
 
 def _owner(name: str, ties: Mapping[str, str]) -> str:

@@ -25,6 +25,12 @@ def read_json(text: str | bytes) -> Any:
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if str(error).startswith("Exceeds the limit"):  # Python's words, which advise to raise it
+            raise ValueError("it has a number of thousands of digits") from error
+        raise
     level, depth = [content], 0
     while level:
         depth += 1

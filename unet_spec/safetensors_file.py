@@ -7,12 +7,14 @@ of the whole file in which its own 64 digits stand as zeros.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from unet_spec import narrowing
@@ -21,13 +23,18 @@ from unet_spec.files import atomic_write, refuse_no_file
 from unet_spec.narrowing import narrow, refuse_not_finite
 from unet_spec.parameters import Tensors
 from unet_spec.plain_json import read_json
+from unet_spec.wording import is_name
 
 VERSION = 1
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "BF16": "<u2",
 }  # fmt: skip
+MOST_TENSORS = 20_000
+"""A file has at most so many; a run of a U-Net of five levels has about three hundred."""
+_LONGEST_HEADER = 100_000_000  # bytes, as of the library of the format
+_MOST_AXES = 64  # as of numpy
 _ZEROS = "0" * 64
 _CHUNK = 2**20  # bytes
 
@@ -63,6 +70,25 @@ def write(path: Path, tensors: Tensors, card: Mapping[str, Any], *, dtype: str) 
         stream.write(content[start + len(digest) :])
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """An `_Entry` says where the bytes of a tensor lie, counted from the first one's."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    """A `_Header` is what stands before the tensors, which begin at the byte `start`."""
+
+    entries: dict[str, _Entry]
+    metadata: dict[str, str]
+    start: int
+
+
 def read(path: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
     """Return (card, tensors) of any safetensors file; the card is None where there is none.
 
@@ -70,18 +96,27 @@ def read(path: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
 
     Raises:
         NotWholeError: missing, empty, cut short, or with other bytes than were written.
-        InputError: a folder, a Git-LFS pointer, or of a newer version.
+        InputError: no file, a Git-LFS pointer, of a newer version, with values of a type that numpy
+            does not have, or too large for the memory.
     """
-    card = read_card(path)
-    with safetensors.safe_open(path, framework="np") as file:
-        names = sorted(file.keys())
-        if "BF16" not in {file.get_slice(name).get_dtype() for name in names}:
-            return card, {name: np.array(file.get_tensor(name)) for name in names}
-    # numpy has no bfloat16, so the library gives its bytes
-    tensors = {
-        name: _from_bytes(entry) for name, entry in safetensors.deserialize(path.read_bytes())
-    }
-    return card, {name: tensors[name] for name in names}
+    header = _read_header(path)
+    card = _read_card(path, header)
+    for name, entry in header.entries.items():
+        if entry.dtype not in _DTYPES:
+            raise InputError(
+                f"{path}: {name} is of type {entry.dtype}, which is not read here; save it as "
+                "float32"
+            )
+    try:
+        with path.open("rb") as stream:
+            return card, {
+                name: _read_tensor(stream, header.start, header.entries[name], path=path)
+                for name in sorted(header.entries)
+            }
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: its tensors do not fit into memory; use a computer with more"
+        ) from error
 
 
 def read_card(path: Path) -> dict[str, Any] | None:
@@ -90,29 +125,109 @@ def read_card(path: Path) -> dict[str, Any] | None:
     Raises:
         NotWholeError, InputError: as `read`.
     """
-    refuse_pointer(path)
-    refuse_text(path)
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise NotWholeError(
-            f"{path}: not a whole safetensors file ({error}); fetch or write it again"
-        ) from error
-    if "unet" not in metadata:
+    return _read_card(path, _read_header(path))
+
+
+def _read_card(path: Path, header: _Header) -> dict[str, Any] | None:
+    if "unet" not in header.metadata:
         return None
     try:
-        card: dict[str, Any] = read_json(metadata["unet"])
+        card: dict[str, Any] = read_json(header.metadata["unet"])
         version, digest = card["version"], card.get("sha256")
         if type(version) is not int or version < 1 or type(digest) not in (str, type(None)):
             raise ValueError(f"version {version!r} and sha256 {digest!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotWholeError(f"{path}: its metadata is damaged ({error!r})") from error
+        raise NotWholeError(
+            f"{path}: its metadata is damaged ({error!r}); fetch or write it again"
+        ) from error
     if digest is not None:  # another program need not write it
         _check_hash(path, digest)
     if version > VERSION:
         raise InputError(f"{path}: format version {version}, known up to {VERSION}: update")
     return card
+
+
+def _read_header(path: Path) -> _Header:
+    """Return the header, if it describes exactly the bytes that follow it."""
+    refuse_pointer(path)
+    refuse_text(path)
+    try:
+        with path.open("rb") as stream:
+            length = _header_bytes(stream.read(8))
+            rest = path.stat().st_size - 8 - length
+            if length > _LONGEST_HEADER or rest < 0:
+                raise ValueError(f"it states a header of {length:,} bytes")
+            return _make_header(stream.read(length), rest)
+    except (ValueError, MemoryError) as error:
+        raise NotWholeError(
+            f"{path}: not a whole safetensors file ({error}); fetch or write it again"
+        ) from error
+
+
+def _make_header(content: bytes, rest: int) -> _Header:
+    """Return what a header says.
+
+    Args:
+        rest: the number of bytes behind it.
+
+    Raises:
+        ValueError: it says something else than is there.
+    """
+    header = read_json(content.decode())
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    metadata = header.pop("__metadata__", None) or {}
+    if len(header) > MOST_TENSORS:
+        raise ValueError(
+            f"it states {len(header):,} tensors, and at most {MOST_TENSORS:,} are read"
+        )
+    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+        raise ValueError("its metadata is no object of texts")
+    entries = {name: _make_entry(name, entry) for name, entry in header.items()}
+    end = 0
+    # every byte belongs to one tensor
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != end:
+            raise ValueError(f"{name} begins at {entry.begin}, where {end} is next")
+        end = entry.end
+    if end != rest:
+        raise ValueError(f"its tensors need {end} bytes, and it has {rest}")
+    return _Header(entries, metadata, 8 + len(content))
+
+
+def _make_entry(name: str, entry: Any) -> _Entry:
+    if not is_name(name):
+        raise ValueError(f"no name of a tensor: {name[:100]!r}")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the entry of {name} has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"the entry of {name} has sizes that are no whole numbers")
+    if type(dtype) is not str or len(offsets) != 2 or len(shape) > _MOST_AXES:
+        raise ValueError(f"the entry of {name} is no tensor's")
+    if math.prod(n for n in shape if n) >= 2**62:  # beside a zero any other number would do
+        raise ValueError(f"{name} has the shape {tuple(shape)}")
+    begin, end = offsets
+    if dtype in _DTYPES and end - begin != math.prod(shape) * _itemsize(dtype):
+        raise ValueError(f"{name} of shape {tuple(shape)} and type {dtype} in {end - begin} bytes")
+    return _Entry(dtype, tuple(shape), begin, end)
+
+
+def _itemsize(dtype: str) -> int:
+    return np.dtype(_DTYPES[dtype]).itemsize
+
+
+def _read_tensor(stream: BufferedReader, start: int, entry: _Entry, *, path: Path) -> np.ndarray:
+    stored = np.empty(entry.shape, _DTYPES[entry.dtype])
+    stream.seek(start + entry.begin)
+    # not a map of the file: one that shrinks meanwhile would end the process
+    if stored.size and stream.readinto(stored.reshape(-1).view(np.uint8).data) != stored.nbytes:
+        raise NotWholeError(f"{path}: it has become shorter while it was read; fetch it again")
+    if entry.dtype != "BF16":
+        return stored
+    # a bfloat16 is the upper half of a float32
+    return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
 def refuse_pointer(path: Path) -> None:
@@ -184,16 +299,6 @@ def _find_digits(header: bytes) -> int:
     keys stand behind a backslash, and those of its strings behind three."""
     key = rb"\"sha256\": \""
     return header.find(key) + len(key)  # nowhere: any place will do, for the hash differs then
-
-
-def _from_bytes(entry: Mapping[str, Any]) -> np.ndarray:
-    """Return a tensor of `safetensors.deserialize`."""
-    if entry["dtype"] != "BF16":
-        kind = np.dtype(_DTYPES[entry["dtype"]])
-        return np.frombuffer(entry["data"], kind).reshape(entry["shape"]).copy()
-    # a bfloat16 is the upper half of a float32
-    halves = np.frombuffer(entry["data"], np.uint16).astype(np.uint32)
-    return (halves << 16).view(np.float32).reshape(entry["shape"])
 
 
 def _contiguous(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:

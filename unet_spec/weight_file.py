@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from unet_spec import safetensors_file
-from unet_spec.config import UNetConfig
+from unet_spec.config import UNetConfig, check_class_names
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
 from unet_spec.narrowing import refuse_not_finite
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, check_tensors, parameters
 from unet_spec.preprocessing import Preprocessing
+from unet_spec.wording import list_names
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class WeightFile:
         object.__setattr__(self, "tensors", in_order)
         if self.origin is not None and {ours for _, ours in self.origin.names} - in_order.keys():
             raise InputError("its origin names tensors that the net does not have")
+        check_class_names(self.class_names)
         if self.class_names and len(self.class_names) != self.config.mask_classes:
             raise InputError(
                 f"class_names needs one name for each of {self.config.mask_classes} classes, "
-                f"got {self.class_names}"
+                f"got {len(self.class_names)}: {list_names(self.class_names, 4)}"
             )
 
 
@@ -130,8 +132,7 @@ def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> Wei
     try:
         names = card["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError(f"class_names is a list of texts, got {names!r}")
-        "".join(names).encode()  # what no text file can hold
+            raise TypeError("class_names is no list of texts")
         return WeightFile(
             UNetConfig.from_json(json.dumps(card["config"])),
             tensors,
@@ -141,8 +142,10 @@ def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> Wei
         )
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    except (KeyError, TypeError, UnicodeEncodeError) as error:
-        raise InputError(f"{source}: its metadata is damaged ({error!r})") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{source}: its metadata is damaged ({error!r}); fetch or write it again"
+        ) from error
 
 
 def weights_that_predict(tensors: Tensors) -> dict[str, np.ndarray]:

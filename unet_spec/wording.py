@@ -2,8 +2,15 @@
 
 from collections.abc import Sequence
 
-LONGEST = 4000
+LONGEST_NAME = 1000
+"""The name of a tensor or a class has at most so many characters."""
+LONGEST = 2000
 """A sentence has at most so many characters; the middle of a longer one is left out."""
+
+
+def is_name(name: str) -> bool:
+    """Return whether a text can be a name that tables and sentences show."""
+    return name.isprintable() and len(name) <= LONGEST_NAME
 
 
 def show(text: str) -> str:

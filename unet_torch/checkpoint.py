@@ -19,6 +19,7 @@ from unet_spec import InputError
 from unet_spec.files import atomic_write
 from unet_spec.parameters import Tensors
 from unet_spec.safetensors_file import refuse_pointer, refuse_text
+from unet_spec.wording import LONGEST_NAME, is_name
 from unet_torch import container
 from unet_torch.outline import MoreThanTensorsError
 
@@ -40,6 +41,8 @@ _PLAIN: list[Any] = [
 ]  # fmt: skip
 
 _OF_NUMPY = (torch.float16, torch.float32, torch.float64)  # of torch's floating-point types
+# several values in a byte, which torch itself does not convert
+_PACKED = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2", "bits1x8", "bits2x4")}
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,10 @@ def read_content(path: Path) -> Any:
     except InputError as error:
         raise InputError(f"{damaged}: {error}; fetch or write it again") from error
     except Exception as error:  # in damaged bytes the readers come upon whatever they come upon
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise InputError(
+                f"{path}: its tensors do not fit into memory; use a computer with more"
+            ) from error
         is_more = isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error)
         if is_more or isinstance(error, MoreThanTensorsError):
             raise InputError(
@@ -159,7 +166,7 @@ def open_content(content: Any, *, source: str) -> Checkpoint:
             "model.state_dict() gives it"
         )
     place = _choose(places, source=source)
-    held = {str(n): t for n, t in places[place].items() if isinstance(t, Tensor)}
+    held = _list_tensors(places[place], source=source)
     elsewhere = tuple(".".join(map(str, other)) for other in places if other != place)
     return Checkpoint(
         content,
@@ -173,7 +180,7 @@ def open_content(content: Any, *, source: str) -> Checkpoint:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a tensor as a contiguous array; bfloat16 and float8 as float32."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype.is_floating_point and tensor.dtype not in _OF_NUMPY:
         tensor = tensor.float()
     return np.array(tensor.numpy(), order="C", copy=True)
@@ -205,6 +212,42 @@ def _list_nets(
     for key, value in content.items():
         if key not in OPTIMIZERS and not is_optimizer(value):
             yield from _list_nets(value, (*place, key))
+
+
+def _list_tensors(content: dict[Any, Any], *, source: str) -> dict[str, Tensor]:
+    """Return the tensors of a net by their names.
+
+    Raises:
+        InputError: a name stands twice or cannot be shown, or a value is of a type that is not read
+            here.
+    """
+    held: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, np.ndarray):
+            raise InputError(
+                f"{source}: {key} is an array of numpy among tensors; save "
+                "torch.from_numpy(x) in its place"
+            )
+        if not isinstance(value, Tensor):
+            continue
+        name = str(key)
+        if not is_name(name):
+            raise InputError(
+                f"{source}: a tensor has the name {name[:100]!r}; give it one of at most "
+                f"{LONGEST_NAME} characters that can be printed"
+            )
+        if name in held:
+            raise InputError(
+                f"{source}: two tensors have the name {name}, as a text and as a number; save them "
+                "under other names"
+            )
+        if value.dtype in _PACKED:
+            raise InputError(
+                f"{source}: {name} is of type {value.dtype}, which is not read here; save it as "
+                "float32"
+            )
+        held[name] = value
+    return held
 
 
 def _choose(places: dict[tuple[Any, ...], Any], *, source: str) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ not look at the CRC-32 that it wrote beside every entry.
 
 import io
 import mmap
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -22,6 +23,9 @@ MOST_LEVELS = 32  # of dicts and lists in one another
 MOST_VALUES = 4_000_000  # of them and of plain values, as often as they are named
 _CHUNK = 2**20  # bytes
 _LOCAL_HEADER = 30  # bytes, before the name of an entry
+_LOCAL = struct.Struct("<HHHHIIIHH")  # what it says, behind its magic number and version
+ZIP_END = b"PK\x05\x06"
+_END_RECORD = 22  # bytes, without a comment
 
 
 def check(path: Path) -> None:
@@ -48,6 +52,12 @@ def _check_zip(stream: io.BufferedIOBase, size: int) -> Any:
     """Check every entry of a zip, and return the outline of what it holds."""
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
+    if stream.seek(-_END_RECORD, io.SEEK_END) + _END_RECORD != size or not stream.read(
+        _END_RECORD
+    ).startswith(ZIP_END):
+        raise InputError("something else follows its last entry")
+    if min(entry.header_offset for entry in entries):  # torch would look for them elsewhere
+        raise InputError("something else stands before its first entry")
     names = [entry.filename for entry in entries]
     if len({*names}) < len(names):
         raise InputError("two of its entries have one name")
@@ -94,8 +104,19 @@ def _find_data(stream: io.BufferedIOBase, entry: zipfile.ZipInfo) -> None:
     header = stream.read(_LOCAL_HEADER)
     if not header.startswith(ZIP_HEAD) or len(header) < _LOCAL_HEADER:
         raise InputError(f"its entry {entry.filename} does not begin where the file says")
-    lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    stream.seek(sum(lengths), io.SEEK_CUR)
+    flags, method, _, _, crc, compressed, inflated, of_name, of_extra = _LOCAL.unpack(header[6:])
+    name = stream.read(of_name)
+    # 0 where they follow the data, as torch writes them; the other where an extra field has them
+    sizes = {compressed, inflated} - {0, 2**32 - 1}
+    if (
+        name != entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+        or method != entry.compress_type
+        or flags & 1
+        or crc not in (0, entry.CRC)
+        or sizes - {entry.file_size}
+    ):
+        raise InputError(f"its entry {entry.filename} is described twice, and differently")
+    stream.seek(of_extra, io.SEEK_CUR)
 
 
 def _check_legacy(stream: mmap.mmap, size: int) -> Any:
@@ -118,6 +139,8 @@ def _check_legacy(stream: mmap.mmap, size: int) -> Any:
         if stream.tell() + storage.nbytes > size:
             raise InputError(f"it ends within its storage {key}")
         stream.seek(storage.nbytes, io.SEEK_CUR)
+    if stream.tell() != size:
+        raise InputError("something else follows its last storage")
     return content
 
 

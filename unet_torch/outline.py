@@ -8,13 +8,18 @@ import io
 import math
 import mmap
 import pickletools
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import torch
 
+from unet_spec import InputError
+
+MOST_TENSORS = 20_000
+"""A file has at most so many; a run of a U-Net of five levels has about three hundred."""
+MOST_STEPS = 2_000_000
+"""A pickle has at most so many; a plain number takes one and a tensor about forty."""
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -101,7 +106,9 @@ def read_outline(stream: io.BytesIO | mmap.mmap) -> tuple[Any, list[Storage]]:
         Exception: its steps make no sense; what it is depends on the damage.
     """
     machine = _Machine()
-    for code, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
+    for count, (code, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
+        if count > MOST_STEPS:
+            raise InputError(f"its pickle has more than {MOST_STEPS:,} steps")
         machine.step(code.name, argument)
     (result,) = machine.stack
     return result, machine.storages
@@ -154,7 +161,7 @@ class _Machine:
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(), stack.pop()][::-1] if code == "SETITEM" else []
                 items = items or self._close_mark()
-                self._top(dict).update(zip(items[::2], items[1::2], strict=True))
+                self._top(dict).update(_make_items(zip(items[::2], items[1::2], strict=True)))
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -186,15 +193,17 @@ class _Machine:
     def _find_storage(self, identity: Any) -> Storage:
         """Return the storage of a persistent id; those of the old format have a view in them."""
         word, kind, key, _, numel, *view = identity
-        if word != "storage" or not isinstance(kind, Storage):
-            raise MoreThanTensorsError(str(word))
-        storage = Storage(str(key), kind.itemsize, _check_size(numel))
+        if word != "storage" or not isinstance(kind, Storage) or type(key) is not str:
+            raise MoreThanTensorsError("a persistent id of something else than a storage")
+        storage = Storage(key, kind.itemsize, _check_size(numel))
         self.storages.append(storage)
+        if len(self.storages) > MOST_TENSORS:
+            raise InputError(f"it has more than {MOST_TENSORS:,} tensors")
         if view and view[0] is not None:
             _, offset, size = view[0]
             if _check_size(offset) + _check_size(size) > numel:
                 raise ValueError("a view that is larger than its storage")
-            return Storage(str(key), kind.itemsize, size)
+            return Storage(key, kind.itemsize, size)
         return storage
 
 
@@ -232,6 +241,30 @@ def _make_object(*arguments: Any) -> _Object:
     return made
 
 
+def _make_items(pairs: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Return pairs of keys and values, if no key takes long to hash.
+
+    A tuple that holds another one twice, which holds another one twice, and so on, is hashed as
+    often as it is reached.
+    """
+    items = []
+    for key, value in pairs:
+        if isinstance(key, tuple) and any(isinstance(item, tuple) for item in key):
+            raise ValueError("tuples in a tuple as a key")
+        items.append((key, value))
+    return items
+
+
+def _make_dict(content: Any = ()) -> dict[Any, Any]:
+    """Return what OrderedDict or Counter gives: Python 2 wrote its pairs as their argument."""
+    return dict(_make_items(content.items() if isinstance(content, dict) else content))
+
+
+def _make_set(content: Any) -> _Object:
+    _make_items((item, None) for item in content)
+    return _make_object(content)
+
+
 def _make_bytes(*arguments: Any) -> _Object:
     """Return bytes that are written out; a number alone would ask for so many zeros."""
     if not (arguments and isinstance(arguments[0], str | bytes | _Object)):
@@ -246,9 +279,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "collections.OrderedDict": OrderedDict,
-    "collections.Counter": Counter,
-    "builtins.set": _make_object,
+    "collections.OrderedDict": _make_dict,
+    "collections.Counter": _make_dict,
+    "builtins.set": _make_set,
     "builtins.complex": complex,
     "builtins.bytearray": _make_bytes,
     "_codecs.encode": _make_bytes,
@@ -295,11 +328,11 @@ def _call(function: Any, arguments: Any) -> Any:
         MoreThanTensorsError: it is called by no file of `torch.save`.
     """
     if function not in _FUNCTIONS.values():
-        raise MoreThanTensorsError(getattr(function, "name", str(function)))
+        raise MoreThanTensorsError(function.name if isinstance(function, _Named) else "a call")
     return function(*arguments)
 
 
 def _check_size(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"a size of {value!r}")
+        raise ValueError(f"a size that is a {type(value).__name__}, or below 0")
     return value

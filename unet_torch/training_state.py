@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_spec import InputError, Preprocessing, UNetConfig, own_names, training_state
+from unet_spec import InputError, UNetConfig, own_names, training_state, weight_file
 from unet_spec.fields import from_json
 from unet_spec.origin import Group
 from unet_spec.parameters import Tensors
@@ -161,7 +161,7 @@ def weights_from_content(content: Any, *, source: Path) -> WeightFile:
     with _naming(source):
         tensors = checkpoint.open_content(content, source=str(source)).tensors
         average = {n: checkpoint.to_numpy(t) for n, t in content.get("average", {}).items()}
-        return _read_weights(_read_card(content), {**tensors, **average})
+        return _read_weights(_read_card(content), {**tensors, **average}, source=source)
 
 
 def write(path: Path | str, state: TrainingState) -> None:
@@ -299,7 +299,10 @@ def _of_checkpoint(
     card = _read_card(content)
     opened = checkpoint.open_content(content, source=source)
     if card:
-        loaded, order = _read_weights(card, opened.tensors), list(opened.tensors)
+        loaded, order = (
+            _read_weights(card, opened.tensors, source=Path(source)),
+            list(opened.tensors),
+        )
     else:
         loaded, order = own_names.read_own(
             opened.tensors, given=config, ties=opened.ties, source=source
@@ -340,10 +343,9 @@ def _read_card(content: Any) -> dict[str, Any]:
     raise InputError(f"its entry `unet` is damaged ({reason}); bring the file back from a copy")
 
 
-def _read_weights(card: Mapping[str, Any], tensors: Tensors) -> WeightFile:
-    net = UNetConfig.from_json(json.dumps(card["config"]))
-    preprocessing = from_json(Preprocessing, json.dumps(card["preprocessing"]))
-    return WeightFile(net, tensors, preprocessing, tuple(card["class_names"]))
+def _read_weights(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> WeightFile:
+    names = ("config", "preprocessing", "class_names")
+    return weight_file.from_card({name: card[name] for name in names}, tensors, source=source)
 
 
 @contextmanager
