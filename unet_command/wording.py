@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from unet_spec.errors import ConfigError, Name, Part, Setting, Value
+from unet_spec.wording import make_printable
 
 Flags = dict[tuple[type, str], str]
 """The flag of each field: (`DataConfig`, `crop_px`) is `--data.crop-px`."""
@@ -56,11 +57,12 @@ def word_error(error: Exception, flags: Flags) -> str:
         remedy = "mend that, or name another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "make room, or name another place"
-        return f"{where}{error.strerror}; {remedy}"
+        return make_printable(f"{where}{error.strerror}; {remedy}")
     sentence = str(error)
     if isinstance(error, ConfigError):
         sentence = error.word(lambda part: _word_as_typed(part, flags))
-    return " ".join(sentence.split())
+    # names of files, and what files say, may be anything
+    return make_printable(" ".join(sentence.split()))
 
 
 def _word_as_typed(part: Part, flags: Flags) -> str:

@@ -3,6 +3,15 @@
 from collections.abc import Sequence
 
 
+def make_printable(text: str) -> str:
+    r"""Return a text with escapes in the place of what would steer a terminal, or end the line.
+
+    >>> make_printable("a\x1b[31m.png")
+    'a\\x1b[31m.png'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def list_names(names: Sequence[str], limit: int) -> str:
     """List names in a sentence: the first ones, and the number of the others.
 
