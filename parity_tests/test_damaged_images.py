@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 import struct
+import time
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +21,9 @@ from PIL import Image
 
 import unet_image
 from parity_tests.containers import COLOUR, GRAY, chunk, exif, pack, png, save_bytes
-from unet_image import TooLargeError, axes, limits, tiff_file
+from unet_image import TooLargeError, axes, jpeg_file, limits, tiff_file
 from unet_image.pages import Page
+from unet_image.png_file import ADAM7
 from unet_spec import InputError, Preprocessing
 from unet_spec.preprocessing import LARGEST_GB
 
@@ -141,6 +144,175 @@ def test_a_flipped_bit_of_a_png_is_a_checksum_that_is_not_right(tmp_path):
         whole[place] ^= 1
     path.write_bytes(whole)
     np.testing.assert_array_equal(unet_image.read_pages(path)[0], (PIXELS >> 7) * 255)
+
+
+PIXEL_CHUNK = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in PIXELS)))
+
+
+def _png_of(*chunks, header=(37, 23, 8, 0, 0, 0, 0)):
+    return b"".join(
+        [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", *header)), *chunks,
+         chunk(b"IEND", b"")]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (_png_of(PIXEL_CHUNK, header=(37, 40, 8, 0, 0, 0, 0)), "rows are missing"),
+        (_png_of(chunk(b"IDAT", zlib.compress(bytes(38 * 22)))), "rows are missing"),
+        (_png_of(chunk(b"IDAT", zlib.compress(bytes(500))), header=(37, 23, 8, 0, 0, 0, 1)),
+         "image file is truncated"),
+        (_png_of(chunk(b"tEXt", b"a\0b")[:-1] + b"x", PIXEL_CHUNK), "a checksum is not right"),
+        (_png_of(chunk(b"tRNS", b"\0\5")[:-1] + b"x", PIXEL_CHUNK), "a checksum is not right"),
+        (_png_of(chunk(b"CgBI", b"\x50\0\x20\2"), PIXEL_CHUNK), "a part b'CgBI' that no PNG has"),
+        (_png_of(PIXEL_CHUNK, header=(37, 23, 8, 0, 1, 0, 0)), "8 bits .*stored by 010000"),
+        (_png_of(PIXEL_CHUNK, header=(37, 23, 4, 2, 0, 0, 0)), "4 bits of colour type 2"),
+    ],
+)  # fmt: skip
+def test_a_png_that_is_not_whole_or_not_standard_is_refused(tmp_path, content, reason):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=rf"a\.png: not a whole image \({reason}"):
+        unet_image.read_pages(tmp_path / "a.png")
+
+
+def test_a_png_whose_last_row_is_black_is_whole(tmp_path):
+    plain = bytes(23 * 38)
+    passes = b"".join(
+        bytes(len(range(row, 23, down)) * (1 + len(range(column, 37, right))))
+        for row, column, down, right in ADAM7
+    )
+    for interlace, packed in enumerate((plain, passes)):
+        header = (37, 23, 8, 0, 0, 0, interlace)
+        data = _png_of(chunk(b"IDAT", zlib.compress(packed)), header=header)
+        (tmp_path / "a.png").write_bytes(data + b"what a program appends")
+        assert not unet_image.read_pages(tmp_path / "a.png")[0].any()
+
+
+def test_an_interlaced_png_of_16_bits_is_read_without_a_word(tmp_path, capfd):
+    pixels = np.random.default_rng(0).integers(0, 65536, (5, 6, 3), np.uint16)
+    rows = [
+        b"\0" + pixels[y, column::right].astype(">u2").tobytes()
+        for row, column, down, right in ADAM7
+        for y in range(row, 5, down)
+    ]
+    data = _png_of(chunk(b"IDAT", zlib.compress(b"".join(rows))), header=(6, 5, 16, 2, 0, 0, 1))
+    (tmp_path / "a.png").write_bytes(data)
+    np.testing.assert_array_equal(unet_image.read_pages(tmp_path / "a.png")[0], pixels)
+    assert capfd.readouterr().err == ""
+
+
+def _segment(marker, content):
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def _read_quickly(path):
+    began = time.process_time()
+    pages = unet_image.read_pages(path)
+    assert time.process_time() - began < 5
+    return pages
+
+
+def test_a_jpeg_with_thousands_of_segments_or_fill_bytes_is_read_quickly(tmp_path):
+    whole = save_bytes(Image.fromarray(PIXELS), format="jpeg")
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    (expected,) = unet_image.read_pages(tmp_path / "whole.jpg")
+    path = tmp_path / "a.jpg"
+    for between in (_segment(0xE1, b"Exif\0\0II*\0") * 300_000, b"\xff" * 9_000_000):
+        path.write_bytes(whole[:2] + between + whole[2:] + b"junk, as cameras append it")
+        np.testing.assert_array_equal(_read_quickly(path)[0], expected)
+
+
+def _progressive(height, width, scans):
+    """Return a JPEG of zeros whose every scan is of all pixels, in a few bytes."""
+    blocks = -(-height // 8) * -(-width // 8)
+    bits = "".join("0" + "1" * 14 for _ in range(0, blocks, 2**15 - 1))
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    tables = [
+        _segment(0xDB, b"\0" + b"\1" * 64),
+        _segment(0xC2, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"),
+        _segment(0xC4, b"\0" + b"\1" + bytes(15) + b"\0"),
+        _segment(0xC4, b"\x10" + b"\1" + bytes(15) + b"\xe0"),
+    ]
+    first = _segment(0xDA, b"\1\1\0\0\0\0") + bytes(-(-blocks // 8))
+    other = _segment(0xDA, b"\1\1\0\1\x3f\0") + data
+    return b"\xff\xd8" + b"".join(tables) + first + other * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(_progressive(64, 80, jpeg_file.MOST_SCANS - 1) + b"\xff\xda" * 999)
+    assert _read_quickly(path)[0].shape == (64, 80)
+    path.write_bytes(_progressive(64, 80, jpeg_file.MOST_SCANS))
+    with pytest.raises(InputError, match="more than 500 scans"):
+        unet_image.read_pages(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "reason"),
+    [
+        (4, b"\0\0", "a segment is damaged"),
+        (4, b"\xff\xff", "it ends early"),
+        (2, b"\xff\xd9", "its segments are damaged"),
+    ],
+)
+def test_a_jpeg_with_damaged_segments_is_refused(tmp_path, place, content, reason):
+    whole = bytearray(save_bytes(Image.fromarray(PIXELS), format="jpeg"))
+    whole[place : place + 2] = content
+    (tmp_path / "a.jpg").write_bytes(whole)
+    with pytest.raises(InputError, match=rf"a\.jpg: .*{reason}"):
+        unet_image.read_pages(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("place", [8, 10**8, "itself"])
+def test_a_chain_of_pages_that_leads_nowhere_or_back_is_refused(tmp_path, place):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(2):
+            writer.write(PIXELS, metadata=None, contiguous=False)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        first, last = (page.offset for page in file.pages)
+    next_place = last + 2 + 12 * int.from_bytes(data[last : last + 2], "little")
+    assert data[next_place : next_place + 4] == bytes(4)
+    target = {8: first, "itself": last}.get(place, place)
+    data[next_place : next_place + 4] = struct.pack("<I", target)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="the chain of its pages is damaged"):
+        unet_image.measure_pages(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('SizeZ="1"', 'SizeZ="1000000000"'),
+        ("<TiffData ", '<TiffData PlaneCount="1000000000" '),
+        ("<Image ", "<Image><Pixels/></Image>" * 20_000 + "<Image "),
+    ],
+    ids=["size", "count", "images"],
+)
+def test_an_ome_description_of_planes_that_are_not_there_is_refused_quickly(tmp_path, change):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, PIXELS, metadata={"axes": "YX"})
+    with tifffile.TiffFile(path) as file:
+        text = file.pages.first.description
+    old, new = change
+    if old == "<TiffData " and "<TiffData " not in text:
+        old, new = "<TiffData", new.rstrip()
+    assert old in text
+    description = text.replace(old, new, 1).replace('PlaneCount="1"', "")
+    tifffile.imwrite(path, PIXELS, metadata=None, description=description.encode())
+    began = time.process_time()
+    with pytest.raises(InputError, match="its ome description"):
+        unet_image.measure_pages(path)
+    assert time.process_time() - began < 5
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png: it is no file"):
+        unet_image.measure_pages(tmp_path / "pipe.png")
 
 
 # sizes

@@ -444,10 +444,10 @@ def test_every_file_is_measured_once_and_several_at_the_same_time(tmp_path, monk
     counts: Counter[Path] = Counter()
     measure = unet_image.measure_pages
 
-    def slow(path):
+    def slow(path, **bound):
         counts[path] += 1
         time.sleep(0.02)
-        return measure(path)
+        return measure(path, **bound)
 
     monkeypatch.setattr(unet_image, "measure_pages", slow)
     names = [f"{n}" for n in range(40)]

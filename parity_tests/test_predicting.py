@@ -149,6 +149,21 @@ def test_what_cannot_be_predicted_is_refused_before_anything_is_written(here, co
     assert not (here / "out").exists()
 
 
+def test_a_name_of_a_file_steers_no_terminal_and_a_link_to_itself_is_named(here):
+    (here / "images" / "a.png").rename(here / "images" / "a\x1b[31m\n.png")
+    done = run_unet(PREDICT, here)
+    assert done.status == 0
+    assert "a\\x1b[31m\\n.png 13x21 -> a\\x1b[31m\\n_mask.png" in done.text
+    (here / "images" / "b\x1b.png").write_text("no image")
+    done = run_unet(PREDICT, here)
+    assert (done.status, "unet: images/b\\x1b.png: not an image that" in done.text) == (2, True)
+    (here / "images" / "b\x1b.png").unlink()
+    (here / "images" / "link.png").symlink_to("link.png")
+    done = run_unet(PREDICT, here)
+    assert done.status == 2
+    assert "link.png" in done.text
+
+
 # a folder in which a prediction was stopped
 
 
@@ -338,7 +353,21 @@ def test_images_that_are_new_are_predicted_beside_the_others(here):
     assert all(after[name] == before[name] for name in before if name != "prediction.json")
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '"a"', '{"images": []}', "half {", "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        '"a"',
+        '{"images": []}',
+        "half {",
+        "\xff",
+        '{"images": {"a": {"files": [1]}}}',
+        '{"images": {"a": {"files": ["\\u0000"]}}}',
+        '{"images": {}, "images": {}}',
+        "[" * 100_000,
+    ],
+)
 @pytest.mark.parametrize("name", ["prediction.json", "a_mask.png"])
 def test_a_folder_of_something_else_is_refused_and_stays(here, name, content):
     (here / "out").mkdir()

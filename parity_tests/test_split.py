@@ -1,6 +1,9 @@
 """Which images are held out: drawn, of groups, by a file, by folders."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from unet_spec import InputError
 from unet_train.config import CELLS, DataConfig, TrainConfig, to_plain
 from unet_train.input.dataset import open_dataset
 from unet_train.input.pairs import list_pairs
-from unet_train.input.split import draw_split, split
+from unet_train.input.split import SEARCH_S, draw_split, split
 
 
 def write(folder: Path, *names: str, pages: int = 1) -> Path:
@@ -223,6 +226,9 @@ def test_a_name_in_another_case_that_may_be_two_images_is_none(tmp_path):
         ({**WHOLE, "training": [1]}, "under training is not a list of names"),
         (["a"], "needs names under both keys"),
         ("{", "not JSON"),
+        ('{"training": [], "training": ["a"], "validation": []}', "'training' stands twice in it"),
+        ("[" * 300 + "]" * 300, "nested too deeply"),
+        (" " * (2**26 + 1), "too long for names of images"),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_the_images_is_refused(tmp_path, content, sentence):
@@ -245,6 +251,22 @@ def test_a_text_that_does_not_fit_the_images_is_refused(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"bytes.txt: cannot be read \(it is no text\)"):
         names_of(data_of(tmp_path, "a.png", split=tmp_path / "bytes.txt"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json: it is no file; name a split file"):
+        names_of(data_of(tmp_path, "a.png", split=tmp_path / "pipe.json"))
+
+
+def test_an_expression_that_never_ends_is_refused_by_name(tmp_path):
+    data = data_of(tmp_path, f"{'a' * 40}b.png", "c.png", groups="(a+)+$")
+    began, before = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(InputError, match="groups takes too long on these names, got '"):
+        names_of(data)
+    assert time.monotonic() - began < 2 * SEARCH_S
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_folders_say_which_images_are_held_out(tmp_path):

@@ -34,6 +34,7 @@ from unet_spec import InputError, prediction, weight_file
 from unet_spec.environment import need
 from unet_spec.ranges import IMAGE_GB, check_number
 from unet_spec.weight_file import WeightFile
+from unet_spec.wording import make_printable
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 """A net: an image becomes a mask and, where they are wanted, probabilities."""
@@ -82,7 +83,7 @@ def predict(
             f"in Python: unet_{framework}.predict"
         )
     given = [path for image in images for path in list_images(image)]
-    paths = list({path.resolve(): path for path in given}.values())  # each once
+    paths = list({os.path.realpath(path): path for path in given}.values())  # each once
     pages = _measure(paths, net, largest_gb)
     targets = prediction_folder.list_targets(pages, probabilities)
     with weights.open("rb") as stream:
@@ -168,7 +169,8 @@ def _describe(target: Target, mask: np.ndarray, net: WeightFile) -> dict[str, An
 
 def _word_row(row: dict[str, Any]) -> str:
     percent = ", ".join(f"{share:.1%}" for share in row["class_shares"][1:])
-    return f"{row['image']} {row['height']}x{row['width']} -> {row['mask']} ({percent})"
+    text = f"{row['image']} {row['height']}x{row['width']} -> {row['mask']} ({percent})"
+    return make_printable(text)
 
 
 def _predict_one(

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import tifffile
 from unet_image import Page, read_pages
 from unet_spec import InputError
 from unet_spec.files import atomic_write, refuse_existing
+from unet_spec.plain_json import read_json
 
 RECORD = "prediction.json"
+NAME = re.compile(r"[^/\0]{1,255}")  # of a file
 NOT_COMPARED = ("command",)  # it is there for those who read the file
 
 
@@ -198,11 +201,12 @@ def _lock(out: Path) -> Iterator[None]:
 def _read_record(out: Path) -> dict[str, Any] | None:
     """Return what the folder was made of, or None where it is not that of a prediction."""
     try:
-        record = json.loads((out / RECORD).read_bytes())
-        _list_files(record)
+        record = read_json((out / RECORD).read_bytes())
+        names = _list_files(record)
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return record
+    are_names = all(isinstance(name, str) and NAME.fullmatch(name) for name in names)
+    return record if are_names else None
 
 
 def _list_files(record: Mapping[str, Any]) -> set[str]:

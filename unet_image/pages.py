@@ -203,6 +203,8 @@ def _identify(path: Path) -> _Container:
     """
     if is_store(path):
         return ZARR
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: it is no file; name an image, or a folder of images")
     refuse_pointer(path)
     with path.open("rb") as stream:
         start = stream.read(12)

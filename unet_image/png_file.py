@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -12,11 +13,20 @@ from PIL import PngImagePlugin
 
 from unet_image.header import Header, make_palette, read_orientation
 from unet_image.limits import DEFLATE, check_content, check_frames
+from unet_image.quiet import silence_errors
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """How many samples a pixel has, by the type of colour."""
+BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""How many bits a sample may have, by the type of colour."""
 GRAY, RGB, INDEXED = 0, 2, 3
+DECODED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+"""The chunks that a decoder gets."""
+NO_PASSES = ((0, 0, 1, 1),)
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+         (1, 0, 2, 1))  # fmt: skip
+"""The first row, the first column and the steps between both of each pass of an interlaced PNG."""
 OURS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL")
 """The chunks that are obeyed besides the pixels."""
 
@@ -47,11 +57,15 @@ def read(path: Path, index: int, header: Header) -> np.ndarray:
     """
     data = path.read_bytes()
     plain = _copy_pixels(data)
-    bits, colour = data[24], data[25]
+    bits, colour, is_interlaced = data[24], data[25], data[28]
     if bits == 16 and colour != GRAY:  # Pillow would cut it to 8
-        return imagecodecs.png_decode(plain)
+        with silence_errors():  # libpng prints warnings
+            return imagecodecs.png_decode(plain)
     with PngImagePlugin.PngImageFile(io.BytesIO(plain)) as image:
         stored = np.array(image)
+    # what is missing at the end Pillow leaves as 0; so only then all bytes are counted
+    if is_interlaced or not stored[-1].any():
+        _check_length(plain, header, bits)
     if stored.dtype == np.bool_:
         return stored.astype(np.uint8)
     if colour == GRAY and header.largest:  # Pillow has scaled it
@@ -95,12 +109,46 @@ def _copy_pixels(data: bytes) -> bytes:
         end = place + 12 + length
         if end > len(view):
             raise ValueError("it ends early")
-        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-            if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-                raise ValueError("a checksum is not right")
+        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            raise ValueError("a checksum is not right")
+        if kind in DECODED:
             parts.append(bytes(view[place:end]))
+        elif not kind[0] & 32:  # without which, says the file, it is not read rightly
+            raise ValueError(f"a part {kind!r} that no PNG has")
         place = end
     return b"".join(parts)
+
+
+def _check_length(plain: bytes, header: Header, bits: int) -> None:
+    """Refuse a PNG of which rows are missing.
+
+    Raises:
+        ValueError: its compressed data end before its last row.
+    """
+    height, width = header.shape[:2]
+    pixel_bits = bits * (header.shape[2] if len(header.shape) == 3 else 1)
+    missing = 0
+    for row, column, down, right in ADAM7 if plain[28] else NO_PASSES:
+        rows, columns = len(range(row, height, down)), len(range(column, width, right))
+        if columns:
+            missing += rows * (1 + -(-columns * pixel_bits // 8))
+    unpacker = zlib.decompressobj()
+    for kind, content in _list_chunks(plain):
+        packed = content if kind == b"IDAT" else b""
+        while packed and missing > 0:
+            missing -= len(unpacker.decompress(packed, 1 << 20))
+            packed = unpacker.unconsumed_tail
+    if missing > 0:
+        raise ValueError("rows are missing")
+
+
+def _list_chunks(plain: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and the content of each chunk of a PNG that is whole."""
+    place = len(SIGNATURE)
+    while place < len(plain):
+        length = int.from_bytes(plain[place : place + 4], "big")
+        yield plain[place + 4 : place + 8], plain[place + 8 : place + 8 + length]
+        place += 12 + length
 
 
 def _make_header(path: Path, chunks: _Chunks) -> Header:
@@ -110,8 +158,8 @@ def _make_header(path: Path, chunks: _Chunks) -> Header:
         raise ValueError("it has no header")
     width, height = int.from_bytes(start[:4], "big"), int.from_bytes(start[4:8], "big")
     bits, colour = start[8], start[9]
-    if colour not in SAMPLES or bits not in (1, 2, 4, 8, 16):
-        raise ValueError(f"{bits} bits of colour type {colour}")
+    if bits not in BITS.get(colour, ()) or start[10] or start[11] or start[12] > 1:
+        raise ValueError(f"{bits} bits of colour type {colour}, stored by {start[10:].hex()}")
     check_frames(path, int.from_bytes(content.get(b"acTL", b"")[:4], "big"))
     samples = SAMPLES[colour]
     header = Header(

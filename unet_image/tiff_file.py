@@ -1,6 +1,8 @@
 """TIFF files, also BigTIFF, ImageJ's and OME-TIFF."""
 
 import math
+import re
+import struct
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import tifffile
 
 from unet_image.axes import arrange, check_axes, count_pages, image_shape, locate_page
 from unet_image.header import Header, make_palette, valid_orientation
-from unet_image.limits import DEFLATE, LZW, PACKBITS, check_content, check_count
+from unet_image.limits import DEFLATE, LARGEST_PAGES, LZW, PACKBITS, check_content, check_count
 from unet_image.quiet import silence_errors
 from unet_spec import InputError
 
@@ -97,10 +99,52 @@ def _list_places(path: Path) -> tuple[_Place, ...]:
 def _list_places_of(path: Path, size: int, changed_ns: int) -> tuple[_Place, ...]:
     """List where the images of a file lie; of a stack of 10,000 pages it takes seconds."""
     with _open(path) as file:
+        count = _count_directories(path, file)
         kind = next((kind for kind in KINDS if getattr(file, f"is_{kind}")), None)
+        if kind == "ome":
+            _check_ome(path, file.pages.first.description, count)
         places = tuple(_list_pages(path, file) if kind is None else _list_series(path, file, kind))
     check_count(path, len(places))
     return places
+
+
+def _count_directories(path: Path, file: tifffile.TiffFile) -> int:
+    """Return the number of directories in a file; each names the place of the next one.
+
+    Raises:
+        InputError: there are too many.
+        ValueError: a place that is not in the file, or one twice.
+    """
+    stream, tiff, places = file.filehandle, file.tiff, set[int]()
+    stream.seek(8 if tiff.is_bigtiff else 4)
+    while place := struct.unpack(tiff.offsetformat, stream.read(tiff.offsetsize))[0]:
+        if place in places or place + tiff.tagnosize > stream.size:
+            raise ValueError("the chain of its pages is damaged")
+        places.add(place)
+        check_count(path, len(places))
+        stream.seek(place)
+        tags = struct.unpack(tiff.tagnoformat, stream.read(tiff.tagnosize))[0]
+        stream.seek(place + tiff.tagnosize + tags * tiff.tagsize)
+    return len(places)
+
+
+def _check_ome(path: Path, description: str, directories: int) -> None:
+    """Refuse an OME description of far more planes than there are; each would be listed.
+
+    Raises:
+        InputError: it states too many images or planes.
+    """
+    numbers = re.findall(r'\b(?:Size[ZCT]|PlaneCount|First[ZCT]|IFD)\s*=\s*"\s*(\d+)', description)
+    planes = [re.findall(r'\bSize[ZCT]\s*=\s*"\s*(\d+)', pixels)
+              for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", description)]  # fmt: skip
+    stated = [len(number) > 7 or int(number) > LARGEST_PAGES for number in numbers]
+    if any(stated) or any(math.prod(map(int, sizes)) > LARGEST_PAGES for sizes in planes):
+        raise InputError(f"{path}: its ome description states too many planes; replace the file")
+    if len(planes) > directories:
+        raise InputError(
+            f"{path}: its ome description is of {len(planes)} images, and it holds {directories} "
+            "pages; store it as one whole file"
+        )
 
 
 def _list_pages(path: Path, file: tifffile.TiffFile) -> Iterator[_Place]:

@@ -1,5 +1,6 @@
 """Images with their masks, by the names of their files; nothing is decoded."""
 
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,7 +112,7 @@ def _match_files(images: Path, masks: Path) -> _Files:
         core = unicodedata.normalize("NFC", images.stem)
         return _Files([(images, masks, core)], f"{masks.name} for {images.name}")
     image_paths, mask_paths = _list_files(images), _list_files(masks)
-    if _find_folder(images).resolve() == _find_folder(masks).resolve():
+    if os.path.realpath(_find_folder(images)) == os.path.realpath(_find_folder(masks)):
         image_paths, mask_paths = _tell_apart(image_paths, mask_paths, _find_folder(images))
     images_by_stem, masks_by_stem = _index_by_stem(image_paths), _index_by_stem(mask_paths)
     match = match_names(list(images_by_stem), list(masks_by_stem))
@@ -384,8 +385,8 @@ def _refuse_same_files(data: DataConfig, training: _Files, validation: _Files) -
     Raises:
         ConfigError: it names the first.
     """
-    ours = {image.resolve() for image, _, _ in training.paths}
-    both = [image for image, _, _ in validation.paths if image.resolve() in ours]
+    ours = {os.path.realpath(image) for image, _, _ in training.paths}
+    both = [image for image, _, _ in validation.paths if os.path.realpath(image) in ours]
     if both:
         raise ConfigError(
             data,

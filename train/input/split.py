@@ -1,22 +1,27 @@
 """Which images a run trains on, and which it holds out."""
 
-import json
 import re
+import signal
+import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unet_spec import InputError
-from unet_spec.errors import ConfigError
+from unet_spec.errors import ConfigError, FieldError
+from unet_spec.plain_json import read_json
 from unet_spec.wording import list_names
 
 from ..config import DataConfig
 from .pairs import Pair
 
 MAX_NAMES = 5  # names in a sentence
+SEARCH_S = 3.0  # for the groups of all names
+MOST_BYTES = 1 << 26  # of a split file: names of a million images
 SIDES = ("training", "validation")
 OTHER_NAMES = {"train": "training", "val": "validation"}  # of the sides, in nnU-Net's files
 
@@ -111,8 +116,9 @@ def list_groups(pairs: Sequence[Pair], data: DataConfig) -> list[str]:
     expression = re.compile(data.groups)
     groups: list[str] = []
     others: list[str] = []
-    for pair in pairs:
-        match = expression.search(_stem(pair.image.path))
+    with _refuse_endless_search(data):
+        matches = [expression.search(_stem(pair.image.path)) for pair in pairs]
+    for pair, match in zip(pairs, matches, strict=True):
         group = match and match[min(1, expression.groups)]
         if group:
             groups.append(group)
@@ -127,6 +133,33 @@ def list_groups(pairs: Sequence[Pair], data: DataConfig) -> list[str]:
             names=names,
         )
     return groups
+
+
+@contextmanager
+def _refuse_endless_search(data: DataConfig) -> Iterator[None]:
+    """Refuse an expression that tries more ways than can be tried, such as '(a+)+$'.
+
+    A signal ends the search, which only the main thread can have.
+
+    Raises:
+        FieldError: it was not done with all names after `SEARCH_S`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        raise FieldError(
+            data, "groups", "takes too long on these names", remedy="write it without nested + or *"
+        )
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, SEARCH_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def read_split(path: Path, pairs: Sequence[Pair]) -> list[bool | None]:
@@ -187,6 +220,10 @@ def _read_names(path: Path) -> dict[str, list[str]]:
     Raises:
         InputError: it cannot be read, or is something else.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: it is no file; name a split file")
+    if path.exists() and path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path}: it is too long for names of images; name a split file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -195,7 +232,7 @@ def _read_names(path: Path) -> dict[str, list[str]]:
     if path.suffix.lower() != ".json":
         return {"validation": [line.strip() for line in text.splitlines() if line.strip()]}
     try:
-        content = json.loads(text)
+        content = read_json(text)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); mend the file") from error
     return _read_sides(path, content)
