@@ -16,7 +16,8 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.watched import Case, Outcome, WorkBegins
+from benchmarks.watched import Case, FaultError, Outcome, Work, WorkBegins
+from unet_spec import InputError
 
 GOOD: dict[Any, tuple[str, ...]] = {
     int: ("1", "2", "3", "4", "8", "16"),
@@ -32,18 +33,16 @@ BAD: dict[Any, tuple[str, ...]] = {
 }
 WORDS = ("--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths")
 Flag = tuple[str, Any]
-_READY = ("images", "masks", "weights.safetensors", "weights.pt")
 
 
-def prepare(folder: Path) -> Callable[[Case, Path], Outcome]:
-    """Return what runs one command, in a folder with a few images and weights in it."""
+def prepare(ready: Path) -> Work:
+    """Return what types one command, in a folder with a few images and weights in it."""
     from PIL import Image
 
     from benchmarks.whole_files import draw_weights
     from unet_spec import weight_file
     from unet_torch import checkpoint
 
-    ready = folder / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
@@ -53,21 +52,27 @@ def prepare(folder: Path) -> Callable[[Case, Path], Outcome]:
             Image.fromarray(pixels).save(ready / part / f"{index}.png")
     weight_file.write(ready / "weights.safetensors", draw_weights())
     checkpoint.write(ready / "weights.pt", draw_weights().tensors)
-    return run_command
+
+    def make(case: Case, folder: Path) -> list[str]:
+        shutil.copytree(ready, folder, dirs_exist_ok=True)
+        return draw_words(np.random.default_rng(case.number))
+
+    return Work(make, run_command, lambda words, content: Outcome("unchecked"))
 
 
-def run_command(case: Case, folder: Path) -> Outcome:
-    """Type one command, and see how it ends and what it leaves behind."""
+def run_command(words: list[str], folder: Path) -> None:
+    """Type one command in a folder, and see how it ends.
+
+    Raises:
+        FaultError: it ends in something else than status 0, or status 2 and one line.
+        InputError: with the line of a refusal.
+        WorkBegins: it got so far.
+    """
     import unet_cli
 
-    place = folder / "here"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(folder / "ready", place)
-    before = _list_files(place)
     printed, said = io.StringIO(), io.StringIO()
-    words = draw_words(np.random.default_rng(case.number))
     back = Path.cwd()
-    os.chdir(place)
+    os.chdir(folder)
     try:
         with (
             _stop_at_work(),
@@ -80,24 +85,19 @@ def run_command(case: Case, folder: Path) -> Outcome:
     except SystemExit as ended:
         status = ended.code
     except WorkBegins:
-        return Outcome("begun")
+        raise
     except BaseException as error:
         error.args = (f"{' '.join(words)[:300]!r}: {error}",)
         raise
     finally:
         os.chdir(back)
-    shown = f"unet {' '.join(words)[:300]!r}"
-    if status == 0:
-        return Outcome("read")
-    if _list_files(place) != before:
-        left = sorted(_list_files(place) - before)
-        return Outcome("left behind", f"{shown}: {left[:2]}")
-    text = said.getvalue().strip()
-    # a sentence is one line; the usage errors of the parser are boxes, which name --help
-    is_clean = "--help" in text or (text.startswith("unet: ") and "\n" not in text)
-    if status != 2 or not is_clean or "Traceback" in text:
-        return Outcome("noise", f"{shown}: status {status}, {text[:200]}")
-    return Outcome("refused")
+    text = said.getvalue().removesuffix("\n")
+    if status == 0 and not text:
+        return
+    if status != 2 or not text.startswith("unet: ") or not text.isprintable():
+        shown = " ".join(text.split())
+        raise FaultError("noise", f"unet {' '.join(words)[:200]!r}: status {status}, {shown[:200]}")
+    raise InputError(text)
 
 
 def draw_words(rng: np.random.Generator) -> list[str]:
@@ -200,7 +200,3 @@ def _stop_at_work() -> Iterator[None]:
         for place in places:
             stack.enter_context(mock.patch(place, side_effect=WorkBegins))
         yield
-
-
-def _list_files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
