@@ -26,12 +26,23 @@ GOOD: dict[Any, tuple[str, ...]] = {
     Path: ("images", "masks", "images/0.png", "weights.safetensors", "weights.pt", "new"),
 }
 BAD: dict[Any, tuple[str, ...]] = {
-    int: ("0", "-1", "1.5", "x", "", "nan", "9" * 30, "1e3"),
-    float: ("-1", "nan", "inf", "-inf", "1e308", "1e-400", "x", ""),
-    str: ("", "é", "a b", "-", "0" * 3000, "a\nb"),
-    Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "images/none"),
-}
-WORDS = ("--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths")
+    int: ("0", "-1", "1.5", "x", "", "nan", "9" * 30, "1e3", "9" * 5000, "-" + "9" * 20, "0x10",
+          "1_0", "\uff13", "\u0663", " 1", "+1", "--1", "2147483648", "9223372036854775808"),
+    float: ("-1", "nan", "inf", "-inf", "1e308", "1e-400", "x", "", "1e999", "-0.0", "1,5", "0x1p3",
+            "\u0663.5", "9" * 400, "1e", "\u221e"),
+    str: ("", "é", "a b", "-", "0" * 3000, "a\nb", "x" * 100_000, "\x1b[31m", "\u202e", "\udcff",
+          "[bold]x[/bold]", "{widths}", "%s %d", "$(touch run)", "`touch run`", "a;touch run", "@a",
+          "file.py:Net", "weights.pt:Net", "nothing.py:", ":", "~", "None", "=", "\U0001f600"),
+    Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "images/none", "~",
+           "~root/x", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "http://localhost/x", "images/",
+           "file:///etc/passwd", "a\nb.json", "\x1b[2J", "\udcff", "weights.pt/x", "x/" * 3000, "-",
+           "images/0.png/x", "pipe", "circle", "\u202e.png", "con", "*.png", "images/*"),
+}  # fmt: skip
+WORDS = (
+    "--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths", "---", "--=", "-", "", "-h=1",
+    "--help=3", "--out=", "--json=", "\x1b[31m", "x" * 100_000, "\u202e", "--\udcff", "--no-", "é",
+    "--é", "--net", "--net.", "--.", "--\n", "@words", "--version",
+)  # fmt: skip
 Flag = tuple[str, Any]
 
 
@@ -55,6 +66,8 @@ def prepare(ready: Path) -> Work:
 
     def make(case: Case, folder: Path) -> list[str]:
         shutil.copytree(ready, folder, dirs_exist_ok=True)
+        os.mkfifo(folder / "pipe")
+        (folder / "circle").symlink_to("circle")
         return draw_words(np.random.default_rng(case.number))
 
     return Work(make, run_command, lambda words, content: Outcome("unchecked"))
@@ -114,9 +127,53 @@ def draw_words(rng: np.random.Generator) -> list[str]:
     for _ in range(int(rng.integers(1, 6))):
         name, kind = flags[int(rng.integers(len(flags)))]
         words += draw_flag(name, kind, rng)
-    if rng.random() < 0.1:
-        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(WORDS)))
+    for change in (_add_word, _mistype, _leave_out, _join, _repeat, _add_flag_of_another):
+        if rng.random() < 0.06:
+            change(words, rng)
     return words
+
+
+def _add_word(words: list[str], rng: np.random.Generator) -> None:
+    words.insert(int(rng.integers(len(words) + 1)), WORDS[int(rng.integers(len(WORDS)))])
+
+
+def _mistype(words: list[str], rng: np.random.Generator) -> None:
+    """Leave a letter out of a word, say it twice, or make all of them large."""
+    at = int(rng.integers(len(words)))
+    word = words[at]
+    if word:
+        place = int(rng.integers(len(word)))
+        changed = [word[:place] + word[place + 1 :], word[:place] + word[place] + word[place:],
+                   word.upper(), word[:place], word.replace("-", "_")]  # fmt: skip
+        words[at] = changed[int(rng.integers(len(changed)))]
+
+
+def _leave_out(words: list[str], rng: np.random.Generator) -> None:
+    """Leave a word out: a verb, a flag, its value or a file."""
+    del words[int(rng.integers(len(words)))]
+
+
+def _join(words: list[str], rng: np.random.Generator) -> None:
+    """Write a flag and its value as one word."""
+    flags = [at for at, word in enumerate(words[:-1]) if word.startswith("--")]
+    if flags:
+        at = flags[int(rng.integers(len(flags)))]
+        words[at : at + 2] = [f"{words[at]}={words[at + 1]}"]
+
+
+def _repeat(words: list[str], rng: np.random.Generator) -> None:
+    """Say some words twice."""
+    start = int(rng.integers(len(words)))
+    words += words[start : start + int(rng.integers(1, 4))]
+
+
+def _add_flag_of_another(words: list[str], rng: np.random.Generator) -> None:
+    """Add a flag that some verb has, perhaps another one."""
+    import unet_cli
+
+    verbs = list(unet_cli.VERBS.values())
+    flags = list_flags(verbs[int(rng.integers(len(verbs)))])
+    words += draw_flag(*flags[int(rng.integers(len(flags)))], rng)
 
 
 def list_flags(verb: Callable[..., Any]) -> list[Flag]:
@@ -135,10 +192,9 @@ def _list_of_type(name: str, kind: Any) -> Iterator[Flag]:
     if not dataclasses.is_dataclass(kind):
         yield "--" + name.replace("_", "-"), kind
         return
-    for field in dataclasses.fields(kind):
-        inner = field.type
-        if field.name != "preset":
-            yield from _list_of_type(f"{name}.{field.name}".lstrip("."), inner)
+    for field, inner in typing.get_type_hints(kind, include_extras=True).items():
+        if field != "preset":
+            yield from _list_of_type(f"{name}.{field}".lstrip("."), inner)
 
 
 def draw_flag(name: str, kind: Any, rng: np.random.Generator) -> list[str]:
