@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -163,13 +163,22 @@ def run_watched(
         ready = wait(list(running), timeout=1.0)
         for pipe in [pipe for pipe in running if pipe in ready or running[pipe].is_late]:
             child = running.pop(pipe)
+            before = len(tally.faults)
             finished, again = child.take(pipe in ready, tally)
             done += finished
+            for fault in tally.faults[before:]:
+                say(describe_fault(fault))
             if finished and done % 500 == 0:
                 seconds = time.monotonic() - began
                 say(f"{done} of {len(cases)} cases, {len(tally.faults)} faults, {seconds:.0f} s")
             if again is not None:
                 running[again.pipe] = again
+
+
+def describe_fault(fault: Mapping[str, Any]) -> str:
+    """Return a line about a fault, with the number by which its case is made again."""
+    place = f"{fault['group']}, {fault['what']}, case {fault['number']}"
+    return f"{fault['end']}: {place}: {fault['detail']}"
 
 
 class _Child:

@@ -34,8 +34,8 @@ BAD: dict[Any, tuple[str, ...]] = {
           "[bold]x[/bold]", "{widths}", "%s %d", "$(touch run)", "`touch run`", "a;touch run", "@a",
           "file.py:Net", "weights.pt:Net", "nothing.py:", ":", "~", "None", "=", "\U0001f600"),
     Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "images/none", "~",
-           "~root/x", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "http://localhost/x", "images/",
-           "file:///etc/passwd", "a\nb.json", "\x1b[2J", "\udcff", "weights.pt/x", "x/" * 3000, "-",
+           "~root/x", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "http://localhost/x",
+           "images/", "file:///etc/passwd", "a\nb.json", "\x1b[2J", "\udcff", "weights.pt/x", "x/" * 3000, "-",
            "images/0.png/x", "pipe", "circle", "\u202e.png", "con", "*.png", "images/*"),
 }  # fmt: skip
 WORDS = (
