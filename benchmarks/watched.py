@@ -124,11 +124,14 @@ class Work:
             it is a file, which a refusal then has to name.
         run: lets the project read that, and returns what `check` needs. Only this is watched.
         check: judges what was accepted.
+        only_programs: a file that is written elsewhere is no fault; for what also makes its input
+            in `run`.
     """
 
     make: Callable[[Case, Path], Any]
     run: Callable[[Any, Path], Any]
     check: Callable[[Any, Any], Outcome]
+    only_programs: bool = False
 
 
 def run_watched(
@@ -270,6 +273,7 @@ def _wrap(judge: Callable[[Case, Path], Outcome], ready: Path) -> Work:
         make=lambda case, own: case,
         run=lambda case, own: judge(case, ready),
         check=lambda case, outcome: outcome,
+        only_programs=True,
     )
 
 
@@ -294,8 +298,9 @@ def watch_case(
         outcome = Outcome("noise", noise[:200])
     elif outcome.end == "read":
         outcome = _check_guarded(work, made, content)
-    if outcome.end not in FAULTS and guard.deeds:
-        outcome = Outcome(*guard.deeds[0])
+    deeds = [deed for deed in guard.deeds if deed[0] == PROGRAM or not work.only_programs]
+    if outcome.end not in FAULTS and deeds:
+        outcome = Outcome(*deeds[0])
     elif outcome.end not in FAULTS and growth_mb > limits.megabytes:
         outcome = Outcome("memory", f"{growth_mb:.0f} MB")
     elif outcome.end not in FAULTS and seconds > limits.seconds:

@@ -35,8 +35,8 @@ BAD: dict[Any, tuple[str, ...]] = {
           "file.py:Net", "weights.pt:Net", "nothing.py:", ":", "~", "None", "=", "\U0001f600"),
     Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "images/none", "~",
            "~root/x", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "http://localhost/x",
-           "images/", "file:///etc/passwd", "a\nb.json", "\x1b[2J", "\udcff", "weights.pt/x", "x/" * 3000, "-",
-           "images/0.png/x", "pipe", "circle", "\u202e.png", "con", "*.png", "images/*"),
+           "images/", "file:///etc/passwd", "a\nb.json", "\x1b[2J", "\udcff", "weights.pt/x",
+           "x/" * 3000, "-", "images/0.png/x", "pipe", "circle", "\u202e.png", "con", "*.png", "images/*"),
 }  # fmt: skip
 WORDS = (
     "--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths", "---", "--=", "-", "", "-h=1",

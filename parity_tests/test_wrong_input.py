@@ -212,6 +212,25 @@ def test_memory_is_that_of_the_case_and_not_of_those_before(tmp_path):
     assert 95 < tally.peak_mb < 110
 
 
+def prepare_judge(ready):
+    """What makes its input and judges itself."""
+
+    def do(case, folder):
+        assert folder == ready
+        if case.group == "start":
+            os.system("true")
+        folder.with_name("outside").touch()
+        return Outcome("late" if case.group == "late" else "read")
+
+    return do
+
+
+def test_cases_may_judge_themselves(tmp_path):
+    cases = [Case(group, "", 0) for group in ("read", "late", "start")]
+    tally = run(cases, prepare_judge, tmp_path)
+    assert tally.counts == {"read": {"read": 1}, "late": {"late": 1}, "start": {"program": 1}}
+
+
 def die(ready):
     raise KeyError("x")
 
@@ -373,6 +392,6 @@ def test_more_than_one_line_for_a_usage_error_is_noise(tmp_path, monkeypatch, wo
 def test_a_short_campaign_finds_nothing():
     result = wrong_input.wrong_input(seed=1, quick=True, say=lambda text: None)
     assert not result["details"]
-    assert result["cases"] == wrong_input.QUICK_COUNTS
+    assert result["cases"] == {**wrong_input.QUICK_COUNTS, "bad days": 0}
     assert result["counts"]["weights"]["read"] > 10
     assert result["counts"]["images"]["read"] > 10
