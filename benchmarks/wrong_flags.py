@@ -36,7 +36,8 @@ BAD: dict[Any, tuple[str, ...]] = {
     Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "images/none", "~",
            "~root/x", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "http://localhost/x",
            "images/", "file:///etc/passwd", "a\nb.json", "\x1b[2J", "\udcff", "weights.pt/x",
-           "x/" * 3000, "-", "images/0.png/x", "pipe", "circle", "\u202e.png", "con", "*.png", "images/*"),
+           "x/" * 3000, "-", "images/0.png/x", "pipe", "circle", "\u202e.png", "con", "*.png",
+           "images/*"),
 }  # fmt: skip
 WORDS = (
     "--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths", "---", "--=", "-", "", "-h=1",
