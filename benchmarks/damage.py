@@ -6,6 +6,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -139,32 +140,40 @@ def _reseal_safetensors(content: bytes, rng: np.random.Generator) -> bytes:
     else:
         header["__metadata__"]["unet"] = _change_json(card, rng)
     text = json.dumps(header).encode()
-    whole = len(text).to_bytes(8, "little") + text + data
+    return seal(len(text).to_bytes(8, "little") + text + data)
+
+
+def seal(content: bytes) -> bytes:
+    """Write the right hash into the card of a safetensors file, if it has one."""
     key = rb"\"sha256\": \""
-    at = whole.find(key)
+    at = content.find(key)
     if at < 0:
-        return whole
+        return content
     at += len(key)
-    digest = hashlib.sha256(whole[:at] + b"0" * 64 + whole[at + 64 :]).hexdigest()
-    return whole[:at] + digest.encode() + whole[at + 64 :]
+    digest = hashlib.sha256(content[:at] + b"0" * 64 + content[at + 64 :]).hexdigest()
+    return content[:at] + digest.encode() + content[at + 64 :]
 
 
 def _change_json(text: str, rng: np.random.Generator) -> str:
     """Change one value of a JSON, anywhere in it."""
     content = json.loads(text)
-    places = list(_list_places(content))
+    places = list_places(content)
     holder, key = places[int(rng.integers(len(places)))]
     if key != "sha256":
-        values = WRONG_VALUES
-        holder[key] = values[int(rng.integers(len(values)))]
+        holder[key] = WRONG_VALUES[int(rng.integers(len(WRONG_VALUES)))]
     return json.dumps(content, sort_keys=True)
 
 
-def _list_places(content: object) -> list[tuple[dict[str, object], str]]:
-    if not isinstance(content, dict):
+def list_places(content: object) -> list[tuple[Any, Any]]:
+    """List all values of dicts and lists in one another, each by its holder and its key there."""
+    if isinstance(content, dict):
+        items = list(content.items())
+    elif isinstance(content, list):
+        items = list(enumerate(content))
+    else:
         return []
-    below = [place for value in content.values() for place in _list_places(value)]
-    return [*((content, key) for key in content), *below]
+    below = [place for _, value in items for place in list_places(value)]
+    return [*((content, key) for key, _ in items), *below]
 
 
 WRONG_VALUES: tuple[object, ...] = (

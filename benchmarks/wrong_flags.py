@@ -16,7 +16,8 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.watched import Case, Outcome, WorkBegins
+from benchmarks.watched import Case, FaultError, Outcome, Work, WorkBegins
+from unet_spec import InputError
 
 GOOD: dict[Any, tuple[str, ...]] = {
     int: ("1", "2", "3", "4", "8", "16"),
@@ -25,25 +26,35 @@ GOOD: dict[Any, tuple[str, ...]] = {
     Path: ("images", "masks", "images/0.png", "weights.safetensors", "weights.pt", "new"),
 }
 BAD: dict[Any, tuple[str, ...]] = {
-    int: ("0", "-1", "1.5", "x", "", "nan", "9" * 30, "1e3"),
-    float: ("-1", "nan", "inf", "-inf", "1e308", "1e-400", "x", ""),
-    str: ("", "é", "a b", "-", "0" * 3000, "a\nb"),
-    Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "images/none"),
-}
-WORDS = ("--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths")
+    int: ("0", "-1", "1.5", "x", "", "nan", "9" * 30, "1e3", "9" * 5000, "-" + "9" * 20, "0x10",
+          "1_0", "\uff13", "\u0663", " 1", "+1", "--1", "2147483648", "9223372036854775808"),
+    float: ("-1", "nan", "inf", "-inf", "1e308", "1e-400", "x", "", "1e999", "-0.0", "1,5", "0x1p3",
+            "\u0663.5", "9" * 400, "1e", "\u221e"),
+    str: ("", "é", "a b", "-", "0" * 3000, "a\nb", "x" * 100_000, "\x1b[31m", "\u202e", "\udcff",
+          "[bold]x[/bold]", "{widths}", "%s %d", "$(touch run)", "`touch run`", "a;touch run", "@a",
+          "file.py:Net", "weights.pt:Net", "nothing.py:", ":", "~", "None", "=", "\U0001f600"),
+    Path: ("", ".", "..", "/", "nothing/new", "nothing.json", "x" * 300, "images/none", "~",
+           "~root/x", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "http://localhost/x",
+           "images/", "file:///etc/passwd", "a\nb.json", "\x1b[2J", "\udcff", "weights.pt/x",
+           "x/" * 3000, "-", "images/0.png/x", "pipe", "circle", "\u202e.png", "con", "*.png",
+           "images/*"),
+}  # fmt: skip
+WORDS = (
+    "--zzz", "-x", "--", "zzz", "--out", "--config.", "--net.widths", "---", "--=", "-", "", "-h=1",
+    "--help=3", "--out=", "--json=", "\x1b[31m", "x" * 100_000, "\u202e", "--\udcff", "--no-", "é",
+    "--é", "--net", "--net.", "--.", "--\n", "@words", "--version",
+)  # fmt: skip
 Flag = tuple[str, Any]
-_READY = ("images", "masks", "weights.safetensors", "weights.pt")
 
 
-def prepare(folder: Path) -> Callable[[Case, Path], Outcome]:
-    """Return what runs one command, in a folder with a few images and weights in it."""
+def prepare(ready: Path) -> Work:
+    """Return what types one command, in a folder with a few images and weights in it."""
     from PIL import Image
 
     from benchmarks.whole_files import draw_weights
     from unet_spec import weight_file
     from unet_torch import checkpoint
 
-    ready = folder / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
@@ -53,21 +64,29 @@ def prepare(folder: Path) -> Callable[[Case, Path], Outcome]:
             Image.fromarray(pixels).save(ready / part / f"{index}.png")
     weight_file.write(ready / "weights.safetensors", draw_weights())
     checkpoint.write(ready / "weights.pt", draw_weights().tensors)
-    return run_command
+
+    def make(case: Case, folder: Path) -> list[str]:
+        shutil.copytree(ready, folder, dirs_exist_ok=True)
+        os.mkfifo(folder / "pipe")
+        (folder / "circle").symlink_to("circle")
+        return draw_words(np.random.default_rng(case.number))
+
+    return Work(make, run_command, lambda words, content: Outcome("unchecked"))
 
 
-def run_command(case: Case, folder: Path) -> Outcome:
-    """Type one command, and see how it ends and what it leaves behind."""
+def run_command(words: list[str], folder: Path) -> None:
+    """Type one command in a folder, and see how it ends.
+
+    Raises:
+        FaultError: it ends in something else than status 0, or status 2 and one line.
+        InputError: with the line of a refusal.
+        WorkBegins: it got so far.
+    """
     import unet_cli
 
-    place = folder / "here"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(folder / "ready", place)
-    before = _list_files(place)
     printed, said = io.StringIO(), io.StringIO()
-    words = draw_words(np.random.default_rng(case.number))
     back = Path.cwd()
-    os.chdir(place)
+    os.chdir(folder)
     try:
         with (
             _stop_at_work(),
@@ -80,23 +99,19 @@ def run_command(case: Case, folder: Path) -> Outcome:
     except SystemExit as ended:
         status = ended.code
     except WorkBegins:
-        return Outcome("begun")
+        raise
     except BaseException as error:
         error.args = (f"{' '.join(words)[:300]!r}: {error}",)
         raise
     finally:
         os.chdir(back)
-    shown = f"unet {' '.join(words)[:300]!r}"
-    if status == 0:
-        return Outcome("read")
-    if _list_files(place) != before:
-        left = sorted(_list_files(place) - before)
-        return Outcome("left behind", f"{shown}: {left[:2]}")
-    text = said.getvalue().strip()
-    is_clean = text.startswith("unet: ") and text.isprintable()  # on one line
-    if status != 2 or not is_clean or "Traceback" in text:
-        return Outcome("noise", f"{shown}: status {status}, {text[:200]}")
-    return Outcome("refused")
+    text = said.getvalue().removesuffix("\n")
+    if status == 0 and not text:
+        return
+    if status != 2 or not text.startswith("unet: ") or not text.isprintable():
+        shown = " ".join(text.split())
+        raise FaultError("noise", f"unet {' '.join(words)[:200]!r}: status {status}, {shown[:200]}")
+    raise InputError(text)
 
 
 def draw_words(rng: np.random.Generator) -> list[str]:
@@ -113,9 +128,53 @@ def draw_words(rng: np.random.Generator) -> list[str]:
     for _ in range(int(rng.integers(1, 6))):
         name, kind = flags[int(rng.integers(len(flags)))]
         words += draw_flag(name, kind, rng)
-    if rng.random() < 0.1:
-        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(WORDS)))
+    for change in (_add_word, _mistype, _leave_out, _join, _repeat, _add_flag_of_another):
+        if rng.random() < 0.06:
+            change(words, rng)
     return words
+
+
+def _add_word(words: list[str], rng: np.random.Generator) -> None:
+    words.insert(int(rng.integers(len(words) + 1)), WORDS[int(rng.integers(len(WORDS)))])
+
+
+def _mistype(words: list[str], rng: np.random.Generator) -> None:
+    """Leave a letter out of a word, say it twice, or make all of them large."""
+    at = int(rng.integers(len(words)))
+    word = words[at]
+    if word:
+        place = int(rng.integers(len(word)))
+        changed = [word[:place] + word[place + 1 :], word[:place] + word[place] + word[place:],
+                   word.upper(), word[:place], word.replace("-", "_")]  # fmt: skip
+        words[at] = changed[int(rng.integers(len(changed)))]
+
+
+def _leave_out(words: list[str], rng: np.random.Generator) -> None:
+    """Leave a word out: a verb, a flag, its value or a file."""
+    del words[int(rng.integers(len(words)))]
+
+
+def _join(words: list[str], rng: np.random.Generator) -> None:
+    """Write a flag and its value as one word."""
+    flags = [at for at, word in enumerate(words[:-1]) if word.startswith("--")]
+    if flags:
+        at = flags[int(rng.integers(len(flags)))]
+        words[at : at + 2] = [f"{words[at]}={words[at + 1]}"]
+
+
+def _repeat(words: list[str], rng: np.random.Generator) -> None:
+    """Say some words twice."""
+    start = int(rng.integers(len(words)))
+    words += words[start : start + int(rng.integers(1, 4))]
+
+
+def _add_flag_of_another(words: list[str], rng: np.random.Generator) -> None:
+    """Add a flag that some verb has, perhaps another one."""
+    import unet_cli
+
+    verbs = list(unet_cli.VERBS.values())
+    flags = list_flags(verbs[int(rng.integers(len(verbs)))])
+    words += draw_flag(*flags[int(rng.integers(len(flags)))], rng)
 
 
 def list_flags(verb: Callable[..., Any]) -> list[Flag]:
@@ -134,7 +193,7 @@ def _list_of_type(name: str, kind: Any) -> Iterator[Flag]:
     if not dataclasses.is_dataclass(kind):
         yield "--" + name.replace("_", "-"), kind
         return
-    for field, inner in typing.get_type_hints(kind).items():
+    for field, inner in typing.get_type_hints(kind, include_extras=True).items():
         if field != "preset":
             yield from _list_of_type(f"{name}.{field}".lstrip("."), inner)
 
@@ -198,7 +257,3 @@ def _stop_at_work() -> Iterator[None]:
         for place in places:
             stack.enter_context(mock.patch(place, side_effect=WorkBegins))
         yield
-
-
-def _list_files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

@@ -1,106 +1,291 @@
 """The campaign of wrong input sees every kind of fault that it counts; a short one finds none."""
 
+import ctypes
 import os
+import shutil
+import socket
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import damage, watched, wrong_flags, wrong_input
-from benchmarks.watched import Case, Outcome, Tally
+from benchmarks import (
+    damage,
+    hostile,
+    hostile_images,
+    watched,
+    whole_files,
+    wrong_flags,
+    wrong_input,
+)
+from benchmarks.watched import Case, FaultError, Limits, Outcome, Tally, Work
 from unet_spec import InputError
 
-BAD_RUNS = {
+LIBC = ctypes.CDLL(None)
+ENDS = {
     "refuse": "refused",
+    "refuse without the name": "unclear",
+    "refuse with escapes": "unclear",
+    "leave": "left behind",
+    "change": "left behind",
     "raise": "traceback",
     "die": "traceback",
+    "fail in the check": "traceback",
     "warn": "noise",
+    "print": "noise",
+    "print from C": "noise",
     "grow": "memory",
     "ask": "memory",
     "compute": "slow",
     "sleep": "slow",
     "begin": "begun",
     "read": "read",
+    "read wrongly": "wrong accept",
+    "differ": "not the same",
+    "write here": "read",
+    "write into the cache": "read",
+    "write elsewhere": "elsewhere",
+    "make a folder": "elsewhere",
+    "make a folder from C": "elsewhere",
+    "make a temporary file from C": "elsewhere",
+    "rename": "elsewhere",
+    "remove": "elsewhere",
+    "remove through a link": "elsewhere",
+    "link": "elsewhere",
+    "connect": "elsewhere",
+    "start": "program",
+    "start by a shell": "program",
+    "start from C": "program",
+    "fork": "program",
+    "run a file": "program",
+    "load a library": "program",
 }
 
 
-def prepare(folder):
+LIMITS = Limits(seconds=1.0, hang_seconds=12.0, megabytes=128.0, kept_megabytes=32.0)
+
+
+def prepare(ready):
     """What runs cases that behave as their group says; in a child process."""
-    return misbehave
+    return Work(make_input, misbehave, judge)
 
 
-def misbehave(case, folder):
-    match case.group:
+def make_input(case, folder):
+    path = folder / f"{case.group}.input"
+    path.write_text("raise SystemExit")
+    return path
+
+
+def judge(path, content):
+    if path.stem == "fail in the check":
+        raise KeyError("x")
+    return Outcome("wrong accept" if path.stem == "read wrongly" else "read")
+
+
+def misbehave(path, folder):
+    outside = folder.parent / "outside"
+    match path.stem:
         case "refuse":
+            raise InputError(f"{path}: no")
+        case "refuse without the name":
             raise InputError("no")
+        case "refuse with escapes":
+            raise InputError(f"{path}: \x1b[31m")
+        case "leave":
+            (folder / "half").touch()
+            raise InputError(f"{path}: no")
+        case "change":
+            path.write_text("other")
+            raise InputError(f"{path}: no")
         case "raise":
             raise KeyError("x")
         case "die":
             os._exit(3)
         case "warn":
             warnings.warn("noise", stacklevel=2)
+        case "print":
+            print("noise")
+        case "print from C":
+            LIBC.puts(b"noise")
         case "grow":
-            np.ones(220 * 2**20)  # 1.7 GiB
+            np.ones(24 * 2**20)  # 192 MiB
         case "ask":
             try:
                 np.ones(2**36)
             except MemoryError as error:
-                raise InputError("no") from error
+                raise InputError(f"{path}: no") from error
         case "compute":
             began = time.process_time()
-            while time.process_time() < began + watched.SECONDS + 0.5:
+            while time.process_time() < began + LIMITS.seconds + 0.1:
                 pass
         case "sleep":
             time.sleep(100)
         case "begin":
             raise watched.WorkBegins
-    return Outcome("read")
+        case "differ":
+            raise FaultError("not the same", "two readings differ")
+        case "write here":
+            (folder / "new").mkdir()
+            (folder / "new/x").write_text("x")
+            shutil.rmtree(folder / "new")
+            Path(os.devnull).write_text("x")
+        case "write into the cache":
+            (Path(os.environ["XDG_CACHE_HOME"]) / "x").write_text("x")
+        case "write elsewhere":
+            outside.write_text("x")
+        case "make a folder":
+            outside.with_name("folder").mkdir()
+        case "make a folder from C":
+            LIBC.mkdir(os.fsencode(Path.home() / "x"), 0o700)
+        case "make a temporary file from C":
+            LIBC.creat(os.path.join(os.environ["TMPDIR"], "x").encode(), 0o600)
+        case "rename":
+            path.rename(outside)
+        case "remove":
+            outside.unlink(missing_ok=True)
+        case "remove through a link":
+            (folder / "link").symlink_to("..")
+            (folder / "link" / "outside").unlink(missing_ok=True)
+        case "link":
+            outside.with_name("link").symlink_to("x")
+        case "connect":
+            with socket.socket() as client:
+                client.connect_ex(("127.0.0.1", 9))
+        case "start":
+            subprocess.run([sys.executable, "-c", ""], check=True)
+        case "start by a shell":
+            os.system("true")
+        case "start from C":
+            LIBC.system(b"gs -q")
+        case "fork":
+            if not (child := os.fork()):
+                os._exit(0)
+            os.waitpid(child, 0)
+        case "run a file":
+            compile(path.read_text(), str(path), "exec")
+        case "load a library":
+            try:
+                ctypes.CDLL(str(path))
+            except OSError:
+                return
 
 
-def test_every_kind_of_fault_is_counted_and_the_cases_behind_it_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(watched, "HANG_SECONDS", 12.0)
-    cases = [Case(group, "", number) for number, group in enumerate(BAD_RUNS)]
+def run(cases, prepare, folder):
     tally = Tally()
-    watched.run_watched(cases, prepare, tmp_path, tally, children=1, say=lambda text: None)
-    assert tally.counts == {group: {end: 1} for group, end in BAD_RUNS.items()}
+    watched.run_watched(
+        cases, prepare, folder, tally, children=1, say=lambda text: None, limits=LIMITS
+    )
+    return tally
+
+
+def test_every_kind_of_fault_is_counted_and_the_cases_behind_it_run(tmp_path):
+    tally = run([Case(group, "", number) for number, group in enumerate(ENDS)], prepare, tmp_path)
+    assert tally.counts == {group: {end: 1} for group, end in ENDS.items()}
     assert {fault["group"] for fault in tally.faults} == {
-        group for group, end in BAD_RUNS.items() if end in watched.FAULTS
+        group for group, end in ENDS.items() if end in watched.FAULTS
     }
-    assert watched.MEGABYTES < tally.peak_mb < 2 * watched.MEGABYTES
+    assert 190 < tally.peak_mb < 220
+    assert tally.seconds > LIMITS.seconds
+
+
+def prepare_memory(ready):
+    """What takes 96 MiB in each case, where 128 are allowed, and keeps them or not."""
+    kept = []
+
+    def take(group, folder):
+        values = np.ones(12 * 2**20)
+        if group == "keep":
+            kept.append(values)
+
+    return Work(lambda case, folder: case.group, take, lambda group, content: Outcome("read"))
+
+
+def test_memory_is_that_of_the_case_and_not_of_those_before(tmp_path):
+    cases = [Case(group, "", 0) for group in ("keep", "again", "again")]
+    tally = run(cases, prepare_memory, tmp_path)
+    assert tally.counts == {"keep": {"read": 1}, "again": {"read": 2}}
+    assert 95 < tally.peak_mb < 110
+
+
+def prepare_judge(ready):
+    """What makes its input and judges itself."""
+
+    def do(case, folder):
+        assert folder == ready
+        if case.group == "start":
+            os.system("true")
+        folder.with_name("outside").touch()
+        return Outcome("late" if case.group == "late" else "read")
+
+    return do
+
+
+def test_cases_may_judge_themselves(tmp_path):
+    cases = [Case(group, "", 0) for group in ("read", "late", "start")]
+    tally = run(cases, prepare_judge, tmp_path)
+    assert tally.counts == {"read": {"read": 1}, "late": {"late": 1}, "start": {"program": 1}}
+
+
+def die(ready):
+    raise KeyError("x")
+
+
+def test_a_child_that_does_not_start_ends_the_campaign(tmp_path):
+    with pytest.raises(RuntimeError, match="a child did not start"):
+        run([Case("read", "", 0)], die, tmp_path)
 
 
 def test_readings_that_differ_or_are_not_finite_are_faults():
     whole = [np.array([1, 2], np.float32)]
-    assert wrong_input._compare(whole, [np.array([1, 2], np.float32)]).end == "read"
-    assert wrong_input._compare(whole, [np.array([1, 3], np.float32)]).end == "not the same"
-    assert wrong_input._compare(whole, [np.array([1, 2], np.float64)]).end == "not the same"
+    wrong_input.compare_readings(whole, [np.array([1, 2], np.float32)])
+    for other in (np.array([1, 3], np.float32), np.array([1, 2], np.float64)):
+        with pytest.raises(FaultError, match="not the same"):
+            wrong_input.compare_readings(whole, [other])
     broken = [np.array([1, np.inf], np.float32)]
-    assert wrong_input._compare(broken, broken).end == "not finite"
-
-
-def test_what_a_refused_file_leaves_behind_is_a_fault(tmp_path, monkeypatch):
-    from unet_convert import conversion
-
-    def convert(source, target):
-        target.write_bytes(b"half")
-        raise InputError("no")
-
-    (case, *_) = wrong_input.draw_cases("weights", 1, tmp_path / "whole", seed=0)
-    monkeypatch.setattr(conversion, "convert", convert)
-    assert wrong_input._convert_weights(case, tmp_path).end == "left behind"
+    with pytest.raises(FaultError, match="not finite"):
+        wrong_input.compare_readings(broken, broken)
 
 
 @pytest.mark.parametrize("kind", ["images", "weights"])
 def test_the_same_seed_damages_the_same_bytes_and_every_way_damages(tmp_path, kind):
-    cases = wrong_input.draw_cases(kind, 150, tmp_path / "whole", seed=3)
-    assert {case.what for case in cases} == set(damage.DAMAGES)
+    cases = wrong_input.draw_cases(kind, 375, tmp_path / "whole", seed=3)[:150]
+    assert {way for _, way in (case.arguments for case in cases)} == set(damage.DAMAGES)
     changed = 0
     for case in cases:
-        contents = [wrong_input._damage(case, tmp_path).read_bytes() for _ in range(2)]
+        contents = [wrong_input.make_file(case, tmp_path).read_bytes() for _ in range(2)]
         assert contents[0] == contents[1]
         changed += contents[0] != case.arguments[0].read_bytes()
     assert changed > 0.9 * len(cases)
+
+
+@pytest.mark.parametrize("kind", ["images", "weights", "pairs"])
+def test_the_same_seed_makes_the_same_hostile_files(tmp_path, kind):
+    makers = wrong_input.KINDS[kind]
+    cases = wrong_input.draw_cases(kind, 3 * len(makers), tmp_path / "whole", seed=3)
+    cases = [case for case in cases if len(case.arguments) == 1][: len(makers)]
+    assert {case.arguments[0] for case in cases} == {*makers}
+    for case in cases:
+        contents = []
+        for name in ("first", "second"):
+            folder = tmp_path / f"{case.number}_{name}"
+            folder.mkdir()
+            wrong_input.make_file(case, folder)
+            contents.append(list_content(folder))
+        assert contents[0] == contents[1], case.what
+
+
+def list_content(folder):
+    """What is in a folder: bytes of files, and where links lead."""
+    paths = sorted(folder.rglob("*"))
+    links = [os.readlink(path) for path in paths if path.is_symlink()]
+    contents = [p.read_bytes() for p in paths if p.is_file() and not p.is_symlink()]
+    # in the old format of torch the names of storages are their places in memory
+    return links, [len(c) if c.startswith(b"\x80\x02\x8a\nl\xfc") else c for c in contents]
 
 
 def test_flags_are_the_real_ones_of_every_verb():
@@ -112,10 +297,101 @@ def test_flags_are_the_real_ones_of_every_verb():
     assert not {flag for flag in flags if "command" in flag or "preset" in flag}
 
 
-def test_a_short_campaign_finds_nothing(monkeypatch):
-    counts = {**wrong_input.QUICK_COUNTS, "images": 60, "commands": 20}
-    monkeypatch.setattr(wrong_input, "QUICK_COUNTS", counts)
+class Overlooked:
+    """A checksum that is right whatever stands in the file."""
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+
+def damage_whole(tmp_path, content, part):
+    """Write a whole file with one flipped bit in the middle of a part of it."""
+    path = tmp_path / ("x.pt" if part != b"IEND" else "x.png")
+    at = content.find(part) + (-6 if part == b"IEND" else len(part) // 2)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    return path
+
+
+def run_work(work, path, folder):
+    return work.check(path, work.run(path, folder))
+
+
+def overlook(monkeypatch, module):
+    monkeypatch.setattr(module, "zlib", SimpleNamespace(crc32=lambda *content: Overlooked()))
+
+
+def test_a_checkpoint_whose_checksum_is_overlooked_is_a_wrong_accept(tmp_path, monkeypatch):
+    from unet_torch import container
+
+    weight = whole_files.draw_weights().tensors["out.weight"].tobytes()
+    path = damage_whole(tmp_path, hostile.read_whole()["weights.pt"], weight)
+    work = wrong_input.prepare_weights(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="CRC"):
+        work.run(path, tmp_path)
+    overlook(monkeypatch, container)
+    outcome = run_work(work, path, tmp_path)
+    assert (outcome.end, "CRC" in outcome.detail) == ("wrong accept", True)
+
+
+def test_an_image_whose_checksum_is_overlooked_is_a_wrong_accept(tmp_path, monkeypatch):
+    from unet_image import png_file
+
+    path = damage_whole(tmp_path, hostile_images.read_whole()["gray.png"], b"IEND")
+    work = wrong_input.prepare_images(tmp_path)
+    with pytest.raises(InputError, match="checksum"):
+        work.run(path, tmp_path)
+    overlook(monkeypatch, png_file)
+    assert run_work(work, path, tmp_path).end == "wrong accept"
+
+
+def test_weights_whose_hash_is_overlooked_are_a_wrong_accept(tmp_path, monkeypatch):
+    from unet_spec import safetensors_file
+
+    content = hostile.read_whole()["weights.safetensors"]
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    work = wrong_input.prepare_weights(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="sha256"):
+        work.run(path, tmp_path)
+    monkeypatch.setattr(safetensors_file, "_check_hash", lambda path, expected: None)
+    outcome = run_work(work, path, tmp_path)
+    assert outcome == Outcome("wrong accept", "x.safetensors: its sha256 differs")
+
+
+def test_tensors_that_differ_or_are_dropped_are_differences():
+    one, two = np.array([1, 2], np.float32), np.array([3], np.float32)
+    find = wrong_input.find_difference
+    assert find({"a": one, "b": two}, {"model.a": one.astype(float), "model.b": two}, None) is None
+    assert find({"ours": one}, {"theirs": one}, None) is None
+    assert find({"a": one}, {"a": one + 1}, None) == "a has other values in another reader"
+    assert find({"a": one}, {"a": one[None]}, None) == "a has other values in another reader"
+    assert find({"a": one}, {"a": one + 1, "b": one}, None) is not None
+    assert find({"a": one}, {"a": one, "b": two}, None) == "b is dropped"
+    assert find({"a": one}, {"a": one, "0.step": np.array(4.0)}, 4) is None
+    assert find({"a": one}, {"a": one, "0.step": np.array(4.0)}, 3) == "0.step is dropped"
+
+
+@pytest.mark.parametrize("words", [["--zzz"], ["train", "cells", "--out", "x", "--steps", "x"]])
+def test_more_than_one_line_for_a_usage_error_is_noise(tmp_path, monkeypatch, words):
+    import unet_cli
+
+    def print_box():
+        print("\u256d box", "\u2502 line", sep="\n", file=sys.stderr)
+        sys.exit(2)
+
+    monkeypatch.setattr(unet_cli, "main", print_box)
+    with pytest.raises(FaultError, match="noise"):
+        wrong_flags.run_command(words, tmp_path)
+
+
+def test_a_short_campaign_finds_nothing():
     result = wrong_input.wrong_input(seed=1, quick=True, say=lambda text: None)
     assert not result["details"]
-    assert sum(sum(c.values()) for c in result["counts"].values()) == sum(counts.values())
-    assert sum(result["counts"]["weights.pt"].values()) > 10
+    assert result["cases"] == {**wrong_input.QUICK_COUNTS, "bad days": 0}
+    assert result["counts"]["weights"]["read"] > 10
+    assert result["counts"]["images"]["read"] > 10
