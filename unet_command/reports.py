@@ -54,8 +54,6 @@ def check_folder(path: Path) -> None:
     check_place(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: it is a file, and a folder is needed; name another")
-    if path.is_dir():
-        check_place(path / "a")
 
 
 def write_json(path: Path | None, content: dict[str, Any], *, command: Command) -> None:

@@ -113,7 +113,7 @@ def check_place(path: Path) -> None:
     try:
         if path.is_symlink() and not path.exists():
             raise InputError(f"{path}: a link to nothing; remove it, or name another output")
-        folder = place.parent
+        folder = place if place.is_dir() else place.parent
         while not os.path.lexists(folder):
             folder = folder.parent
         if not folder.is_dir():
