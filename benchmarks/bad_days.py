@@ -258,6 +258,10 @@ PLACES: dict[str, tuple[str, ...]] = {
 
 def prepare(folder: Path) -> Callable[[Case, Path], Outcome]:
     """Train a run in peace, half and whole, and return what runs a case on a copy of it."""
+    cache = folder / "compiled"  # so that no case compiles what another one has compiled
+    cache.mkdir(exist_ok=True)
+    cache.chmod(0o777)
+    os.environ |= _list_cache_settings(cache)
     from unet_train import loop
 
     shutil.rmtree(folder / "ready", ignore_errors=True)
@@ -672,10 +676,7 @@ def run_days(days: list[Case], folder: Path, tally: Tally, *, children: int) -> 
     cache = folder / "compiled"
     cache.mkdir(parents=True)
     folder.parent.chmod(0o755)
-    settings = {
-        "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
-    }  # fmt: skip
-    with mock.patch.dict(os.environ, settings):
+    with mock.patch.dict(os.environ, _list_cache_settings(cache)):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["unet_cli", "unet_train.loop", "unet_train.overfit"])
         first = _run(context, folder / "first")  # it compiles
@@ -690,6 +691,14 @@ def run_days(days: list[Case], folder: Path, tally: Tally, *, children: int) -> 
             )
             for case, outcome in zip(days, outcomes, strict=True):
                 tally.add(case, outcome)
+
+
+def _list_cache_settings(cache: Path) -> dict[str, str]:
+    """Return the variables with which JAX keeps all that it compiles in a folder."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 def _live(context: Any, case: Case, here: Path, whole: Ended) -> Outcome:

@@ -493,16 +493,14 @@ def test_a_checkpoint_of_another_run_is_refused_before_the_compilation(run, tmp_
         loop.run(TINY, out, progress=quiet())
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut"])
-def test_best_weights_that_are_lost_are_written_again_from_their_checkpoint(tmp_path, harm):
+def test_best_weights_that_are_lost_are_written_again_from_their_checkpoint(tmp_path):
     out, config = tmp_path / "run", replace(TINY, patience=1, steps=60, validate_every=1)
     result = loop.run(config, out, progress=quiet())
     assert result.best_step is not None
     assert result.best_step < result.step < 60
     path = out / "best.safetensors"
     whole = path.read_bytes()
-    path.unlink()
-    if harm == "cut":
-        path.write_bytes(whole[:-1])
-    loop.run(config, out, progress=quiet())
-    assert path.read_bytes() == whole
+    for length in (0, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        loop.run(config, out, progress=quiet())
+        assert path.read_bytes() == whole
