@@ -63,8 +63,8 @@ class Guard:
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Collect what happens meanwhile."""
+        self._look_around()  # what was there before is not the case's
         self.deeds.clear()
-        self.record.unlink(missing_ok=True)
         self.is_on = True
         try:
             yield

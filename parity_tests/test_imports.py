@@ -56,7 +56,7 @@ def test_package_imports_only_what_lies_below_it(package):
         assert imports(path) <= ALLOWED[package], path
 
 
-TYPING = ("wrong_flags", "bad_days")
+TYPING = ("wrong_flags", "bad_days", "watched")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ TYPING = ("wrong_flags", "bad_days")
 )
 def test_applications_do_not_import_the_command_or_the_tests(package):
     for path in sources(package):
-        # what damages commands has to type them
+        # what damages commands has to type them, and to read what they answer
         types_commands = {"unet_cli", "unet_command"} if path.stem in TYPING else set()
         above = {"unet_cli", "unet_command", "parity_tests"} - types_commands
         assert not imports(path) & above, path

@@ -372,6 +372,7 @@ def test_tensors_that_differ_or_are_dropped_are_differences():
     assert find({"a": one}, {"a": one[None]}, None) == "a has other values in another reader"
     assert find({"a": one}, {"a": one + 1, "b": one}, None) is not None
     assert find({"a": one}, {"a": one, "b": two}, None) == "b is dropped"
+    assert find({"a": one}, {"a": one, "b": two}, None, text="beside the net: b") is None
     assert find({"a": one}, {"a": one, "0.step": np.array(4.0)}, 4) is None
     assert find({"a": one}, {"a": one, "0.step": np.array(4.0)}, 3) == "0.step is dropped"
 
