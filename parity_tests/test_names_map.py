@@ -1,5 +1,6 @@
 """A map of names, for nets whose layers cannot be told apart."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from parity_tests.foreign_nets import NETS
-from unet_convert import conversion
+from unet_convert import conversion, names_map
 from unet_convert.evidence import Evidence
 from unet_spec import InputError
 
@@ -96,3 +97,28 @@ def test_a_map_that_is_no_toml_is_refused(folder, tmp_path):
         conversion.convert(
             folder[0] / "theirs.pth", tmp_path / "a", evidence=Evidence(names=tmp_path / "map.toml")
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a=" + "[" * 3000, "nested too deeply"),
+        ("a" + ".a" * 10**5 + "=1", "a line of more than 4,000 characters"),
+        ("a" + ".a" * 1500 + "=1", "nested too deeply"),
+        ("a=" + "9" * 3900 + "\nb=" + "9" * 3900 + "\n", "no tensor is named a or begins so"),
+        ("a='b'\n" * 200_000, "a map of names has at most 1,048,576 bytes"),
+        ("w='down_1000000000.conv.conv.0'", "level 1000000000 is named"),
+    ],
+)
+def test_a_map_that_nobody_writes_is_refused_at_once(tmp_path, text, words):
+    path = tmp_path / "map.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        names_map.read(path, {"w.weight": np.ones(2)})
+    assert words in str(error.value)
+
+
+def test_a_pipe_of_names_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "map.toml")
+    with pytest.raises(InputError, match="a pipe or a device"):
+        names_map.read(tmp_path / "map.toml", {})

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from unet_spec import InputError
+from unet_spec.config import MOST_LEVELS
+from unet_spec.files import refuse_no_file
 from unet_spec.parameters import Tensors
 from unet_spec.wording import list_names
 
+_MOST_BYTES = 2**20
+_LONGEST_LINE = 4000  # characters; one has two names
 _LAYER = r"(down_\d+\.conv|up_\d+\.conv|neck)\.conv\.\d+|up_\d+\.up(\.1)?|out"
 
 
@@ -22,9 +26,19 @@ def read(path: Path, tensors: Tensors) -> dict[str, str]:
         InputError: not TOML, a name that the file of weights does not have, or a right side that
             does not name a whole net.
     """
+    refuse_no_file(path)
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path}: a map of names has at most {_MOST_BYTES:,} bytes; shorten it")
     try:
-        entries = _flatten(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
+            raise ValueError(f"a line of more than {_LONGEST_LINE:,} characters")
+        entries = _flatten(tomllib.loads(text))
+    except RecursionError as error:
+        raise InputError(
+            f'{path}: it is nested too deeply; write lines such as "their.name" = "out"'
+        ) from error
+    except (OSError, ValueError) as error:
         raise InputError(
             f'{path}: not a map of names ({error}); write lines such as "their.name" = "out"'
         ) from error
@@ -62,6 +76,8 @@ def _check(names: Mapping[str, str], path: Path) -> None:
     layers = {ours.rpartition(".")[0].split(".conv.")[0] for ours in names.values()}
     levels = {name.partition(".")[0] for name in layers}
     depth = max((int(n.partition("_")[2]) for n in levels if "_" in n), default=0)
+    if depth > MOST_LEVELS:
+        raise InputError(f"{path}: level {depth} is named, and a net has at most {MOST_LEVELS}")
     needed = [f"{side}_{n}" for side in ("down", "up") for n in range(1, depth + 1)]
     missing = [name for name in (*needed, "neck", "out") if name not in levels]
     ups = [f"up_{n}.up" for n in range(1, depth + 1)]
