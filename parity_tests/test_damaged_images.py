@@ -445,6 +445,16 @@ def test_blocks_and_chunks_that_are_too_large_are_refused(tmp_path):
         unet_image.measure_pages(tmp_path / "a.zarr")
 
 
+def test_an_image_in_very_many_chunks_is_refused_before_they_are_looked_for(tmp_path):
+    import zarr
+
+    for name, shards in (("a", None), ("b", (8000, 8000))):
+        where = str(tmp_path / f"{name}.zarr")
+        zarr.create_array(where, shape=(8000, 8000), dtype="u1", chunks=(8, 8), shards=shards)
+        with pytest.raises(InputError, match="an image in 1,000,000 chunks, at most 65,536 are"):
+            unet_image.measure_pages(Path(where))
+
+
 def test_the_bound_is_as_float32_or_the_type_itself(tmp_path):
     check = partial(limits.check_size, tmp_path, largest_gb=0.8)
     check((20_000, 10_000), np.dtype(np.uint8))

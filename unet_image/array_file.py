@@ -1,5 +1,6 @@
 """NumPy files and zarr stores."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,15 @@ from unet_image.axes import (
 from unet_image.header import Header
 from unet_image.limits import check_count
 from unet_spec import InputError
+from unet_spec.wording import list_names
 
 if TYPE_CHECKING:
     import zarr
+
+
+MOST_CHUNKS = 1 << 16
+"""An image is read from at most so many chunks: each takes about 0.06 ms, and a file perhaps."""
+MOST_NAMES = 5  # in a sentence
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +93,28 @@ def _measure(path: Path, stacks: list[_Stack]) -> list[Header]:
         )
         count = count_pages(stack.axes, shape)
         check_count(path, count + len(headers))
+        _check_chunks(path, shape, stack)
         headers += [header] * count
     return headers
+
+
+def _check_chunks(path: Path, shape: tuple[int, ...], stack: _Stack) -> None:
+    """Refuse an image in so many chunks that it takes minutes to look for them.
+
+    Raises:
+        InputError: it names their number.
+    """
+    for chunk in stack.chunks:
+        sides = [
+            -(-side // max(1, length))
+            for axis, side, length in zip(stack.axes, shape, chunk, strict=True)
+            if axis in "YXCS"
+        ]
+        if math.prod(sides) > MOST_CHUNKS:
+            raise InputError(
+                f"{path}: an image in {math.prod(sides):,} chunks, at most {MOST_CHUNKS:,} are "
+                "read; store it in larger ones"
+            )
 
 
 def _read(stacks: list[_Stack], index: int) -> np.ndarray:
@@ -146,7 +173,7 @@ def _list_images(path: Path, group: "zarr.Group") -> Iterator[_Stack]:
         return
     arrays = dict(group.arrays())
     if len(arrays) != 1:
-        names = ", ".join(sorted([*arrays, *group.group_keys()])) or "nothing"
+        names = list_names(sorted([*arrays, *group.group_keys()]), MOST_NAMES) or "nothing"
         raise InputError(f"{path}: a zarr group of {names}; name the array that is the image")
     (array,) = arrays.values()
     yield _Stack(array, _name_axes(path, array))

@@ -78,6 +78,8 @@ WEBP = _Container(webp_file.measure, webp_file.read)
 TIFF = _Container(tiff_file.measure, tiff_file.read)
 NPY = _Container(array_file.measure_npy, array_file.read_npy)
 ZARR = _Container(array_file.measure_zarr, array_file.read_zarr)
+MOST_LETTERS = 200
+"""Of what a decoder says is wrong with a file; it may repeat what the file says."""
 STARTS = {
     png_file.SIGNATURE: PNG,
     b"\xff\xd8\xff": JPEG,
@@ -249,5 +251,5 @@ def _refuse_damage(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except Exception as error:  # decoders raise what they like: DeflateError, IndexError, ...
-        reason = " ".join(str(error).replace(str(path), "the file").split())
+        reason = " ".join(str(error).replace(str(path), "the file").split())[:MOST_LETTERS]
         raise InputError(f"{path}: not a whole image ({reason}); replace the file") from error
