@@ -828,6 +828,7 @@ def _with_output(command: str, out: str) -> str:
 
 
 def test_a_recording_is_made_as_the_message_says(folder, monkeypatch):
+    (folder / "xy.npz").write_bytes(b"no zip")
     done = run_unet(f"{VERIFY} --recorded xy.npz", folder)
     assert (done.status, "not a whole .npz file; record it" in done.text) == (2, True)
     x = np.random.default_rng(0).normal(size=(1, 1, 12, 16)).astype(np.float32)
