@@ -35,7 +35,10 @@ def main() -> None:
     command = Command(tuple(sys.argv[1:]))
     try:
         status = parse(command, VERBS)()
-    except BrokenPipeError:  # whoever read the output has left, such as `head`
+    except (BrokenPipeError, SystemExit) as error:
+        # whoever read the output has left, such as `head`; rich ends the process for that
+        if not isinstance(error.__context__ or error, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
