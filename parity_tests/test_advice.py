@@ -604,6 +604,7 @@ OTHERWISE = {
     "another command has just trained there": "the same command again is in test_train.py",
     "begins with the last good weights": "test_a_diverged_run_starts_again_as_the_message_says",
     "its averaged weights are left out": "test_start.py starts with --ema and without",
+    "takes too long on these names": "test_split.py has such an expression; it takes seconds",
     "say what is read; give both": "the command refuses one of them alone before",
 }
 """Advice that is not followed here, with the reason."""
