@@ -66,9 +66,9 @@ def prepare(ready: Path) -> Work:
     checkpoint.write(ready / "weights.pt", draw_weights().tensors)
 
     def make(case: Case, folder: Path) -> list[str]:
-        shutil.copytree(ready, folder, dirs_exist_ok=True)
-        os.mkfifo(folder / "pipe")
-        (folder / "circle").symlink_to("circle")
+        here = shutil.copytree(ready, folder / "here")  # `--out ..` is within the case's folder
+        os.mkfifo(here / "pipe")
+        (here / "circle").symlink_to("circle")
         return draw_words(np.random.default_rng(case.number))
 
     return Work(make, run_command, lambda words, content: Outcome("unchecked"))
@@ -86,7 +86,7 @@ def run_command(words: list[str], folder: Path) -> None:
 
     printed, said = io.StringIO(), io.StringIO()
     back = Path.cwd()
-    os.chdir(folder)
+    os.chdir(folder / "here")
     try:
         with (
             _stop_at_work(),

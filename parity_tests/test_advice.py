@@ -193,7 +193,7 @@ ADVICE = (
         r"name another (--out)", (f"{TRAIN} {IMAGES} MASKS {{0}} OTHER",),
     ),
     Advice(
-        "is not finite: {}; lower", f"{TRAIN} --schedule.max-lr 1e30 --steps 4",
+        "is not finite: {}; lower", f"{TRAIN} --schedule.max-lr 1e6 --steps 4",
         r"lower (--schedule\.max-lr) \((--optimizer\.lr) without one_cycle\), clip with "
         r"(--optimizer\.clip-norm), or mend that image, in a run with another (--out)",
         (f"{TRAIN} {{0}} 1e-3 {{2}} 1 {{3}} CLIPPED",

@@ -333,7 +333,7 @@ def test_other_devices_are_told(run, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    config = replace(TINY, schedule=Schedule("one_cycle", max_lr=1e30))
+    config = replace(TINY, schedule=Schedule("one_cycle", max_lr=1e6))
     with pytest.raises(InputError, match=r"is not finite: .*; lower --schedule\.max-lr"):
         loop.run(config, tmp_path / "run", progress=quiet())
 

@@ -386,6 +386,7 @@ def test_more_than_one_line_for_a_usage_error_is_noise(tmp_path, monkeypatch, wo
         sys.exit(2)
 
     monkeypatch.setattr(unet_cli, "main", print_box)
+    (tmp_path / "here").mkdir()
     with pytest.raises(FaultError, match="noise"):
         wrong_flags.run_command(words, tmp_path)
 

@@ -103,7 +103,7 @@ def check_place(path: Path) -> None:
 
     Raises:
         InputError: its name is too long, or it lies below a file, in a folder into which
-            nothing can be written, or behind a link to nothing.
+            nothing can be written, or behind a link to nothing; or it is a device.
     """
     if "\0" in str(path):
         raise InputError(f"{str(path)!r}: no name of a file holds a zero byte; name another output")
@@ -113,6 +113,8 @@ def check_place(path: Path) -> None:
     try:
         if path.is_symlink() and not path.exists():
             raise InputError(f"{path}: a link to nothing; remove it, or name another output")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{path}: a device or a pipe; name a file or a folder")
         folder = place if place.is_dir() else place.parent
         while not os.path.lexists(folder):
             folder = folder.parent
