@@ -1,6 +1,7 @@
 """Fields of frozen dataclasses of plain values: their types, and their JSON."""
 
 import dataclasses
+import functools
 import types
 import typing
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from unet_spec.errors import ConfigError, FieldError, InputError
 from unet_spec.plain_json import read_json
-from unet_spec.ranges import find_ranges
+from unet_spec.ranges import Range, find_ranges
 from unet_spec.wording import list_names
 
 T = TypeVar("T")
@@ -38,10 +39,10 @@ def check_fields(config: Any) -> None:
         FieldError: naming the field.
     """
     check_types(config)
-    for name, kind in typing.get_type_hints(type(config), include_extras=True).items():
+    for name, ranges in _list_ranges(config.__class__).items():
         value = getattr(config, name)
         numbers = value if isinstance(value, tuple) else (value,)
-        for allowed in find_ranges(kind):
+        for allowed in ranges:
             for number in numbers:
                 rule = None if number is None else allowed.find_fault(number)
                 if rule is not None:
@@ -55,7 +56,7 @@ def check_types(config: Any) -> None:
     Raises:
         FieldError: it has another type, or is none of the words that are allowed.
     """
-    for name, kind in typing.get_type_hints(type(config)).items():
+    for name, kind in _list_kinds(config.__class__).items():
         if _fits(getattr(config, name), kind):
             continue
         if typing.get_origin(kind) is Literal:
@@ -77,6 +78,19 @@ def _from_plain(cls: type[T], fields: Any) -> T:
             "newer version may have made it"
         )
     return cls(**{name: _convert(kinds[name], value) for name, value in fields.items()})
+
+
+@functools.cache  # the start of a command makes many configs
+def _list_kinds(cls: type) -> dict[str, Any]:
+    """Return the type of each field, without what is annotated."""
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _list_ranges(cls: type) -> dict[str, list[Range]]:
+    """Return the ranges of each field."""
+    kinds = typing.get_type_hints(cls, include_extras=True)
+    return {name: find_ranges(kind) for name, kind in kinds.items()}
 
 
 def _convert(kind: Any, value: Any) -> Any:
