@@ -259,7 +259,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 def prepare(folder: Path) -> Callable[[Case, Path], Outcome]:
     """Train a run in peace, half and whole, and return what runs a case on a copy of it."""
     cache = folder / "compiled"  # so that no case compiles what another one has compiled
-    cache.mkdir(exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     cache.chmod(0o777)
     os.environ |= _list_cache_settings(cache)
     from unet_train import loop

@@ -167,7 +167,12 @@ def run_watched(
         for pipe in [pipe for pipe in running if pipe in ready or running[pipe].is_late]:
             child = running.pop(pipe)
             before = len(tally.faults)
-            finished, again = child.take(pipe in ready, tally)
+            try:
+                finished, again = child.take(pipe in ready, tally)
+            except RuntimeError:
+                for other in running.values():
+                    other.end()
+                raise
             done += finished
             for fault in tally.faults[before:]:
                 say(describe_fault(fault))
@@ -235,6 +240,11 @@ class _Child:
         tally.seconds = max(tally.seconds, seconds)
         tally.add(self._cases.pop(0), outcome)
         return 1, self
+
+    def end(self) -> None:
+        """End it in the midst of its cases."""
+        self._process.kill()
+        self._process.join()
 
     def _begin_again(self) -> "_Child":
         return _Child(self._context, self._prepare, self._folder, self._cases, self._limits)

@@ -89,31 +89,17 @@ def test_a_card_with_other_values_is_refused_by_the_name_of_its_file(tmp_path, o
         weight_file.read(path)
 
 
-@pytest.mark.parametrize(
-    ("allowed", "axes", "words"),
-    [
-        ({"widths": (1,) * 16}, {"widths": (1,) * 17}, "widths needs at most 16 levels, got"),
-        ({"convolutions": 100}, {"convolutions": 101}, "convolutions needs at most 100, got 101"),
-    ],
-)
-def test_a_deeper_net_than_the_bounds_can_be_written_and_is_not_read(
-    tmp_path, allowed, axes, words
-):
-    path = tmp_path / "w.safetensors"
-    for fields in (allowed, axes):
-        net = UNetConfig(**{"widths": (1, 1), **fields})
+def test_a_deeper_net_than_the_bound_can_be_written_and_is_not_read(tmp_path):
+    path, words = tmp_path / "w.safetensors", "widths needs at most 16 levels, got"
+    for levels in (16, 17):
+        net = UNetConfig(widths=(1,) * levels)
         weight_file.write(path, WeightFile(net, oracle.random_tensors(net, seed=0)))
-        if fields == allowed:
+        if levels == 16:
             assert weight_file.read(path).config == net
     with pytest.raises(InputError, match=rf"w\.safetensors: .*{words}"):
         weight_file.read(path)
     with pytest.raises(FieldError, match=words):
         replace(CELLS, net=net)
-
-
-def test_a_window_of_no_pixels_is_refused():
-    with pytest.raises(InputError, match="window_px needs at least 1"):
-        Preprocessing(window_px=0)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +137,7 @@ def test_a_file_of_a_run_that_says_something_else_is_named(tmp_path, name, conte
     write_run(run)
     read()
     (run / name).write_text(content)
-    where = "config" if "zzz" in content else name  # whose settings it names
-    with pytest.raises(InputError, match=where):
+    with pytest.raises(InputError, match=name):
         read()
 
 
