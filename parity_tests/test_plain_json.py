@@ -102,6 +102,11 @@ def test_a_deeper_net_than_the_bound_can_be_written_and_is_not_read(tmp_path):
         replace(CELLS, net=net)
 
 
+def test_a_window_of_no_pixels_is_refused():
+    with pytest.raises(InputError, match="window_px needs at least 1"):
+        Preprocessing(window_px=0)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
