@@ -670,7 +670,7 @@ def test_channels_that_an_image_does_not_have_are_refused():
         prepare(
             picture((5, 7, 4), np.uint8), channels=1, preprocessing=Preprocessing(channels=(0, 2))
         )
-    with pytest.raises(InputError, match=r"channels are numbered from 0, got \(-1,\)"):
+    with pytest.raises(InputError, match=r"channels are numbered from 0 to 65535, got \(-1,\)"):
         Preprocessing(channels=(-1,))
     with pytest.raises(InputError, match="channels holds ints"):
         Preprocessing(channels=(True,))
