@@ -23,6 +23,7 @@ _NUMBERS = (
 _FLAGS = (
     "nesterov", "centered", "amsgrad", "maximize", "decoupled_weight_decay", "cycle_momentum",
 )  # fmt: skip
+_HOW_TO_RUN = ("foreach", "fused", "capturable", "differentiable")
 _COUNTS = ("last_epoch", "num_bad_epochs", "cooldown_counter", "total_steps")
 _LISTS = ("betas", "base_lrs", "min_lrs", "_last_lr")
 _LONGEST_VALUE = 100  # characters of a value in a sentence
@@ -95,7 +96,14 @@ def _check_group(place: str, group: Any) -> dict[str, Any]:
     names = group.get("param_names", [])
     if not isinstance(names, list | tuple) or not all(type(name) is str for name in names):
         _refuse(f"{where}.param_names", names, "a list of texts")
-    return {name: _check(where, name, value) for name, value in group.items()}
+    checked = {name: _check(where, name, value) for name, value in group.items()}
+    for name, value in checked.items():
+        items = value if isinstance(value, list | tuple) else (value,)
+        for item in items:
+            is_number = type(item) in (int, float)
+            if not (_is_number(item) if is_number else item is None or type(item) in (bool, str)):
+                _refuse(f"{where}: {name}", item, "a plain value")
+    return checked
 
 
 def _check_slots(place: str, slots: Any) -> dict[str, Any]:
@@ -116,6 +124,8 @@ def _check(where: str, name: Any, value: Any) -> Any:
         _refuse(place, plain, "a finite number")
     if name in _FLAGS and type(plain) is not bool:
         _refuse(place, plain, "True or False")
+    if name in _HOW_TO_RUN and plain is not None and type(plain) is not bool:
+        _refuse(place, plain, "True, False or None")
     if name in _COUNTS:
         return _check_count(place, plain)
     if name in _LISTS:
