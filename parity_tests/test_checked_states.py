@@ -2,13 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 from unet_convert import conversion
-from unet_spec import InputError, UNetConfig
+from unet_spec import InputError, Preprocessing, UNetConfig, prediction
 from unet_spec.parameters import is_count
 from unet_torch import checkpoint, container
 from unet_torch.model import UNet
@@ -16,13 +17,14 @@ from unet_torch.model import UNet
 NAN, INF = float("nan"), float("inf")
 
 
-def make(schedule: str = "plateau", *, norm: str = "none"):
+def make(schedule: str = "plateau", *, norm: Literal["none", "batch"] = "none"):
     net = UNet(UNetConfig(widths=(2, 3), classes=2, in_channels=1, norm=norm))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
-    scheduler = {
+    makers: dict[str, Any] = {
         "plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
         "one_cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
-    }[schedule](optimizer)
+    }
+    scheduler = makers[schedule](optimizer)
     net(torch.randn(1, 1, 8, 8)).square().mean().backward()
     optimizer.step()
     scheduler.step(*([1.0] if schedule == "plateau" else []))
@@ -125,7 +127,7 @@ def test_tensors_beside_the_net_are_named(tmp_path):
 
 
 def test_very_many_values_beside_the_net_are_left_out_by_name(tmp_path):
-    ladder = [torch.ones(1)]
+    ladder: Any = [torch.ones(1)]
     for _ in range(17):
         ladder = [ladder, ladder]
     content = {"model": make()["model"], "few": [1, 2], "many": ladder}
@@ -162,3 +164,11 @@ def test_a_content_is_not_changed_by_its_check():
     before = copy.deepcopy(optimizer["param_groups"])
     check_optimizer(optimizer)
     assert optimizer["param_groups"] == before
+
+
+def test_a_window_far_larger_than_its_image_is_refused_before_the_pixels_are_read():
+    config = UNetConfig(widths=(1, 1), classes=2, in_channels=1)
+    window = Preprocessing(window_px=32768)
+    with pytest.raises(InputError, match="window_px of 32768 is more than twice"):
+        prediction.check_size(64, 64, config=config, preprocessing=window)
+    prediction.check_size(64, 64, config=config, preprocessing=Preprocessing(window_px=2048))
