@@ -22,7 +22,7 @@ from unet_spec.errors import ConfigError
 from unet_spec.files import refuse_existing
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
-from unet_spec.wording import show
+from unet_spec.wording import list_names, show
 
 OF_TORCH = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".sav", ".tar")
 """A target whose name ends so is written as `torch.save` does; a source is read by its content."""
@@ -133,7 +133,12 @@ def convert(
         )
     if isinstance(content, TrainingState) and dtype not in ("float32", content.dtype):
         raise InputError(f"{source}: the run is in {content.dtype} and stays so; leave out --dtype")
-    notes = (*notes, *_write(target, content, dtype=dtype))
+    try:
+        notes = (*notes, *_write(target, content, dtype=dtype))
+    except InputError as error:
+        if str(error).startswith(f"{target}: "):
+            raise
+        raise InputError(f"{source}: {error}") from error  # values that the target cannot hold
     return Conversion(source, target, content, recognition, notes)
 
 
@@ -278,7 +283,9 @@ def _read_torch(
         content = torch_state.from_content(
             opened.content, evidence.config, source=source, without_scheduler=without_scheduler
         )
-        return content, None, ()
+        beside = torch_state.list_beside(opened.content)
+        notes = [f"left out, not of the run: {list_names(beside, 4)}"] if beside else []
+        return content, None, tuple(notes)
     recognition = foreign.recognise(
         opened.tensors, source=source, evidence=evidence, checkpoint=opened, say=say
     )

@@ -163,7 +163,9 @@ def recognise(
     ours = dict(structure.names)
     order = list(ours) if original is None else original.parameters
     trained = {p.name for p in parameters(config) if p.trained}
-    origin, left_out = _describe_origin(structure.names, checkpoint)
+    origin, beside, left_out = _describe_origin(structure.names, checkpoint)
+    if checkpoint is None:  # no form of a file is kept, in which they could go back
+        left_out = [name for name in tensors if name not in ours]
     return Recognition(
         WeightFile(
             config, weights, evidence.preprocessing, origin=None if is_plain(origin) else origin
@@ -176,7 +178,7 @@ def recognise(
             *notes,
             *_note_what_training_needs(config, evidence, has_dropout=bool(
                 original is not None and original.has_dropout)),
-            *_note_what_stays([n for n in tensors if n not in ours], left_out, checkpoint),
+            *_note_what_stays(beside, left_out, checkpoint),
         ),
     )  # fmt: skip
 
@@ -260,13 +262,17 @@ def _note_what_stays(
 ) -> list[str]:
     """Say what else the file holds, and whether it goes back."""
     notes = []
+    elsewhere = () if checkpoint is None else checkpoint.elsewhere
+    of_others = tuple(f"{place}." for place in elsewhere)
+    beside = [place for place in beside if not place.startswith(of_others)]
+    left_out = [place for place in left_out if not place.startswith(of_others)]
     if beside:
         notes.append(f"beside the net, kept for the way back: {list_names(beside, 4)}")
-    if checkpoint is not None and checkpoint.elsewhere:
-        places = list_names(checkpoint.elsewhere, 4)
-        notes.append(f"left out, tensors of another net: {places}")
+    if elsewhere:
+        notes.append(f"left out, tensors of another net: {list_names(elsewhere, 4)}")
     if left_out:
-        notes.append(f"left out, no plain values: {list_names(left_out, 4)}")
+        what = "not of the net" if checkpoint is None else "no plain values"
+        notes.append(f"left out, {what}: {list_names(left_out, 4)}")
     return notes
 
 
@@ -361,19 +367,20 @@ def _refuse_hidden(structures: Sequence[Structure], source: Path, evidence: Evid
 
 def _describe_origin(
     names: Sequence[tuple[str, str]], checkpoint: "Checkpoint | None"
-) -> tuple[Origin, list[str]]:
-    """Return how the file held the net, and the places of what cannot go back."""
+) -> tuple[Origin, list[str], list[str]]:
+    """Return how the file held the net, the places of other tensors that go back, and those of
+    what cannot."""
     if checkpoint is None:
-        return Origin(tuple(names), {}, None), []
+        return Origin(tuple(names), {}, None), [], []
     from unet_torch import template
 
     theirs = {name for name, _ in names}
     usual = {name: "int64" if ours.endswith("tracked") else "float32" for name, ours in names}
     dtypes = {n: checkpoint.dtypes[n] for n in theirs if checkpoint.dtypes[n] != usual[n]}
     if checkpoint.content.keys() == theirs:  # a plain state_dict
-        return Origin(tuple(names), dict(sorted(dtypes.items())), None), []
-    content, left_out = template.describe(checkpoint, of_net=theirs)
-    return Origin(tuple(names), dict(sorted(dtypes.items())), content), left_out
+        return Origin(tuple(names), dict(sorted(dtypes.items())), None), [], []
+    content, beside, left_out = template.describe(checkpoint, of_net=theirs)
+    return Origin(tuple(names), dict(sorted(dtypes.items())), content), beside, left_out
 
 
 def _describe_assumptions(config: UNetConfig) -> str:

@@ -6,6 +6,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,6 +61,17 @@ def name_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _name_error(error, path) from error
+
+
+@contextmanager
+def open_named(path: Path) -> Iterator[BufferedReader]:
+    """Open a file to read it; whatever error the block meets has its name.
+
+    Raises:
+        OSError: it cannot be opened or read.
+    """
+    with name_errors(path), path.open("rb") as stream:
+        yield stream
 
 
 def _name_error(error: OSError, path: Path) -> OSError:

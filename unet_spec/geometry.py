@@ -1,11 +1,13 @@
-"""What sizes do in a U-Net, in plain integers. Height and width never mix: all is per axis."""
+"""What sizes do in a U-Net, in whole numbers. Height and width never mix: all is per axis."""
 
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from unet_spec.config import UNetConfig
 from unet_spec.errors import InputError
 
-Interval = tuple[int, int]
+Interval = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -140,33 +142,25 @@ def receptive_field(config: UNetConfig) -> int:
     there it is an upper bound. What `norm=group` and `norm=instance` see, the whole map, is
     left out.
     """
-    view = _View(config)
-    largest = 0
-    for pixel in _list_phases(config):
-        first, last = view.of_pixel(pixel)
-        largest = max(largest, last - first + 1)
-    return largest
+    first, last = _View(config).of_pixels(_list_phases(config))
+    return int((last - first).max()) + 1
 
 
 def reach(config: UNetConfig) -> int:
     """Return the largest distance in pixels between a pixel of the output and one that it sees."""
-    view, offset = _View(config), margin(config)
-    farthest = 0
-    for pixel in _list_phases(config):
-        first, last = view.of_pixel(pixel)
-        # where the pixel of the output lies in the input
-        place = pixel + offset
-        farthest = max(farthest, place - first, last - place)
-    return farthest
+    pixels = _list_phases(config)
+    first, last = _View(config).of_pixels(pixels)
+    places = pixels + margin(config)  # of the pixels of the output in the input
+    return int(np.maximum(places - first, last - places).max())
 
 
-def _list_phases(config: UNetConfig) -> range:
+def _list_phases(config: UNetConfig) -> np.ndarray:
     """List a pixel for each place that it can have in the grid of the deepest pool."""
-    return range(2**config.depth)
+    return np.arange(2**config.depth)
 
 
 class _View:
-    """What pixels of the output see of the input, as intervals (first, last).
+    """What pixels of the output see of the input, as intervals (first, last), all at once.
 
     It is worked out backwards, from the output to the input. An interval may reach over the border.
     """
@@ -175,9 +169,9 @@ class _View:
         self.config = config
         self.sizes = levels(config, next_legal(replace(config, fit="error"), 1))
 
-    def of_pixel(self, pixel: int) -> Interval:
-        """Return the interval of the input that a pixel of the output sees."""
-        return self._before_up_level((pixel, pixel), 0)
+    def of_pixels(self, pixels: np.ndarray) -> Interval:
+        """Return the intervals of the input that pixels of the output see."""
+        return self._before_up_level((pixels, pixels), 0)
 
     def _before_up_level(self, interval: Interval, level: int) -> Interval:
         """Go back from the output of a level of the expanding path; level 0 is the widest."""
@@ -188,7 +182,7 @@ class _View:
         crop = (self.sizes.skips[level] - self.sizes.ups[self.config.depth - 1 - level]) // 2
         skip = self._before_down_level((first + crop, last + crop), level)
         deep = self._before_up_level(self._before_up_sampling((first, last)), level + 1)
-        return min(skip[0], deep[0]), max(skip[1], deep[1])
+        return np.minimum(skip[0], deep[0]), np.maximum(skip[1], deep[1])
 
     def _before_down_level(self, interval: Interval, level: int) -> Interval:
         """Go back from the convolutions of a level of the contracting path to the input."""

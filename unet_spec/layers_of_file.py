@@ -57,7 +57,7 @@ class Layer(NamedTuple):
 
     @property
     def keeps_statistics(self) -> bool:
-        return "running_mean" in self.parts
+        return "running_mean" in self.parts or "running_var" in self.parts
 
     def tensors(self) -> Iterator[tuple[str, str]]:
         """Yield the name of each tensor in the file, with the part of it behind the last dot."""

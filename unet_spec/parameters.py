@@ -96,6 +96,8 @@ def is_count(tensor: ArrayLike) -> bool:
     values = np.asarray(tensor)
     if values.dtype.kind not in "iuf":
         return False
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)  # float16 does not reach the bound
     is_in_range = (values >= 0) & (values < 2.0**63)  # of int64; NaN is in no range
     return bool((is_in_range & (values == np.floor(values))).all())
 

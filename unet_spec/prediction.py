@@ -142,6 +142,7 @@ def check_size(
         InputError: the size, or the windows, do not fit.
     """
     check_window(config, preprocessing.window_px)
+    _refuse_wide_window(preprocessing.window_px, max(height, width))
     if preprocessing.window_px is None:
         config = _without_fit(config, preprocessing)
         for size in (height, width):
@@ -151,7 +152,25 @@ def check_size(
 def _prepare(image: np.ndarray, config: UNetConfig, preprocessing: Preprocessing) -> np.ndarray:
     """Return the input (h, w, in_channels) of an image, and refuse what does not fit the net."""
     check_window(config, preprocessing.window_px)
+    _refuse_wide_window(preprocessing.window_px, max(image.shape[:2]))
     return prepare(image, channels=config.in_channels, preprocessing=preprocessing)
+
+
+def _refuse_wide_window(window_px: int | None, side_px: int) -> None:
+    """Refuse a window to which an image would be mirrored many times, with all of its memory.
+
+    Args:
+        side_px: the longer side of the image.
+
+    Raises:
+        InputError: the window is above `TILE_PX` and twice the side.
+    """
+    if window_px is not None and window_px > max(TILE_PX, 2 * side_px):
+        raise InputError(
+            f"its window_px of {window_px} is more than twice the image's longer side of {side_px} "
+            f"pixels; above {TILE_PX} a window is for larger images, so train or convert the net "
+            "with a smaller one"
+        )
 
 
 def _without_fit(config: UNetConfig, preprocessing: Preprocessing) -> UNetConfig:
@@ -336,6 +355,11 @@ def cut_tiles(config: UNetConfig, size_px: int) -> list[Tile]:
         return [Tile(slice(0, size_px), slice(0, whole), slice(0, whole))]
     # tiles start in one phase of all pools, and end in that in which the whole ends
     unit = 2**config.depth
+    if unit > TILE_PX:
+        raise InputError(
+            f"an image of {size_px} pixels is cut into tiles of {TILE_PX}, and the pools of the "
+            f"net need {unit}; give it parts of at most {TILE_PX} pixels"
+        )
     tile_px = TILE_PX - (TILE_PX - size_px) % unit
     # what the net sees beyond the part that it answers for, in whole units
     halo = -(-(geometry.reach(config) - geometry.margin(config)) // unit) * unit

@@ -35,9 +35,10 @@ def read_recorded(path: Path) -> tuple[np.ndarray, np.ndarray]:
         InputError: not an .npz, without these arrays, or with other values than finite numbers.
     """
     refuse_no_file(path)
+    # opened here: numpy and zipfile leave a damaged file open
+    stream = path.open("rb")
     try:
-        # opened here: numpy and zipfile leave a damaged file open
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        with stream, zipfile.ZipFile(stream) as archive:
             entries = _list_entries(archive)
             x_name, y_name = _choose(entries, path=path)
             headers = {name: _read_header(archive, entries[name]) for name in (x_name, y_name)}

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from unet_spec import narrowing
 from unet_spec.errors import InputError
-from unet_spec.files import atomic_write, refuse_no_file
+from unet_spec.files import atomic_write, open_named, refuse_no_file
 from unet_spec.narrowing import narrow, refuse_not_finite
 from unet_spec.parameters import Tensors
 from unet_spec.plain_json import read_json
@@ -108,7 +108,7 @@ def read(path: Path) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
                 "float32"
             )
     try:
-        with path.open("rb") as stream:
+        with open_named(path) as stream:
             return card, {
                 name: _read_tensor(stream, header.start, header.entries[name], path=path)
                 for name in sorted(header.entries)
@@ -152,7 +152,7 @@ def _read_header(path: Path) -> _Header:
     refuse_pointer(path)
     refuse_text(path)
     try:
-        with path.open("rb") as stream:
+        with open_named(path) as stream:
             length = _header_bytes(stream.read(8))
             rest = path.stat().st_size - 8 - length
             if length > _LONGEST_HEADER or rest < 0:
@@ -244,7 +244,7 @@ def refuse_pointer(path: Path) -> None:
     if not path.exists():
         raise NotWholeError(f"{path}: there is no such file")
     refuse_no_file(path)
-    with path.open("rb") as stream:
+    with open_named(path) as stream:
         head = stream.read(40)
     if not head:
         raise NotWholeError(f"{path}: the file is empty; fetch or write it again")
@@ -260,7 +260,7 @@ def refuse_text(path: Path) -> None:
     Raises:
         NotWholeError: it is one.
     """
-    with path.open("rb") as stream:
+    with open_named(path) as stream:
         head = stream.read(512)
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise NotWholeError(
@@ -273,7 +273,7 @@ def refuse_text(path: Path) -> None:
 
 def _check_hash(path: Path, expected: str) -> None:
     """Hash the file with zeros in the place of its own digits, without holding it in memory."""
-    with path.open("rb") as stream:
+    with open_named(path) as stream:
         header = stream.read(_header_bytes(stream.read(8)))
         stream.seek(0)
         start = 8 + _find_digits(header)

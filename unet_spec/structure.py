@@ -175,7 +175,7 @@ def rename(structure: Structure, tensors: Tensors) -> dict[str, np.ndarray]:
             count = tensors[theirs[parameter.name]]
             # what is no count stays as it is, and is refused where the weights are checked
             renamed[parameter.name] = count.astype(np.int64) if is_count(count) else count
-        else:
+        elif parameter.name in theirs:  # what else is missing is said where they are checked
             renamed[parameter.name] = tensors[theirs[parameter.name]]
     return renamed
 
@@ -288,7 +288,7 @@ def _read_shapes(net: NetLayers, *, source: str) -> dict[str, Any]:
     }
     if not net.norms:
         shown["norm"] = "none"
-    elif all(norm.keeps_statistics for norm in net.norms.values()):
+    elif any(norm.keeps_statistics for norm in net.norms.values()):
         shown["norm"] = "batch"
     if ups and ups[0].kind == "up_conv":
         shown["up"] = "transposed"

@@ -19,6 +19,7 @@ from unet_spec import safetensors_file
 from unet_spec.config import UNetConfig, check_class_names
 from unet_spec.errors import InputError
 from unet_spec.fields import from_json
+from unet_spec.files import open_named
 from unet_spec.narrowing import refuse_not_finite
 from unet_spec.origin import Origin
 from unet_spec.parameters import Tensors, check_tensors, parameters
@@ -109,7 +110,7 @@ def is_torch_file(path: Path) -> bool:
     """Return whether a file begins as those of `torch.save` do, old or new, whatever its name."""
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
+    with open_named(path) as stream:
         head = stream.read(9)
     return head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{"
 

@@ -41,8 +41,12 @@ _PLAIN: list[Any] = [
 ]  # fmt: skip
 
 _OF_NUMPY = (torch.float16, torch.float32, torch.float64)  # of torch's floating-point types
-# several values in a byte, which torch itself does not convert
-_PACKED = {getattr(torch, name, None) for name in ("float4_e2m1fn_x2", "bits1x8", "bits2x4")}
+# numpy has these, or torch converts them; those with several values in a byte are not among them
+_READ = {
+    *_OF_NUMPY, torch.bool, torch.complex64, torch.complex128,
+    *(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *(getattr(torch, name) for name in dir(torch) if name.startswith(("bfloat16", "float8_"))),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,12 @@ def open_content(content: Any, *, source: str) -> Checkpoint:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as a contiguous array; bfloat16 and float8 as float32."""
+    """Return a tensor as a contiguous array; bfloat16 and float8 as float32.
+
+    Raises:
+        InputError: it is of a type that is not read here.
+    """
+    _refuse_type("a tensor", tensor.dtype)
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype.is_floating_point and tensor.dtype not in _OF_NUMPY:
         tensor = tensor.float()
@@ -241,13 +250,14 @@ def _list_tensors(content: dict[Any, Any], *, source: str) -> dict[str, Tensor]:
                 f"{source}: two tensors have the name {name}, as a text and as a number; save them "
                 "under other names"
             )
-        if value.dtype in _PACKED:
-            raise InputError(
-                f"{source}: {name} is of type {value.dtype}, which is not read here; save it as "
-                "float32"
-            )
+        _refuse_type(f"{source}: {name}", value.dtype)
         held[name] = value
     return held
+
+
+def _refuse_type(name: str, dtype: torch.dtype) -> None:
+    if dtype not in _READ:
+        raise InputError(f"{name} is of type {dtype}, which is not read here; save it as float32")
 
 
 def _choose(places: dict[tuple[Any, ...], Any], *, source: str) -> tuple[Any, ...]:

@@ -124,8 +124,11 @@ def _check_legacy(stream: mmap.mmap, size: int) -> Any:
 
     It has no checksums.
     """
-    for _ in range(3):  # a magic number, a version, and the system's types, which torch checks
+    for _ in range(2):  # a magic number and a version, which torch checks
         read_outline(stream)
+    system, _ = read_outline(stream)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise InputError("it does not say that its bytes are little-endian")
     content, named = read_outline(stream)
     keys, _ = read_outline(stream)
     storages = {storage.key: storage for storage in _list_once(named)}

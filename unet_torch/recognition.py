@@ -72,7 +72,7 @@ def join_settings(groups: Sequence[Group]) -> dict[str, Any]:
                     f"its optimizer has param groups that differ in {name} ({pair[0]} and "
                     f"{pair[1]}), and a recipe has one value for all parameters"
                 )
-    decays = sorted({float(group.settings["weight_decay"]) for group in groups} - {0.0})
+    decays = sorted({float(group.settings.get("weight_decay", 0.0)) for group in groups} - {0.0})
     if len(decays) > 1:
         raise InputError(
             f"its optimizer has param groups with the weight decays {decays[0]:g} and "

@@ -17,6 +17,7 @@ from unet_spec.recipe import Optimizer, Recipe
 from unet_spec.training_state import TrainingState
 from unet_spec.weight_file import WeightFile
 from unet_torch import recognition
+from unet_torch.checked_states import check_optimizer, check_scheduler, check_step
 from unet_torch.checkpoint import to_numpy
 from unet_torch.param_groups import make_group, read_groups, refuse_other_number
 from unet_torch.recipe import Scheduler, build
@@ -52,7 +53,12 @@ def from_states(
         InputError: an optimizer or scheduler that no recipe describes, or which param group holds
             which parameter is not certain.
     """
+    if without_scheduler and recipe is None:
+        scheduler = None  # of whatever kind it is
     with refuse_malformed():
+        check_step(step)
+        optimizer = check_optimizer(optimizer)
+        scheduler = check_scheduler(scheduler) if scheduler else None
         # what no recipe has is said before what is only uncertain
         recognition.join_settings([make_group((), g) for g in optimizer["param_groups"]])
         shapes = {name: tuple(loaded.tensors[name].shape) for name in names}
@@ -168,7 +174,14 @@ def refuse_malformed() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise InputError(
             f"its optimizer or scheduler is not what torch's state_dict() gives ({error!r})"
         ) from error
@@ -186,8 +199,6 @@ def assemble(
     without_scheduler: bool = False,
 ) -> TrainingState:
     """Return the run that `state_dict`s describe; the arguments are those of `from_states`."""
-    if without_scheduler and recipe is None:
-        scheduler = None  # of whatever kind it is
     names = [name for group in groups for name in group.names]
     numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
     trained = {p.name: len(p.shape) for p in training_state.trained(loaded)}

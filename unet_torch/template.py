@@ -19,45 +19,66 @@ from unet_spec import InputError
 from unet_torch.checkpoint import STEPS, Checkpoint
 
 MOST_VALUES = 4096  # of a tensor beside the net, such as the class weights of a loss
+MOST_NODES = 50_000
+"""So many values beside the net are kept, such as the losses of a run; the card holds them."""
 Node = dict[str, Any]
 
 
-def describe(checkpoint: Checkpoint, *, of_net: set[str]) -> tuple[Node, list[str]]:
-    """Return the tree of a checkpoint, and the places of what is left out.
+def describe(checkpoint: Checkpoint, *, of_net: set[str]) -> tuple[Node, list[str], list[str]]:
+    """Return the tree of a checkpoint, the places of the tensors in it that are not the net's, and
+    those of what is left out.
+
+    What the states of an optimizer and a scheduler hold is in neither list.
 
     Args:
         of_net: names of the tensors that are the net's; they become marks.
     """
     left_out: list[str] = []
+    tensors: list[str] = []
+    rest = MOST_NODES
     optimizer, scheduler = (
         None if found is None else found[0]
         for found in (checkpoint.optimizer, checkpoint.scheduler)
     )
-    net = checkpoint.content
+    net, inside = checkpoint.content, len(checkpoint.place)
     for key in checkpoint.place:
         net = net[key]
 
     def visit(value: Any, place: tuple[Any, ...]) -> Node:
+        nonlocal rest
         if value is net:
             pairs = [
                 [name, {"weight": name} if name in of_net else visit(item, (*place, name))]
                 for name, item in value.items()
             ]
             return {_kind_of_dict(value): pairs}
-        if place[:-1] == () and place and checkpoint.place:
-            if place[0] == optimizer:
-                return {"optimizer": isinstance(value, list)}
-            if place[0] == scheduler:
-                state = _describe_value(value, place, visit_beside, left_out)
-                return {"scheduler": state}
-            if place[0] in STEPS and type(value) is int:
-                return {"step": value}
-        return _describe_value(value, place, visit, left_out)
+        if place == checkpoint.place[: len(place)]:  # around the net
+            return _describe_value(value, place, visit, left_out)
+        is_outermost = len(place) == 1 and inside > 0
+        if is_outermost and place[0] == optimizer:
+            return {"optimizer": isinstance(value, list)}
+        if is_outermost and place[0] in STEPS and type(value) is int:
+            return {"step": value}
+        count = _count_values(value, most=rest)
+        if count > rest:
+            left_out.append(".".join(map(str, place)))
+            return {"left out": type(value).__name__}
+        rest -= count
+        if is_outermost and place[0] == scheduler:
+            return {"scheduler": visit_beside(value, place, [])}
+        return visit_beside(value, place, tensors)
 
-    def visit_beside(value: Any, place: tuple[Any, ...]) -> Node:
-        return _describe_value(value, place, visit_beside, left_out)
+    def visit_beside(value: Any, place: tuple[Any, ...], found: list[str]) -> Node:
+        def visit_inside(item: Any, below: tuple[Any, ...]) -> Node:
+            return visit_beside(item, below, found)
 
-    return visit(checkpoint.content, ()), left_out
+        node = _describe_value(value, place, visit_inside, left_out)
+        if "tensor" in node:  # within the net's own dict by its name there
+            is_inside = place[:inside] == checkpoint.place
+            found.append(".".join(map(str, place[inside:] if is_inside else place)))
+        return node
+
+    return visit(checkpoint.content, ()), tensors, left_out
 
 
 def rebuild(
@@ -139,6 +160,17 @@ def _describe_value(
         return {"tensor": _describe_tensor(value)}
     left_out.append(".".join(map(str, place)))
     return {"left out": type(value).__name__}
+
+
+def _count_values(value: Any, *, most: int) -> int:
+    """Return how many values are in there, each as often as it is named; above `most` it stops."""
+    count, waiting = 0, [value]
+    while waiting and count <= most:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict | list | tuple):
+            waiting += value.values() if isinstance(value, dict) else value
+    return count
 
 
 def _kind_of_dict(value: Any) -> str:

@@ -199,6 +199,12 @@ def holds_optimizer(content: Any) -> bool:
     return isinstance(content, dict) and _first(content, OPTIMIZERS) is not None
 
 
+def list_beside(content: Mapping[Any, Any]) -> list[str]:
+    """Return the entries of a file of `write` that it does not write, which nothing reads."""
+    known = {"model", "optimizer", "step", "unet", "scheduler", "average"}
+    return [str(key) for key in content if key not in known]
+
+
 def knows_config(content: Any) -> bool:
     """Whether a checkpoint's content says which net it is of, as those of `write` do."""
     return holds_optimizer(content) and "unet" in content
