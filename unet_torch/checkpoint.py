@@ -175,15 +175,18 @@ def open_content(content: Any, *, source: str) -> Checkpoint:
     return Checkpoint(
         content,
         place,
-        {name: to_numpy(tensor) for name, tensor in held.items()},
+        {name: to_numpy(tensor, copy=False) for name, tensor in held.items()},
         {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in held.items()},
         _find_ties(held),
         elsewhere,
     )
 
 
-def to_numpy(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor, *, copy: bool = True) -> np.ndarray:
     """Return a tensor as a contiguous array; bfloat16 and float8 as float32.
+
+    Args:
+        copy: into memory of its own; otherwise it may share that of the tensor.
 
     Raises:
         InputError: it is of a type that is not read here.
@@ -192,7 +195,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype.is_floating_point and tensor.dtype not in _OF_NUMPY:
         tensor = tensor.float()
-    return np.array(tensor.numpy(), order="C", copy=True)
+    return np.array(tensor.numpy(), order="C", copy=copy or None)
 
 
 def write(path: Path, tensors: Tensors) -> None:

@@ -87,11 +87,12 @@ def _check_zip(stream: io.BufferedIOBase, size: int) -> Any:
 def _check_entry(stream: io.BufferedIOBase, entry: zipfile.ZipInfo, *, has_checksums: bool) -> None:
     _find_data(stream, entry)
     checksum, left = 0, entry.file_size
+    buffer = memoryview(bytearray(min(_CHUNK, left)))
     while left:
-        chunk = stream.read(min(_CHUNK, left))
-        if not chunk:
+        length = stream.readinto(buffer[: min(_CHUNK, left)])
+        if not length:
             raise InputError(f"it ends within its entry {entry.filename}")
-        checksum, left = zlib.crc32(chunk, checksum), left - len(chunk)
+        checksum, left = zlib.crc32(buffer[:length], checksum), left - length
     if has_checksums and checksum != entry.CRC:
         raise InputError(
             f"its entry {entry.filename} has other bytes than were written (its CRC-32 differs)"
