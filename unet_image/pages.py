@@ -131,7 +131,9 @@ def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.n
         InputError: missing, truncated, or other than it was measured.
     """
     path = page.path
-    container, headers = _identify(path), _measure(path, page.largest_gb)
+    container = _identify(path)
+    with _refuse_damage(path):
+        headers = container.measure(path)
     is_old = page.stamp is None or page.stamp == _read_stamp(path)
     if not is_old or page.index >= len(headers) or not _is_same(page, headers[page.index]):
         raise InputError(
@@ -139,6 +141,7 @@ def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.n
         )
     header = headers[page.index]
     with _refuse_damage(path):
+        header.check(path, page.largest_gb)
         stored = container.read(path, page.index, header)
         return header.to_pixels(stored, indices=indices, alpha=alpha)
 
