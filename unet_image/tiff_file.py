@@ -171,8 +171,8 @@ def _list_places(path: Path) -> _Listing:
 @lru_cache(maxsize=8)
 def _list_places_of(path: Path, size: int, changed_ns: int) -> _Listing:
     """List where the images of a file lie; of a stack of 10,000 pages it takes seconds."""
+    sizes = _walk(path)
     with _open(path) as file:
-        sizes = _walk(path, file)
         kind = next((kind for kind in KINDS if getattr(file, f"is_{kind}")), None)
         if kind == "ome":
             _check_ome(path, file.pages.first.description, sizes)
@@ -181,7 +181,7 @@ def _list_places_of(path: Path, size: int, changed_ns: int) -> _Listing:
     return _Listing(places, [place.header for place in places])
 
 
-def _walk(path: Path, file: tifffile.TiffFile) -> list[tuple[int, int]]:
+def _walk(path: Path) -> list[tuple[int, int]]:
     """Return height and width of each directory in a file; each names the place of the next one.
 
     tifffile passes over a tag that it cannot read, and goes on as if it were not there.
@@ -190,25 +190,31 @@ def _walk(path: Path, file: tifffile.TiffFile) -> list[tuple[int, int]]:
         InputError: there are too many.
         ValueError: a place that is not in the file, or one twice; a tag that is damaged or missing.
     """
-    stream, tiff = file.filehandle, file.tiff
-    entry = file.byteorder + ("HHQQ" if tiff.is_bigtiff else "HHII")
     places, sizes, tags = set[int](), list[tuple[int, int]](), 0
-    stream.seek(8 if tiff.is_bigtiff else 4)
-    while place := struct.unpack(tiff.offsetformat, stream.read(tiff.offsetsize))[0]:
-        if place in places or place + tiff.tagnosize > stream.size:
-            raise ValueError("the chain of its pages is damaged")
-        places.add(place)
-        check_count(path, len(places), MOST_DIRECTORIES)
-        stream.seek(place)
-        count = struct.unpack(tiff.tagnoformat, stream.read(tiff.tagnosize))[0]
-        tags += count
-        if tags * tiff.tagsize > stream.size:  # directories that lie in one another
-            raise ValueError("the chain of its pages is damaged")
-        values = _read_tags(stream.read(count * tiff.tagsize), entry, tiff.offsetsize, stream.size)
-        missing = [name for tag, name in NEEDED.items() if tag not in values]
-        if missing:
-            raise ValueError(f"its tag {missing[0]} is missing")
-        sizes.append((values[257], values[256]))
+    file_bytes = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(4)
+        order, is_big = "<" if start[:2] == b"II" else ">", 43 in start[2:]
+        offset, number, entry = (order + kinds for kinds in (("Q", "Q", "HHQQ") if is_big
+                                                             else ("I", "H", "HHII")))  # fmt: skip
+        offset_bytes, number_bytes, entry_bytes = map(struct.calcsize, (offset, number, entry))
+        stream.seek(8 if is_big else 4)
+        while place := struct.unpack(offset, stream.read(offset_bytes))[0]:
+            if place in places or place + number_bytes > file_bytes:
+                raise ValueError("the chain of its pages is damaged")
+            places.add(place)
+            check_count(path, len(places), MOST_DIRECTORIES)
+            stream.seek(place)
+            count = struct.unpack(number, stream.read(number_bytes))[0]
+            tags += count
+            if tags * entry_bytes > file_bytes:  # directories that lie in one another
+                raise ValueError("the chain of its pages is damaged")
+            entries = stream.read(count * entry_bytes)
+            values = _read_tags(entries, entry, offset_bytes, file_bytes)
+            missing = [name for tag, name in NEEDED.items() if tag not in values]
+            if missing:
+                raise ValueError(f"its tag {missing[0]} is missing")
+            sizes.append((values[257], values[256]))
     return sizes
 
 
