@@ -119,7 +119,9 @@ def test_an_ome_description_of_other_sides_is_refused(tmp_path, side):
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, PIXELS, metadata={"axes": "YX"})
     with tifffile.TiffFile(path) as file:
-        text = re.sub(rf'Size{side}="\d+"', f'Size{side}="145525401289"', file.pages[0].description)
+        text = re.sub(
+            rf'Size{side}="\d+"', f'Size{side}="145525401289"', file.pages.first.description
+        )
     tifffile.imwrite(path, PIXELS, metadata=None, description=text.encode())
     with pytest.raises(InputError, match=f"states 145525401289 pixels along {side}"):
         unet_image.measure_pages(path)
@@ -136,7 +138,7 @@ def test_more_directories_than_are_read_are_refused_quickly(tmp_path):
         content += directory + struct.pack("<I", len(content) + len(directory) + 4)
     path.write_bytes(content[:-4] + bytes(4))
     began = time.process_time()
-    with pytest.raises(InputError, match="pages are too many, at most 20,000 are read; cut it"):
+    with pytest.raises(InputError, match="pages are too many, at most 10,000 are read; cut it"):
         unet_image.measure_pages(path)
     assert time.process_time() - began < 5
 
@@ -162,7 +164,9 @@ def test_an_image_in_a_tiff_has_the_size_that_its_directory_says(tmp_path, codec
     large, data = io.BytesIO(), bytearray(path.read_bytes())
     Image.new("RGB", (64, 4000)).save(large, codec)
     with tifffile.TiffFile(path) as file:
-        offsets, counts = (file.pages[0].tags[tag] for tag in ((324, 325) if tile else (273, 279)))
+        offsets, counts = (
+            file.pages.first.tags[tag] for tag in ((324, 325) if tile else (273, 279))
+        )
     for tag, value in ((offsets, len(data)), (counts, len(large.getvalue()))):
         form = "<H" if tag.dtype == 3 else "<I"
         struct.pack_into(form, data, tag.valueoffset, value)

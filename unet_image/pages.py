@@ -152,7 +152,12 @@ def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
     Raises:
         InputError: as in `measure_pages` and `read_page`.
     """
-    return [read_page(page, indices=indices) for page in measure_pages(path)]
+    container, headers = _identify(path), _measure(path, LARGEST_GB)
+    with _refuse_damage(path):
+        return [
+            header.to_pixels(container.read(path, index, header), indices=indices, alpha=False)
+            for index, header in enumerate(headers)
+        ]
 
 
 def takes_alpha(page: Page, *, channels: int, preprocessing: Preprocessing) -> bool:

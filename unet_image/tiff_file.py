@@ -31,7 +31,7 @@ SIZED = (*JPEG, PNG, WEBP)
 COMPRESSIONS = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000, *SIZED)
 """Those that are read: none, fax, LZW, Deflate, PackBits, LZMA, Zstandard, and those with a size.
 What others decode is as large as the data say, and not as the directory does."""
-MOST_DIRECTORIES = 20_000
+MOST_DIRECTORIES = 10_000
 """A file has at most so many, because each takes about 0.1 ms to read."""
 TAG_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a whole number, by its type in a tag."""
@@ -93,15 +93,22 @@ def read(path: Path, index: int, header: Header) -> np.ndarray:
     place = _list_places(path).places[index]
     stored = _decode(path, place) if place.dtype is None else _load(path, place)
     image = arrange(place.axes, stored[locate_page(place.axes, place.shape, place.index)])
-    # owned, and in the machine's byte order
-    return np.array(image, np.uint8 if image.dtype.kind == "b" else image.dtype.newbyteorder("="))
+    # not a part of something larger, and in the machine's byte order
+    copy = np.asarray if image.size == stored.size and type(stored) is np.ndarray else np.array
+    return copy(image, np.uint8 if image.dtype.kind == "b" else image.dtype.newbyteorder("="))
 
 
 def _load(path: Path, place: _Place) -> np.ndarray:
     """Return samples that are stored as they are; what is not looked at is not read."""
     assert place.dtype is not None
     count = math.prod(place.shape) // len(place.data)
-    parts = [np.memmap(path, place.dtype, "r", start, (count,)) for start in place.data]
+    if count_pages(place.axes, place.shape) > 1 and len(place.data) == 1:
+        return np.memmap(path, place.dtype, "r", place.data[0], place.shape)
+    parts = []
+    with path.open("rb") as stream:
+        for start in place.data:
+            stream.seek(start)
+            parts.append(np.fromfile(stream, place.dtype, count))
     return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(place.shape)
 
 
@@ -412,8 +419,16 @@ def _list_row(
     if offset + math.prod(shape) * page.dtype.itemsize > page.parent.filehandle.size:
         raise InputError(f"{path}: not a whole image (it ends early); replace the file")
     header = _make_header(path, page, image_shape(axes, shape))
-    for index in range(count_pages(axes, shape)):
-        yield _Place(header, (page.offset,), shape, axes, index, _read_dtype(page), (offset,))
+    dtype, count = _read_dtype(page), count_pages(axes, shape)
+    inner = min(axes.find(axis) for axis in "YXCS" if axis in axes)
+    if count_pages(axes[inner:], shape[inner:]) > 1:  # the images lie among one another
+        for index in range(count):
+            yield _Place(header, (page.offset,), shape, axes, index, dtype, (offset,))
+        return
+    image_bytes = math.prod(shape[inner:]) * dtype.itemsize
+    for index in range(count):
+        data = (offset + index * image_bytes,)
+        yield _Place(header, (page.offset,), shape[inner:], axes[inner:], 0, dtype, data)
 
 
 def _check_stored(
