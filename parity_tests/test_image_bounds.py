@@ -7,8 +7,8 @@ import struct
 import time
 import tracemalloc
 import zlib
+from typing import Any
 
-import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -20,6 +20,7 @@ import unet_image
 from parity_tests.containers import chunk, png
 from unet_spec import InputError
 
+numcodecs: Any = pytest.importorskip("numcodecs")  # it has no types
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
 MANY = bytes(50_000_000)
 
