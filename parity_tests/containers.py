@@ -159,12 +159,12 @@ GRAY: dict[str, tuple[str, Writer]] = {
     "tiff planar tiled": (".tif", by_tifffile(planarconfig="separate", tile=(16, 16))),
     "tiff in strips": (".tif", by_tifffile(rowsperstrip=2)),
 }
-CODECS = ("lzw", "zlib", "packbits", "zstd", "lzma", "png", "jpeg2000", "jpegxl", "webp", "jpegxr",
-          "lerc")  # fmt: skip
-LOSSLESS = {"jpeg2000": {"reversible": True}, "jpegxl": {"lossless": True},
-            "webp": {"lossless": True}}  # fmt: skip
+CODECS = ("lzw", "zlib", "packbits", "zstd", "lzma", "png", "webp")
 for codec in CODECS:
-    options = {"compression": codec, "compressionargs": LOSSLESS.get(codec)}
+    options = {
+        "compression": codec,
+        "compressionargs": {"lossless": True} if codec == "webp" else None,
+    }
     GRAY[f"tiff {codec}"] = (".tif", by_tifffile(**options))
 GRAY["tiff zlib predicted"] = (".tif", by_tifffile(compression="zlib", predictor=True))
 COLOUR = {

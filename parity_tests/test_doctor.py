@@ -387,3 +387,13 @@ def test_what_is_shown_fits_and_holds_every_finding(tmp_path):
 
 def test_what_is_shown_of_clean_images_ends_with_the_classes(tmp_path):
     assert _shown(_examined(_folders(tmp_path))).splitlines()[-1].split()[0] == "1"
+
+
+def test_specks_are_where_the_median_object_is_small():
+    for sizes, expected in (([8, 9], True), ([8, 10], False), ([9], False), ([8, 8, 99], True),
+                            ([1, 17, 99], False), ([1, 40], False)):  # fmt: skip
+        objects = np.repeat(np.arange(len(sizes)) * 1000 + 7, sizes).astype(np.int32)
+        assert (np.median(sizes) < data_doctor.SPECK_PX) == expected
+        mask = np.append(objects, 0)[None]
+        assert data_doctor._is_mostly_specks(mask) == expected, sizes
+    assert not data_doctor._is_mostly_specks(np.zeros((3, 3), np.int32))

@@ -280,3 +280,9 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch, stats):
         "unet_train.report.progress.jax.local_devices", lambda: [Device(told) for told in stats]
     )
     assert peak_memory_bytes() == 9
+
+
+def test_a_name_with_an_escape_sequence_steers_no_terminal():
+    stream = io.StringIO()
+    Progress(Console(file=stream)).say("a\x1b[2J.png is read\nand a line")
+    assert stream.getvalue() == "a\\x1b[2J.png is read\nand a line\n"

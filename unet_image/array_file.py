@@ -18,6 +18,7 @@ from unet_image.axes import (
 )
 from unet_image.header import Header
 from unet_image.limits import check_count
+from unet_image.zarr_chunks import check_chunks
 from unet_spec import InputError
 from unet_spec.wording import list_names
 
@@ -59,7 +60,7 @@ def measure_npy(path: Path) -> list[Header]:
 
 def read_npy(path: Path, index: int, header: Header) -> np.ndarray:
     """Read the stored samples of an image; only its part of the file is read."""
-    return _read([_open_npy(path)], index)
+    return _read(path, [_open_npy(path)], index)
 
 
 def measure_zarr(path: Path) -> list[Header]:
@@ -74,7 +75,7 @@ def measure_zarr(path: Path) -> list[Header]:
 
 def read_zarr(path: Path, index: int, header: Header) -> np.ndarray:
     """Read the stored samples of an image; only its chunks are read."""
-    return _read(_open_zarr(path), index)
+    return _read(path, _open_zarr(path), index)
 
 
 def _measure(path: Path, stacks: list[_Stack]) -> list[Header]:
@@ -117,12 +118,15 @@ def _check_chunks(path: Path, shape: tuple[int, ...], stack: _Stack) -> None:
             )
 
 
-def _read(stacks: list[_Stack], index: int) -> np.ndarray:
+def _read(path: Path, stacks: list[_Stack], index: int) -> np.ndarray:
     for stack in stacks:
         shape = tuple(stack.array.shape)
         count = count_pages(stack.axes, shape)
         if index < count:
-            part = np.asarray(stack.array[locate_page(stack.axes, shape, index)])
+            chosen = locate_page(stack.axes, shape, index)
+            if not isinstance(stack.array, np.ndarray):
+                check_chunks(path, stack.array, chosen)
+            part = np.asarray(stack.array[chosen])
             image = arrange(stack.axes, part)
             # owned, and in the machine's byte order
             kind = np.uint8 if image.dtype.kind == "b" else image.dtype.newbyteorder("=")

@@ -88,6 +88,21 @@ def read(path: Path, index: int, header: Header) -> np.ndarray:
         return np.array(image)
 
 
+def read_size(data: bytes) -> tuple[int, int]:
+    """Return height and width of a JPEG that lies in another file.
+
+    Raises:
+        ValueError: it is damaged, or takes too long to decode.
+    """
+    stream = io.BytesIO(data)
+    if stream.read(2) != START:
+        raise ValueError("a part of it is no JPEG")
+    start = _read_start(stream)
+    if start.marker in PROGRESSIVE:
+        _check_scans(stream.read())
+    return int.from_bytes(start.frame[1:3], "big"), int.from_bytes(start.frame[3:5], "big")
+
+
 def _check_scans(pixels: bytes) -> None:
     """Refuse more scans than `MOST_SCANS`.
 

@@ -98,16 +98,16 @@ def check_frames(path: Path, count: int) -> None:
         raise InputError(f"{path}: an animation; store each of its frames as a file of its own")
 
 
-def check_count(path: Path, count: int) -> None:
-    """Refuse a file without pages, or with more than `LARGEST_PAGES`.
+def check_count(path: Path, count: int, most: int = LARGEST_PAGES) -> None:
+    """Refuse a file without pages, or with more than are read.
 
     Raises:
         InputError: it names the number.
     """
     if count < 1:
         raise InputError(f"{path}: holds no image; replace the file")
-    if count > LARGEST_PAGES:
+    if count > most:
         raise InputError(
-            f"{path}: {count:,} pages are too many, at most {LARGEST_PAGES:,} are read; cut it "
+            f"{path}: {count:,} pages are too many, at most {most:,} are read; cut it "
             "into smaller files"
         )

@@ -131,7 +131,9 @@ def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.n
         InputError: missing, truncated, or other than it was measured.
     """
     path = page.path
-    container, headers = _identify(path), _measure(path, page.largest_gb)
+    container = _identify(path)
+    with _refuse_damage(path):
+        headers = container.measure(path)
     is_old = page.stamp is None or page.stamp == _read_stamp(path)
     if not is_old or page.index >= len(headers) or not _is_same(page, headers[page.index]):
         raise InputError(
@@ -139,6 +141,7 @@ def read_page(page: Page, *, indices: bool = False, alpha: bool = False) -> np.n
         )
     header = headers[page.index]
     with _refuse_damage(path):
+        header.check(path, page.largest_gb)
         stored = container.read(path, page.index, header)
         return header.to_pixels(stored, indices=indices, alpha=alpha)
 
@@ -149,7 +152,12 @@ def read_pages(path: Path, *, indices: bool = False) -> list[np.ndarray]:
     Raises:
         InputError: as in `measure_pages` and `read_page`.
     """
-    return [read_page(page, indices=indices) for page in measure_pages(path)]
+    container, headers = _identify(path), _measure(path, LARGEST_GB)
+    with _refuse_damage(path):
+        return [
+            header.to_pixels(container.read(path, index, header), indices=indices, alpha=False)
+            for index, header in enumerate(headers)
+        ]
 
 
 def takes_alpha(page: Page, *, channels: int, preprocessing: Preprocessing) -> bool:

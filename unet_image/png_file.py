@@ -2,7 +2,6 @@
 
 import io
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -21,8 +20,8 @@ SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """How many bits a sample may have, by the type of colour."""
 GRAY, RGB, INDEXED = 0, 2, 3
-DECODED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-"""The chunks that a decoder gets."""
+DECODED = (b"IHDR", b"PLTE", b"IEND")
+"""The chunks that a decoder gets as they are."""
 NO_PASSES = ((0, 0, 1, 1),)
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
          (1, 0, 2, 1))  # fmt: skip
@@ -56,21 +55,29 @@ def read(path: Path, index: int, header: Header) -> np.ndarray:
         ValueError, OSError: it is not whole.
     """
     data = path.read_bytes()
-    plain = _copy_pixels(data)
-    bits, colour, is_interlaced = data[24], data[25], data[28]
+    plain = _copy_pixels(data, header)
+    bits, colour = data[24], data[25]
     if bits == 16 and colour != GRAY:  # Pillow would cut it to 8
         with silence_errors():  # libpng prints warnings
             return imagecodecs.png_decode(plain)
     with PngImagePlugin.PngImageFile(io.BytesIO(plain)) as image:
         stored = np.array(image)
-    # what is missing at the end Pillow leaves as 0; so only then all bytes are counted
-    if is_interlaced or not stored[-1].any():
-        _check_length(plain, header, bits)
     if stored.dtype == np.bool_:
         return stored.astype(np.uint8)
     if colour == GRAY and header.largest:  # Pillow has scaled it
         return stored // np.uint8(255 // header.largest)
     return stored
+
+
+def read_size(data: bytes) -> tuple[int, int]:
+    """Return height and width of a PNG that lies in another file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if data[:8] != SIGNATURE or data[12:16] != b"IHDR":
+        raise ValueError("a part of it is no PNG")
+    return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
 
 
 def _walk(stream: BinaryIO, size: int) -> _Chunks:
@@ -95,15 +102,17 @@ def _walk(stream: BinaryIO, size: int) -> _Chunks:
     return _Chunks(content, pixel_bytes)
 
 
-def _copy_pixels(data: bytes) -> bytes:
-    """Return a PNG without anything but its pixels and their palette.
+def _copy_pixels(data: bytes, header: Header) -> bytes:
+    """Return a PNG without anything but its pixels, which are not compressed, and their palette.
 
-    A decoder has limits on texts and profiles, and obeys transparency in a way of its own.
+    A decoder has limits on texts and profiles, obeys transparency in a way of its own, and does
+    not say whether the compressed data are whole.
 
     Raises:
-        ValueError: the file ends early, or a checksum is not right.
+        ValueError: the file ends early, a checksum is not right, or there are other rows.
     """
-    view, parts, place, kind = memoryview(data), [SIGNATURE], len(SIGNATURE), b""
+    view, parts, pixels = memoryview(data), [SIGNATURE], list[memoryview]()
+    place, kind = len(SIGNATURE), b""
     while kind != b"IEND":
         length, kind = int.from_bytes(view[place : place + 4], "big"), bytes(view[place + 4 :][:4])
         end = place + 12 + length
@@ -111,44 +120,45 @@ def _copy_pixels(data: bytes) -> bytes:
             raise ValueError("it ends early")
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             raise ValueError("a checksum is not right")
+        if kind == b"IDAT":
+            pixels.append(view[place + 8 : end - 4])
+        elif kind == b"IEND":
+            parts.append(_pack(b"IDAT", zlib.compress(_inflate(b"".join(pixels), data, header), 0)))
+        elif not kind[0] & 32 and kind not in DECODED:
+            # without which, says the file, it is not read rightly
+            raise ValueError(f"a part {kind!r} that no PNG has")
         if kind in DECODED:
             parts.append(bytes(view[place:end]))
-        elif not kind[0] & 32:  # without which, says the file, it is not read rightly
-            raise ValueError(f"a part {kind!r} that no PNG has")
         place = end
     return b"".join(parts)
 
 
-def _check_length(plain: bytes, header: Header, bits: int) -> None:
-    """Refuse a PNG of which rows are missing.
+def _inflate(packed: bytes, data: bytes, header: Header) -> bytes | bytearray:
+    """Return the rows of a PNG, each behind the number of its filter.
 
     Raises:
-        ValueError: its compressed data end before its last row.
+        ValueError: rows are missing, or there are more; a checksum is not right.
     """
     height, width = header.shape[:2]
-    pixel_bits = bits * (header.shape[2] if len(header.shape) == 3 else 1)
-    missing = 0
-    for row, column, down, right in ADAM7 if plain[28] else NO_PASSES:
+    pixel_bits = data[24] * (header.shape[2] if len(header.shape) == 3 else 1)
+    size = 0
+    for row, column, down, right in ADAM7 if data[28] else NO_PASSES:
         rows, columns = len(range(row, height, down)), len(range(column, width, right))
         if columns:
-            missing += rows * (1 + -(-columns * pixel_bits // 8))
-    unpacker = zlib.decompressobj()
-    for kind, content in _list_chunks(plain):
-        packed = content if kind == b"IDAT" else b""
-        while packed and missing > 0:
-            missing -= len(unpacker.decompress(packed, 1 << 20))
-            packed = unpacker.unconsumed_tail
-    if missing > 0:
+            size += rows * (1 + -(-columns * pixel_bits // 8))
+    try:
+        rows_of_bytes = imagecodecs.deflate_decode(packed, out=size)
+    except imagecodecs.DeflateError as error:
+        raise ValueError("its pixels are damaged, or are more than its header states") from error
+    if len(rows_of_bytes) < size:
         raise ValueError("rows are missing")
+    return rows_of_bytes
 
 
-def _list_chunks(plain: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the kind and the content of each chunk of a PNG that is whole."""
-    place = len(SIGNATURE)
-    while place < len(plain):
-        length = int.from_bytes(plain[place : place + 4], "big")
-        yield plain[place + 4 : place + 8], plain[place + 8 : place + 8 + length]
-        place += 12 + length
+def _pack(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk."""
+    checksum = zlib.crc32(content, zlib.crc32(kind))
+    return b"".join([len(content).to_bytes(4, "big"), kind, content, checksum.to_bytes(4, "big")])
 
 
 def _make_header(path: Path, chunks: _Chunks) -> Header:

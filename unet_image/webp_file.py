@@ -22,7 +22,7 @@ def measure(path: Path) -> list[Header]:
     """
     with path.open("rb") as stream:
         start = stream.read(30)
-        height, width, has_alpha = _read_start(start)
+        height, width, has_alpha = read_start(start)
         end = int.from_bytes(start[4:8], "little") + 8
         if end > path.stat().st_size:
             raise ValueError("it ends early")
@@ -46,7 +46,7 @@ def read(path: Path, index: int, header: Header) -> np.ndarray:
     return imagecodecs.webp_decode(path.read_bytes(), hasalpha=header.has_alpha)
 
 
-def _read_start(start: bytes) -> tuple[int, int, bool]:
+def read_start(start: bytes) -> tuple[int, int, bool]:
     """Return the height, the width and whether there is an alpha, by the first 30 bytes.
 
     Raises:

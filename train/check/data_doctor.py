@@ -16,7 +16,7 @@ from rich.text import Text
 
 from unet_spec import UNetConfig
 from unet_spec.preprocessing import measure_deviation
-from unet_spec.wording import list_names
+from unet_spec.wording import list_names, make_printable
 
 from ..config import DataConfig, TrainConfig
 from ..devices.processes import gather_objects
@@ -301,7 +301,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     for label, value in _list_facts(diagnosis):
-        facts.add_row(label, Text(value))
+        facts.add_row(label, Text(make_printable(value)))
     classes = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     classes.add_column("class")
     for title in ("pixels to train on", "images to train on", "images held out"):
@@ -313,7 +313,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     if diagnosis.findings:
         findings = Table.grid(padding=(0, 1))
         for finding in diagnosis.findings:
-            findings.add_row(_MARKS[finding.level], Text(finding.text))
+            findings.add_row(_MARKS[finding.level], Text(make_printable(finding.text)))
         console.print("", findings, sep="\n")
 
 
@@ -485,11 +485,22 @@ def _take_channels(image: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
 
 
 def _is_mostly_specks(objects: np.ndarray | None) -> bool:
-    """Return whether most of the objects have less than `SPECK_PX` pixels."""
+    """Return whether the median of the objects has less than `SPECK_PX` pixels.
+
+    It takes the memory of a copy of the map and a quarter, whatever is in it.
+    """
     if objects is None or not objects.any():
         return False
-    pixels = np.unique(objects[objects > 0], return_counts=True)[1]
-    return bool(np.median(pixels) < SPECK_PX)
+    numbers = np.sort(objects, axis=None)
+    numbers = numbers[np.searchsorted(numbers, 1) :]
+    most = 2 * SPECK_PX  # larger objects change nothing in the mean of the two in the middle
+    # an object of n pixels has n - d pairs of places at a distance of d
+    pairs = [np.count_nonzero(numbers[d:] == numbers[: max(0, numbers.size - d)])
+             for d in range(most + 1)]  # fmt: skip
+    at_least = -np.diff(pairs)  # objects of at least 1, 2, ... pixels
+    up_to = at_least[0] - np.append(at_least[1:], 0)  # objects of at most 1, 2, ... pixels
+    middle = (at_least[0] - 1) // 2, at_least[0] // 2
+    return bool((np.searchsorted(up_to, middle, side="right") + 1).sum() < most)
 
 
 def _count_values(mask: np.ndarray) -> np.ndarray:

@@ -5,8 +5,11 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from unet_spec import InputError
+
 # beyond this many sigma the exponential is below 2^-24, half of float32's resolution at 1
 REACH = math.sqrt(2 * 24 * math.log(2))
+MOST_OBJECTS = 100_000  # of an image; each takes about 0.1 ms, and the largest tissue has fewer
 
 
 def border_weights(objects: np.ndarray, *, w0: float, sigma_px: float) -> np.ndarray:
@@ -23,10 +26,21 @@ def border_weights(objects: np.ndarray, *, w0: float, sigma_px: float) -> np.nda
 
     Returns:
         The weights, (h, w) float32.
+
+    Raises:
+        InputError: more than `MOST_OBJECTS` objects.
     """
     reach = math.ceil(REACH * sigma_px)
     # numbers without gaps, because `find_objects` makes a list as long as the largest
-    _, dense = np.unique(objects, return_inverse=True)
+    numbers = np.unique(objects)
+    if numbers.size > MOST_OBJECTS:
+        raise InputError(
+            f"{numbers.size:,} objects are too many for border weights, which take at most "
+            f"{MOST_OBJECTS:,} in an image; cut it into smaller ones"
+        )
+    dense = np.empty(objects.shape, np.int32)
+    for row, of_objects in zip(dense, objects, strict=True):
+        row[:] = np.searchsorted(numbers, of_objects)
     nearest, second = np.full((2, *objects.shape), np.inf)
     for number, box in enumerate(ndimage.find_objects(dense), start=1):
         # the slices of this window reach beyond the box as far as the weight does

@@ -143,7 +143,10 @@ class InFiles:
         turned = pair.image.is_turned and not pair.mask.is_turned
         stored: Stored = "classes in alpha" if is_alpha else truth.stored
         sample = replace(sample, objects=truth.objects, stored=stored, is_turned=turned)
-        return _add_border_weights(config, sample)
+        try:
+            return _add_border_weights(config, sample)
+        except InputError as error:
+            raise InputError(f"{pair.mask.place}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
+from unet_spec.wording import make_printable
+
 from ..input.crops import Batch
 from ..metrics import as_result, foreground_iou, format_score
 from ..step import Metrics
@@ -31,7 +33,8 @@ class Progress:
         self._view: _View | None = None
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
+        """Print a line, above the bar where there is one; a name in it may steer no terminal."""
+        text = "\n".join(map(make_printable, text.split("\n")))
         whole = not self.console.is_interactive  # a log has no width
         self.console.print(text, highlight=False, markup=False, soft_wrap=whole)
 
