@@ -32,7 +32,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Limits:
-    """`Limits` are what a case may take.
+    """A `Limits` says what a case may take.
 
     Attributes:
         seconds: of processor time.

@@ -126,7 +126,7 @@ def test_images_without_names_of_their_own_have_pictures_of_their_own(scores, tm
     names = ["x y.png", "x_y.png", "a.tif[1]"]
     named = [replace(s, name=n) for s, n in zip(SAMPLES, names, strict=True)]
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "of_before.png").touch()
+    (tmp_path / "pictures" / "3_of_before.png").touch()
     write_pictures(tmp_path / "pictures", draw_overlays(NET, named, range(3)))
     found = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert found == ["0_x_y.png", "1_x_y.png", "2_a_1_.png"]

@@ -30,7 +30,6 @@ LIBC = ctypes.CDLL(None)
 ENDS = {
     "refuse": "refused",
     "refuse without the name": "unclear",
-    "refuse with escapes": "unclear",
     "leave": "left behind",
     "change": "left behind",
     "raise": "traceback",
@@ -94,8 +93,6 @@ def misbehave(path, folder):
             raise InputError(f"{path}: no")
         case "refuse without the name":
             raise InputError("no")
-        case "refuse with escapes":
-            raise InputError(f"{path}: \x1b[31m")
         case "leave":
             (folder / "half").touch()
             raise InputError(f"{path}: no")
