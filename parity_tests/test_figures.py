@@ -10,9 +10,16 @@ import pytest
 from flax import nnx
 from torch import nn
 
+from benchmarks.watched import FAULTS
 from parity_tests.shown import DOCUMENTS, ROOT
+from unet_convert import names_map
+from unet_image import array_file, jpeg_file, tiff_file
 from unet_parity import exact, fault, float32_errors, oracle, training, verify
-from unet_spec import judgement
+from unet_spec import config, judgement, recorded, safetensors_file
+from unet_spec.preprocessing import LARGEST_GB
+from unet_torch import outline
+from unet_train.input import split
+from unet_train.run import folder
 
 RESULTS = ROOT / "benchmarks" / "results"
 Figure = tuple[str, str]
@@ -223,6 +230,47 @@ def own_net() -> Iterator[Figure]:
     yield "docs/your-own-net.md", f"agree to {training.BOUND:.0e}".replace("e-0", "e-")
 
 
+def limits() -> Iterator[Figure]:
+    for document in ("docs/limits.md", "docs/images.md"):
+        yield document, f"{LARGEST_GB} GB"
+    yield "docs/images.md", f"{int(LARGEST_GB * 1e9) // 4:,} values"
+    for what, most in (
+        ("an image, as float32", f"{LARGEST_GB} GB"),
+        ("pages of a TIFF", f"{tiff_file.MOST_DIRECTORIES:,}"),
+        ("chunks of a zarr image", f"{array_file.MOST_CHUNKS:,}"),
+        ("scans of a progressive JPEG", f"{jpeg_file.MOST_SCANS}"),
+        ("levels of a net, in a file or in flags", f"{config.MOST_LEVELS}"),
+        ("convolutions of a level", f"{config.MOST_CONVOLUTIONS}"),
+        ("tensors of a weight file", f"{safetensors_file.MOST_TENSORS:,}"),
+        ("tensors of a weight file", f"{outline.MOST_TENSORS:,}"),
+        ("a recorded pair (`.npz`), unpacked", f"{recorded.MOST_BYTES >> 20} MiB and four times"),
+        ("the names of a net (`--names`)", f"{names_map.MOST_BYTES >> 20} MiB"),
+        ("a file of a split (`--data.split`)", f"{split.MOST_BYTES >> 20} MiB"),
+        ("a JSON file of a run", f"{folder.MOST_BYTES >> 20} MiB"),
+    ):
+        yield "docs/limits.md", f"| {what} | {most}"
+
+
+def wrong_input() -> Iterator[Figure]:
+    result = _result("wrong_input.json")
+    assert not result["details"]
+    for group, what in (
+        ("weights", "weight files"),
+        ("images", "images"),
+        ("pairs", "recorded pairs"),
+        ("runs", "files of a run"),
+        ("commands", "commands"),
+        ("bad days", "bad days of a run"),
+    ):
+        counts, cases = result["counts"][group], result["cases"][group]
+        faults = sum(counts.get(end, 0) for end in FAULTS)
+        accepted = cases - counts["refused"] - faults
+        row = f"| {what} | {cases:,} | {counts['refused']:,} | {accepted:,} | {faults} |"
+        yield "docs/limits.md", row
+    assert result["longest_seconds"] <= 5
+    assert result["largest_growth_mb"] <= 1000
+
+
 def eps() -> Iterator[Figure]:
     flax = inspect.signature(nnx.GroupNorm.__init__).parameters["epsilon"].default
     torchs, of_flax = (
@@ -234,6 +282,7 @@ def eps() -> Iterator[Figure]:
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, more_than_memory, sharding,
     optimizers, verdicts, bounds, recorded_output, accelerator, own_net, eps,
+    limits, wrong_input,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`

@@ -12,7 +12,7 @@ from unet_spec.files import refuse_no_file
 from unet_spec.parameters import Tensors
 from unet_spec.wording import list_names
 
-_MOST_BYTES = 2**20
+MOST_BYTES = 2**20
 _LONGEST_LINE = 4000  # characters; one has two names
 _LAYER = r"(down_\d+\.conv|up_\d+\.conv|neck)\.conv\.\d+|up_\d+\.up(\.1)?|out"
 
@@ -27,8 +27,8 @@ def read(path: Path, tensors: Tensors) -> dict[str, str]:
             does not name a whole net.
     """
     refuse_no_file(path)
-    if path.stat().st_size > _MOST_BYTES:
-        raise InputError(f"{path}: a map of names has at most {_MOST_BYTES:,} bytes; shorten it")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path}: a map of names has at most {MOST_BYTES:,} bytes; shorten it")
     try:
         text = path.read_text(encoding="utf-8")
         if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
