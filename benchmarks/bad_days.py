@@ -391,7 +391,7 @@ def _run_and_compare(
                 "left behind", f"{_list_differences(before, after)[:5]}: {sentence[:200]}"
             )
         return _judge_sentence(sentence, names)
-    return _compare_ends(here / _find_out(words), ready / "RUN", but=changed)
+    return compare_ends(here / _find_out(words), ready / "RUN", but=changed)
 
 
 def _find_out(words: tuple[str, ...]) -> str:
@@ -417,7 +417,7 @@ def _judge_sentence(sentence: str, names: str) -> Outcome:
     return Outcome("refused")
 
 
-def _compare_ends(run: Path, ready: Path, *, but: str = "") -> Outcome:
+def compare_ends(run: Path, ready: Path, *, but: str = "") -> Outcome:
     """Say whether a run ended as the undisturbed one, and whether anything is left over.
 
     Args:
@@ -719,7 +719,7 @@ def _live(context: Any, case: Case, here: Path, whole: Ended) -> Outcome:
     again = _run(context, here)
     if again.status != 0:
         return Outcome("lost", f"the same command again: {again.err[-300:]}")
-    outcome = _judge_end(again, whole) or _compare_ends(
+    outcome = _judge_end(again, whole) or compare_ends(
         here / "RUN", here.with_name("whole") / "RUN"
     )
     shutil.rmtree(here)
