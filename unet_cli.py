@@ -386,7 +386,7 @@ def _read_input(
         return inputs.crop_middle(pixels, config, preprocessing, source=image), None
     if recorded is not None:
         x, y = read_recorded(recorded)
-        inputs.check_recorded(x, config, source=recorded)
+        inputs.check_recorded(x, y, config, source=recorded)
         return x, y
     return None, None
 

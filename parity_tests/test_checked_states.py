@@ -97,6 +97,12 @@ def test_numbers_that_torch_keeps_as_tensors_are_taken(tmp_path):
     assert (state.step, state.scheduler["best"], state.scheduler["lr"]) == (1, 0.25, 0.5)
 
 
+def test_a_mean_of_squares_below_zero_is_refused_by_its_name(tmp_path):
+    content = make()
+    content["optimizer"]["state"][0]["exp_avg_sq"].flatten()[0] = -1.0
+    assert "exp_avg_sq of down_1.conv.conv.0.weight is below 0" in refused(content, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["running_var", "running_mean"])
 def test_a_batch_norm_without_a_statistic_is_refused_by_name(name, tmp_path):
     state = make(norm="batch")["model"]

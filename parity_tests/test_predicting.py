@@ -388,6 +388,14 @@ def test_two_commands_do_not_predict_into_one_folder(here):
     assert run_unet(PREDICT, here).status == 0
 
 
+def test_a_folder_into_which_nothing_was_predicted_is_not_left(here):
+    path = next((here / "images").glob("a.*"))
+    path.write_bytes(path.read_bytes()[:-20])
+    done = run_unet(PREDICT, here)
+    assert (done.status, path.name in done.text) == (2, True)
+    assert not (here / "out").exists()
+
+
 @pytest.mark.parametrize("remedy", ["mended", "taken away"])
 def test_a_damaged_image_stops_with_its_name_and_the_next_command_goes_on(here, remedy):
     """What was wrong with it is only seen in its pixels, after others are written."""

@@ -371,7 +371,7 @@ HARMS = {
     "pipe": (_put_pipe, ("config.json", "data.json", "start.json", "metrics.jsonl", ".lock",
                          "report.html", "checkpoints/6.safetensors")),
     "long": (_make_long, ("config.json", "data.json", "start.json", "metrics.jsonl")),
-    "link": (_put_link, ("metrics.jsonl", ".lock", "pictures")),
+    "link": (_put_link, ("metrics.jsonl", ".lock", "pictures", "tensorboard", "checkpoints")),
     "empty": (lambda path: path.write_text(""), ("config.json", "data.json", "start.json",
                                                  "metrics.jsonl")),
     "list": (lambda path: path.write_text("[]\n"), ("config.json", "data.json", "start.json",

@@ -53,6 +53,10 @@ def no_box(monkeypatch):
     monkeypatch.setattr(parsing, "_flatten", flatten)
 
 
+def test_a_command_without_a_verb_is_refused(monkeypatch):
+    assert refuse(monkeypatch).startswith("no verb is given, one of demo, train, predict, ")
+
+
 def test_these_are_all_the_flags():
     assert {flag for _, flag in FLAGS} | {"--help"} == shown.flags()
 

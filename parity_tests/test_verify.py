@@ -223,16 +223,17 @@ def test_what_says_nothing_is_refused(change, sentence):
     [
         (lambda p: np.savez(p, x=X), "the output y"),
         (lambda p: np.savez(p, x=X[:, :1], y=X), "the net takes"),
-        (lambda p: np.savez(p, x=X[:, :, 1:], y=X), "nearest"),
+        (lambda p: np.savez(p, x=X[:, :, 1:], y=X), r"golden\.npz: x: .* nearest"),
+        (lambda p: np.savez(p, x=X, y=X[:, :, 1:]), r"golden\.npz: y has the shape"),
         (lambda p: p.write_bytes(b"no zip"), "not a whole .npz"),
     ],
-    ids=["no_output", "channels", "size", "damaged"],
+    ids=["no_output", "channels", "size", "output", "damaged"],
 )
 def test_a_record_that_does_not_fit_is_refused(tmp_path, write, sentence):
     path = tmp_path / "golden.npz"
     write(path)
     with pytest.raises(InputError, match=sentence):
-        inputs.check_recorded(read_recorded(path)[0], SMALL, source=path)
+        inputs.check_recorded(*read_recorded(path), SMALL, source=path)
 
 
 def test_an_image_becomes_the_nets_input_at_a_legal_size():

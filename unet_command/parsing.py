@@ -61,8 +61,10 @@ def parse(command: Command, verbs: Mapping[str, Callable[..., int]]) -> Callable
 
     Raises:
         InputError: of a config, or of words that tyro refuses; it would draw a box around either.
-        SystemExit: help was asked for, or nothing was typed, which tyro answers.
+        SystemExit: help was asked for.
     """
+    if not command.words:
+        raise InputError(f"no verb is given, one of {', '.join(verbs)}; unet --help lists all")
     if command.verb in verbs:
         check_switches(command.words, verbs[command.verb])
     ready = {name: _defer(verb, command) for name, verb in verbs.items()}
@@ -83,7 +85,7 @@ def parse(command: Command, verbs: Mapping[str, Callable[..., int]]) -> Callable
             cause = cause.__context__
         if cause is not None:
             raise cause from None
-        if ended.code and command.words:
+        if ended.code:
             # what tyro says of words is text for a terminal, and its errors as values are private
             sentence = explain_refusal(command.words, verbs) or _flatten(printed.getvalue())
             raise InputError(sentence) from None

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,12 +98,14 @@ def describe_request(
 def open_folder(out: Path, request: Mapping[str, Any]) -> Iterator[None]:
     """Make the folder of a prediction, or go on in it, while nobody else does.
 
-    Nothing of a file that a killed process had begun stays there.
+    Nothing of a file that a killed process had begun stays there, and nothing of a new folder into
+    which nothing was predicted because of wrong input.
 
     Raises:
         InputError: something else is there, another prediction, or another command at work.
     """
-    if not out.is_dir():
+    is_new = not out.is_dir()
+    if is_new:
         refuse_existing(out)
         out.mkdir(parents=True)
     with _lock(out):
@@ -118,7 +121,12 @@ def open_folder(out: Path, request: Mapping[str, Any]) -> Iterator[None]:
         if record != request:
             with atomic_write(out / RECORD) as stream:
                 stream.write(json.dumps(request, indent=2).encode() + b"\n")
-        yield
+        try:
+            yield
+        except InputError:
+            if is_new and [path.name for path in out.iterdir()] == [RECORD]:
+                shutil.rmtree(out)  # nothing was predicted
+            raise
 
 
 def read_mask(out: Path, target: Target, *, classes: int) -> np.ndarray | None:

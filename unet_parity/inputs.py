@@ -56,8 +56,9 @@ def crop_middle(
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 
 
-def check_recorded(x: np.ndarray, config: UNetConfig, *, source: Path) -> None:
-    """Refuse a recorded input (b, in_channels, h, w) that the net does not take.
+def check_recorded(x: np.ndarray, y: np.ndarray, config: UNetConfig, *, source: Path) -> None:
+    """Refuse a recorded input (b, in_channels, h, w) that the net does not take, and an output
+    (b, classes, h', w') that it does not give.
 
     Raises:
         InputError: other channels or axes, or an illegal size.
@@ -66,4 +67,13 @@ def check_recorded(x: np.ndarray, config: UNetConfig, *, source: Path) -> None:
         raise InputError(
             f"{source}: x has the shape {x.shape}, the net takes (b, {config.in_channels}, h, w)"
         )
-    geometry.check(config, x.shape[2], x.shape[3])
+    try:
+        sizes = [geometry.output_size(config, size) for size in x.shape[2:]]
+    except InputError as error:
+        raise InputError(f"{source}: x: {error}") from error
+    expected = (len(x), config.classes, *sizes)
+    if y.shape != expected:
+        raise InputError(
+            f"{source}: y has the shape {y.shape}, and the net gives {expected}; record the net's "
+            "own output"
+        )

@@ -379,4 +379,9 @@ def _scheduler_values(
 def _to_numpy(tensor: Any, slot: str, name: str) -> np.ndarray:
     if not isinstance(tensor, torch.Tensor):
         raise InputError(f"its optimizer has no {slot} of {name}; was it frozen, or never moved?")
-    return to_numpy(tensor)
+    values = to_numpy(tensor)
+    if slot == "exp_avg_sq" and values.size and values.min() < 0:
+        raise InputError(
+            f"its optimizer's {slot} of {name} is below 0, and it is a mean of squares"
+        )
+    return values

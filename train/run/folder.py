@@ -116,8 +116,11 @@ def _check_files(out: Path) -> None:
         if path.is_file() and not os.access(path, os.R_OK, effective_ids=True):
             raise InputError(f"{path}: it cannot be read; give it back its permissions")
     for path in (out, *(out / name for name in FOLDERS)):
-        if path == pictures and path.is_symlink():
-            raise InputError(f"{path}: a link, and a run removes pictures there; remove the link")
+        if path != out and path.is_symlink():
+            raise InputError(
+                f"{path}: a link, and a run writes and removes files there; move the folder itself "
+                "into its place"
+            )
         if os.path.lexists(path) and not path.is_dir():
             raise InputError(
                 f"{path}: no folder, and the run has a folder of this name; move it away, or name "
