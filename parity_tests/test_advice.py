@@ -51,6 +51,7 @@ class Advice:
 
 
 ADVICE = (
+    Advice("no verb is given", "unet", r"(unet --help) lists all", ("{0}",)),
     Advice(
         "is no verb of unet", "unet trian cells",
         r"trian is no verb of unet; (train) is near it; (unet --help) lists all",
