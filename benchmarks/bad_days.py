@@ -31,7 +31,8 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.script import RESULTS, make_parser, write_result
+from benchmarks.campaign import run_campaign
+from benchmarks.script import RESULTS
 from benchmarks.watched import FAULTS, Case, Outcome, Tally, peak_mb, run_watched
 from unet_spec.environment import environment, usable_cores
 
@@ -809,25 +810,5 @@ def _command(here: Path, harm: str | None, argument: int, log: str) -> None:
             os.write(used, f"{time.process_time()} {peak_mb()}".encode())
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """Print how the cases of every group ended, and the faults."""
-    ends = ("refused", "read", *FAULTS)
-    print(f"{'':28}" + "".join(f"{end:>13}" for end in ends))
-    for group, counts in result["counts"].items():
-        print(f"{group:28}" + "".join(f"{counts.get(end, 0):>13}" for end in ends))
-    for fault in result["details"]:
-        print(f"{fault['end']}: {fault['group']}, {fault['what']}, case {fault['number']}: "
-              f"{fault['detail']}".encode(errors="backslashreplace").decode())  # fmt: skip
-    print(f"{sum(result['faults'].values())} faults, {result['seconds']} s, at most "
-          f"{result['largest_growth_mb']} MB above the start of a process")  # fmt: skip
-
-
 if __name__ == "__main__":
-    parser = make_parser(__doc__, result=RESULT)
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn; by default 0")
-    parser.add_argument("--quick", action="store_true", help="a part of the cases")
-    arguments = parser.parse_args()
-    result = bad_days(seed=arguments.seed, quick=arguments.quick)
-    print_table(result)
-    write_result(arguments.out, result)
-    sys.exit(any(result["faults"].values()))
+    run_campaign(__doc__, bad_days, result=RESULT, quick="a part of the cases")

@@ -304,7 +304,7 @@ def other_records(folder: Path, rng: Rng) -> Path:
 def script_archive(folder: Path, rng: Rng) -> Path:
     """A zip is one of TorchScript, or of a package, with code in it."""
     names = [b"a/constants.pkl", b"a/code/__torch__.py", b"a/.data/extern_modules", b"a/model.json"]
-    extra = [Entry(name, b"import os; os.system('touch /tmp/x')") for name in names]
+    extra = [Entry(name, b"import os; os.system('touch run')") for name in names]
     entries = [*list_entries(), *extra[: int(rng.integers(1, 5))]]
     return write(folder / "x.pt", make_zip(entries))
 
@@ -468,7 +468,7 @@ def running_code(folder: Path, rng: Rng) -> Path:
         ("ctypes", "CDLL", b"./x.so"), ("webbrowser", "open", b"http://localhost"),
         ("numpy", "load", b"x.npy"), ("torch.serialization", "load", b"x.pt"),
         ("runpy", "run_path", b"x.py"), ("os", "remove", b"x.pt"),
-        ("shutil", "rmtree", b"/tmp/none"),
+        ("shutil", "rmtree", b"none"),
     ]  # fmt: skip
     module, name, argument = choose(rng, calls)
     text = b"X" + struct.pack("<I", len(argument)) + argument

@@ -13,7 +13,6 @@ import ast
 import hashlib
 import re
 import shutil
-import sys
 import tempfile
 import time
 import zipfile
@@ -25,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bad_days, hostile, hostile_images, other_decoders, other_readers, wrong_flags
+from benchmarks.campaign import run_campaign
 from benchmarks.damage import DAMAGES, damage_json, seal
-from benchmarks.script import RESULTS, make_parser, write_result
+from benchmarks.script import RESULTS
 from benchmarks.watched import (
     FAULTS,
     Case,
@@ -34,7 +34,6 @@ from benchmarks.watched import (
     Outcome,
     Tally,
     Work,
-    describe_fault,
     run_watched,
 )
 from benchmarks.whole_files import RUN_FILES, write_images, write_run, write_weights
@@ -415,26 +414,5 @@ def _hash(arrays: list[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """Print how the cases of every group ended, and the faults."""
-    all_ends = ("refused", "read", "unchecked", "begun", *FAULTS)
-    ends = [end for end in all_ends if any(end in row for row in result["counts"].values())]
-    print(f"{'':10}" + "".join(f"{end:>14}" for end in ends))
-    for group, counts in result["counts"].items():
-        print(f"{group:10}" + "".join(f"{counts.get(end, 0):>14}" for end in ends))
-    for fault in result["details"][:40]:
-        print(describe_fault(fault))
-    cases, faults = sum(result["cases"].values()), sum(result["faults"].values())
-    print(f"{cases} cases, {faults} faults, {result['seconds']} s; a case took at most "
-          f"{result['largest_growth_mb']} MB and {result['longest_seconds']} s")  # fmt: skip
-
-
 if __name__ == "__main__":
-    parser = make_parser(__doc__, result=RESULT)
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn; by default 0")
-    parser.add_argument("--quick", action="store_true", help="a few hundred cases, and no bad days")
-    arguments = parser.parse_args()
-    result = wrong_input(seed=arguments.seed, quick=arguments.quick)
-    print_table(result)
-    write_result(arguments.out, result)
-    sys.exit(any(result["faults"].values()))
+    run_campaign(__doc__, wrong_input, result=RESULT, quick="a few hundred cases, and no bad days")

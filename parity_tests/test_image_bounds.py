@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import math
+import os
 import re
 import struct
 import time
@@ -18,7 +20,10 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 import unet_image
 from parity_tests.containers import chunk, png
+from unet_image.header import Header
+from unet_image.limits import TooLargeError
 from unet_spec import InputError
+from unet_spec.preprocessing import LARGEST_GB
 
 numcodecs: Any = pytest.importorskip("numcodecs")  # it has no types
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
@@ -259,3 +264,29 @@ def test_codecs_of_which_nobody_knows_the_size_are_refused_by_name(tmp_path):
     zarr.create_array(str(path), data=PIXELS, compressors=[GzipCodec(), ZstdCodec()])
     with pytest.raises(InputError, match=r"b\.zarr: chunks compressed twice are not read"):
         unet_image.read_pages(path)
+
+
+@pytest.mark.parametrize("of_palette", [True, False])
+def test_the_bound_is_for_what_is_stored_and_for_what_it_becomes(tmp_path, of_palette):
+    """A palette makes three values of an index, and inks become three channels of four."""
+    most = int(LARGEST_GB * 1e9) // 4
+    if of_palette:
+        side = math.isqrt(most)  # as many indices as values may be
+        header = Header((side, side), np.dtype("u1"), palette=np.zeros((256, 3), np.uint8))
+    else:
+        side = math.isqrt(most // 3)  # as many values as the three channels may have
+        header = Header((side, side, 4), np.dtype("u1"), is_cmyk=True)
+    with pytest.raises(TooLargeError, match="too large"):
+        header.check(tmp_path / "a.png", LARGEST_GB)
+    header.check(tmp_path / "a.png", 4 * LARGEST_GB)
+
+
+@pytest.mark.parametrize("target", [None, "nothing", "a.png"], ids=["pipe", "nothing", "circle"])
+def test_what_is_there_and_no_file_is_called_so(tmp_path, target):
+    path = tmp_path / "a.png"
+    if target is None:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    with pytest.raises(InputError, match=r"a\.png: a pipe, a device, or a link to nothing"):
+        unet_image.list_images(path)

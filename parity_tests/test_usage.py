@@ -110,6 +110,8 @@ def test_a_flag_that_there_is_not_is_named_with_those_near_it(monkeypatch, verb)
         ("--stepz 3", "--stepz is no verb of unet; unet --help lists all"),
         ("train cellz --out new", "train needs a preset, one of nuclei, cells, paper, modern, not "
          "cellz: unet train nuclei --out RUN ..."),
+        ("train --out new nuclie", "train needs a preset, one of nuclei, cells, paper, modern, not "
+         "nuclie: unet train nuclei --out RUN ..."),
         ("train cells", "train needs --out with a path, and it is missing; unet train cells --help "
          "lists all"),
         ("train --steps 3 cells --out new", "--steps stands before the preset; write it behind "

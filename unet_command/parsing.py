@@ -1,6 +1,7 @@
 """Words that were typed become a verb, ready to run."""
 
 import contextlib
+import difflib
 import functools
 import inspect
 import io
@@ -122,7 +123,9 @@ def _offer_presets(command: Command) -> Any:
         InputError: no preset was typed.
     """
     if command.verb == "train" and not {*PROMISES, "-h", "--help"} & {*command.words}:
-        word = next((word for word in command.words[1:2] if not word.startswith("-")), None)
+        others = [word for word in command.words[1:2] if not word.startswith("-")]
+        near = [word for word in command.words[1:] if difflib.get_close_matches(word, PROMISES)]
+        word = next(iter([*others, *near]), None)
         instead = "" if word is None else f", not {show_word(word)}"
         raise InputError(
             f"train needs a preset, one of {', '.join(PROMISES)}{instead}: "

@@ -1,5 +1,6 @@
 """The image files of a folder."""
 
+import os
 from pathlib import Path
 
 from unet_spec import InputError
@@ -23,6 +24,10 @@ def list_images(folder: Path) -> list[Path]:
     if folder.is_file() or is_store(folder):
         return [folder]
     if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise InputError(
+                f"{folder}: a pipe, a device, or a link to nothing; name an image file or a folder"
+            )
         raise InputError(f"{folder}: there is no such file or folder")
     files = sorted(path for path in folder.iterdir() if _is_image(path))
     for path in sorted(folder.iterdir()):

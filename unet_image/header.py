@@ -78,8 +78,9 @@ class Header:
             raise InputError(
                 f"{path}: holds values of type {self.dtype}; an image has integers or floats"
             )
-        check_size(path, self.shape, self.dtype, largest_gb=largest_gb)
-        check_size(path, self.page_shape, self.page_dtype, largest_gb=largest_gb)
+        # as it is stored, and as it is used: inks become fewer channels, a palette's colours more
+        for shape, dtype in ((self.shape, self.dtype), (self.page_shape, self.page_dtype)):
+            check_size(path, shape, dtype, largest_gb=largest_gb)
         for block in self.blocks:
             check_size(path, block, self.dtype, largest_gb=largest_gb, what="a block")
 
