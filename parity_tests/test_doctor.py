@@ -12,7 +12,8 @@ from rich.console import Console
 from parity_tests.containers import exif
 from parity_tests.tiny import read_all
 from unet_spec import InputError, Preprocessing, UNetConfig
-from unet_train.check import data_doctor
+from unet_train.check import data_doctor, image_facts
+from unet_train.check import diagnosis as diagnosis_of_data
 from unet_train.config import DataConfig, LossConfig, TrainConfig
 from unet_train.input import synthetic
 from unet_train.input.dataset import open_dataset
@@ -110,7 +111,7 @@ def test_what_is_told_equals_what_numpy_counts(tmp_path, classes):
     masks = [_mask(folder, f"{i}.png") for i in range(8)]
     every = np.concatenate([image.ravel() for image in images])
     assert (found.training, found.validation, found.steps_per_epoch) == (6, 2, 1.5)
-    assert found.sizes == [data_doctor.Size(64, 80, 7), data_doctor.Size(64, 89, 1)]
+    assert found.sizes == [diagnosis_of_data.Size(64, 80, 7), diagnosis_of_data.Size(64, 89, 1)]
     assert found.kinds == {"1 channel of uint8": 8}
     assert found.stored == {"0/255": [f"{i}.png" for i in range(8)]}
     assert found.memory_bytes == every.size * (1 + 1)
@@ -327,7 +328,7 @@ def test_images_of_one_value_alone_are_not_called_badly_scaled(tmp_path):
     texts = [finding.text for finding in found.findings]
     assert [text for text in texts if "of one value alone" in text]
     assert not [text for text in texts if "the net's input" in text]
-    zero = data_doctor.Values(-0.0, -0.0, -0.0, 0.0)
+    zero = image_facts.Values(-0.0, -0.0, -0.0, 0.0)
     shown = _shown(dataclasses.replace(found, as_input=zero))
     assert "0 to 0, mean 0, standard deviation 0" in shown
     assert "-0" not in shown
@@ -393,7 +394,7 @@ def test_specks_are_where_the_median_object_is_small():
     for sizes, expected in (([8, 9], True), ([8, 10], False), ([9], False), ([8, 8, 99], True),
                             ([1, 17, 99], False), ([1, 40], False)):  # fmt: skip
         objects = np.repeat(np.arange(len(sizes)) * 1000 + 7, sizes).astype(np.int32)
-        assert (np.median(sizes) < data_doctor.SPECK_PX) == expected
+        assert (np.median(sizes) < image_facts.SPECK_PX) == expected
         mask = np.append(objects, 0)[None]
-        assert data_doctor._is_mostly_specks(mask) == expected, sizes
-    assert not data_doctor._is_mostly_specks(np.zeros((3, 3), np.int32))
+        assert image_facts.is_mostly_specks(mask) == expected, sizes
+    assert not image_facts.is_mostly_specks(np.zeros((3, 3), np.int32))

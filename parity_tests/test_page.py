@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from parity_tests.browser import needs_browser, render
-from unet_train.check.data_doctor import Finding
+from unet_train.check.diagnosis import Finding
 from unet_train.config import CELLS, NUCLEI, to_plain
 from unet_train.report import page, plot
 from unet_train.report.page import Report

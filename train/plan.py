@@ -10,6 +10,7 @@ from unet_spec.errors import ConfigError
 from unet_spec.origin import Origin
 
 from .check import data_doctor
+from .check.diagnosis import Diagnosis
 from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
 from .devices.processes import broadcast_from_first, is_first_process, refuse_unlike_processes
@@ -38,7 +39,7 @@ class Plan:
     origin: Origin | None
     placement: Placement
     dataset: Dataset
-    diagnosis: data_doctor.Diagnosis
+    diagnosis: Diagnosis
     resuming: bool
 
 
@@ -90,7 +91,7 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
     )
 
 
-def balance_classes(loss: LossConfig, diagnosis: data_doctor.Diagnosis) -> LossConfig:
+def balance_classes(loss: LossConfig, diagnosis: Diagnosis) -> LossConfig:
     """Return the loss, with the class weights that the data give where it asks for them.
 
     A class has the inverse of its share of the pixels, such that the mean weight of a pixel is 1;

@@ -11,7 +11,7 @@ import numpy as np
 import unet_page
 from unet_spec.files import atomic_write
 
-from ..check.data_doctor import Finding
+from ..check.diagnosis import Finding
 from ..config import PRESETS, to_plain
 from ..metrics import format_score
 from . import plot
