@@ -13,6 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from unet_jax.convolution import convolve
 from unet_spec import UNetConfig
 
 EPS = 1e-5  # torch's, for every norm; Flax's is 1e-6 for group and instance norm
@@ -52,6 +53,8 @@ def conv(
     in_channels: int, out_channels: int, size: int, numerics: Numerics, rngs: nnx.Rngs, **kwargs
 ) -> nnx.Conv:
     """Build a convolution with He's normal initialisation, biases 0."""
+    if size == 3:
+        kwargs["conv_general_dilated"] = convolve
     return nnx.Conv(
         in_channels,
         out_channels,

@@ -1,0 +1,120 @@
+"""The 3x3 convolution and its two gradients, each in the form that its platform is quickest in.
+
+They are three primitives, because the form is chosen when a program is compiled for a platform,
+and because each of the three is the derivative of the others: y is linear in x and in the kernel,
+
+    y[b, h, w, k] = sum over i, j, c of x[b, h + i - pad, w + j - pad, c] kernel[i, j, c, k]
+
+so forward and reverse derivatives of any order, and `jax.vmap`, follow from three rules. On a CPU
+the forms are those of `unet_jax.cpu_convolution`; elsewhere XLA's own convolution is lowered, as
+if this file were not there.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Float
+
+from unet_jax import cpu_convolution
+
+
+def convolve(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "3 3 c k"],
+    strides: Any,
+    padding: Any,
+    *,
+    precision: Any,
+    **_: Any,
+) -> Float[Array, "b h2 w2 k"]:
+    """Return the convolution; `nnx.Conv` takes it as its `conv_general_dilated`.
+
+    Args:
+        padding: the same number of zeros, 0 or 1, on all sides: ((1, 1), (1, 1)).
+        precision: as in `jax.lax.Precision`.
+    """
+    return _convolve.bind(x, kernel, pad=padding[0][0], precision=lax.Precision(precision))
+
+
+def _directly(x: Array, kernel: Array, *, pad: int, precision: Any) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(pad, pad), (pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def _input_gradient_directly(g: Array, kernel: Array, *, pad: int, precision: Any) -> Array:
+    b, h, w, _ = g.shape
+    x = jax.ShapeDtypeStruct((b, h + 2 - 2 * pad, w + 2 - 2 * pad, kernel.shape[2]), g.dtype)
+    convolve = partial(_directly, kernel=kernel, pad=pad, precision=precision)
+    return jax.linear_transpose(convolve, x)(g)[0]
+
+
+def _kernel_gradient_directly(x: Array, g: Array, *, pad: int, precision: Any) -> Array:
+    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), x.dtype)
+    convolve = partial(_directly, x, pad=pad, precision=precision)
+    return jax.linear_transpose(convolve, kernel)(g)[0]
+
+
+def _define(name: str, direct: Callable[..., Array], on_cpu: Callable[..., Array]) -> Primitive:
+    """Return a primitive that computes `direct`, and on a CPU `on_cpu`."""
+    primitive = Primitive(name)
+
+    @cache
+    def compile_eagerly(pad: int, precision: Any) -> Callable[..., Array]:
+        return jax.jit(partial(primitive.bind, pad=pad, precision=precision))
+
+    def lower(ctx: Any, *operands: Any, **settings: Any) -> Any:
+        # arrays that are spread over devices are left to XLA's partitioner, which knows how to
+        # exchange the rows of its own convolution
+        devices = getattr(ctx.module_context.axis_context, "num_devices", None)
+        form = on_cpu if devices == 1 else direct
+        return mlir.lower_fun(form, multiple_results=False)(ctx, *operands, **settings)
+
+    def infer(*operands: Any, **settings: Any) -> jax.core.ShapedArray:
+        result = jax.eval_shape(partial(direct, **settings), *operands)
+        return jax.core.ShapedArray(result.shape, result.dtype)
+
+    def batch(operands: Any, axes: Any, **settings: Any) -> Any:
+        return jax.vmap(partial(direct, **settings), axes)(*operands), 0
+
+    primitive.def_impl(lambda *operands, **settings: compile_eagerly(**settings)(*operands))
+    primitive.def_abstract_eval(infer)
+    mlir.register_lowering(primitive, mlir.lower_fun(direct, multiple_results=False))
+    mlir.register_lowering(primitive, lower, platform="cpu")
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+_convolve = _define("convolve", _directly, cpu_convolution.convolve)
+_input_gradient = _define(
+    "input_gradient", _input_gradient_directly, cpu_convolution.input_gradient
+)
+_kernel_gradient = _define(
+    "kernel_gradient", _kernel_gradient_directly, cpu_convolution.kernel_gradient
+)
+# of z = f(a, b) and a cotangent of z: the cotangents of a, and of b
+ad.defbilinear(
+    _convolve,
+    lambda z, _, kernel, **settings: _input_gradient.bind(z, kernel, **settings),
+    lambda z, x, _, **settings: _kernel_gradient.bind(x, z, **settings),
+)
+ad.defbilinear(
+    _input_gradient,
+    lambda z, _, kernel, **settings: _convolve.bind(z, kernel, **settings),
+    lambda z, g, _, **settings: _kernel_gradient.bind(z, g, **settings),
+)
+ad.defbilinear(
+    _kernel_gradient,
+    lambda z, _, g, **settings: _input_gradient.bind(g, z, **settings),
+    lambda z, x, _, **settings: _convolve.bind(x, z, **settings),
+)
