@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unet_command import prediction_folder
+from unet_command.compilations import keep_compilations
 from unet_command.parsing import Command
 from unet_command.prediction_folder import Target
 from unet_command.reports import write_json
@@ -212,6 +213,7 @@ def _load(
     predict_both: Any
     from_weights: Any
     if framework == "jax":
+        keep_compilations()
         from unet_jax.predict import predict, predict_both
         from unet_jax.weights import from_weights
     else:

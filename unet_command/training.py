@@ -1,15 +1,14 @@
 """`unet train` in this process, or in a child that this one watches, and how each of them ends."""
 
 import dataclasses
-import os
 import re
 import signal
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from unet_command.compilations import keep_compilations
 from unet_command.parsing import Command
 from unet_command.reports import write_json
 from unet_command.wording import is_out_of_memory, list_fields, word_error
@@ -70,7 +69,7 @@ def _train_here(
     config: TrainConfig, *, out: Path, overfit: bool, json: Path | None, command: Command
 ) -> int:
     """Run `unet train` in this process and return its exit status."""
-    _keep_compilations()
+    keep_compilations()
     import jax
     from rich.console import Console
 
@@ -148,16 +147,3 @@ def _end(error: BaseException) -> NoReturn:
     traceback.print_exception(error)
     supervise.exit_now(1)
     raise error
-
-
-def _keep_compilations() -> None:
-    """Let JAX keep what it compiles in the user's cache, for the next start of a run.
-
-    A cache that cannot be read or written costs time and nothing else, so nobody is told.
-    """
-    import jax
-
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "unet-twins" / "jax"))
