@@ -14,6 +14,7 @@ from unet_command.reports import write_json
 from unet_command.wording import is_out_of_memory, list_fields, word_error
 from unet_spec import InputError
 from unet_spec.errors import ConfigError
+from unet_spec.garbage import pause_garbage_collection
 from unet_train.config import TrainConfig, to_plain
 
 if TYPE_CHECKING:
@@ -69,14 +70,15 @@ def _train_here(
     config: TrainConfig, *, out: Path, overfit: bool, json: Path | None, command: Command
 ) -> int:
     """Run `unet train` in this process and return its exit status."""
-    keep_compilations()
-    import jax
-    from rich.console import Console
+    with pause_garbage_collection():
+        import jax
+        from rich.console import Console
 
-    from unet_train import loop
-    from unet_train.devices.processes import join_processes
-    from unet_train.overfit import learn_one_batch
-    from unet_train.report.progress import Progress
+        from unet_train import loop
+        from unet_train.devices.processes import join_processes
+        from unet_train.overfit import learn_one_batch
+        from unet_train.report.progress import Progress
+    keep_compilations()
 
     try:
         if config.mesh.processes > 1:
