@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks.script import RESULTS, make_parser, write_result
 from unet_bench.environment import environment
+from unet_bench.timing import others_s
 
 COMMAND = "python -m benchmarks.startup"
 RESULT = RESULTS / "startup.json"
@@ -41,7 +42,7 @@ IMPORTS = {
 }
 
 
-def measure(folder: Path, checkout: Path, *, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(folder: Path, checkout: Path, *, rounds: int) -> dict[str, Any]:
     """Return the seconds of all commands, the median of some rounds.
 
     Args:
@@ -50,9 +51,12 @@ def measure(folder: Path, checkout: Path, *, rounds: int = ROUNDS) -> dict[str, 
     """
     draw_images(folder)
     here = Commands(folder, checkout)
+    began, others = time.perf_counter(), _others_s()
     results = [_measure_round(here, number) for number in range(rounds)]
+    elapsed, later = time.perf_counter() - began, _others_s()
+    cores = None if others is None or later is None else max(0.0, later - others) / elapsed
     return {"command": COMMAND, "rounds": rounds, **_take_medians(results),
-            "environment": environment()}  # fmt: skip
+            "others_cores": cores, "environment": environment()}  # fmt: skip
 
 
 def draw_images(folder: Path) -> None:
@@ -138,6 +142,12 @@ def _measure_round(here: Commands, number: int) -> dict[str, Any]:
     return {"help_s": help_s, "import_s": import_s, "train_s": train, "predict_s": predict}
 
 
+def _others_s() -> float | None:
+    """Return the core-seconds that went to processes other than this one and its commands."""
+    others, own = others_s(), os.times()
+    return None if others is None else others - own.children_user - own.children_system
+
+
 def _take_medians(results: Sequence[Any]) -> Any:
     """Return the medians of numbers in dicts of one form."""
     if isinstance(results[0], dict):
@@ -152,10 +162,13 @@ def main() -> None:
         "--checkout", metavar="DIR", type=Path, default=Path(__file__).parent.parent,
         help="measure the code of this checkout; by default the script's own",
     )  # fmt: skip
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=ROUNDS, help=f"by default {ROUNDS}"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments.checkout.resolve())
-    for name in ("help_s", "import_s", "train_s", "predict_s"):
+        result = measure(Path(folder), arguments.checkout.resolve(), rounds=arguments.rounds)
+    for name in ("help_s", "import_s", "train_s", "predict_s", "others_cores"):
         print(name, result[name])
     write_result(arguments.out, result)
 
