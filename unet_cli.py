@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Fixed, Positional, Suppress, arg
 
 from unet_command import training
+from unet_command.compilations import keep_compilations
 from unet_command.parsing import Command, parse
 from unet_command.reports import check_file, check_folder, check_target, write_json
 from unet_command.wording import is_out_of_memory, list_flags, word_error
@@ -75,6 +76,7 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None, command: Typed = Co
     refuse_existing(out)
     check_folder(out)
     need("torch", "train")
+    keep_compilations()
     from unet_demo import run
 
     summary = run.run(out, command=str(command))
@@ -288,6 +290,7 @@ def verify(
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} both give the input; leave one out")
+    keep_compilations()
     from rich.console import Console
 
     from unet_convert.conversion import refuse_contradiction

@@ -91,6 +91,18 @@ def pipeline() -> Iterator[Figure]:
     yield "docs/training.md", f"{second['compile_s']:.1f} s at the second"
 
 
+def startup() -> Iterator[Figure]:
+    result = _result("startup.json")
+    cold, warm = (result["train_s"][name]["up to the first step"] for name in ("cold", "warm"))
+    yield "docs/training.md", f"first step after {cold:.1f} s with an empty compilation cache"
+    yield "docs/training.md", f"after {warm:.1f} s when the same net was trained before"
+    one, many = result["predict_s"]["one"], result["predict_s"]["many"]
+    seconds = f"{one['cold']:.1f} s for one image, and {one['warm']:.1f} s the next time"
+    yield "docs/training.md", seconds
+    seconds = f"it takes {many['cold']:.1f} s and then {many['warm']:.1f} s"
+    yield "docs/training.md", f"For {many['images']} images of as many sizes {seconds}"
+
+
 def more_than_memory() -> Iterator[Figure]:
     result = _result("more_than_memory.json")
     decoded, cache = f"{result['decoded_bytes'] / 1e9:.0f} GB", result["cache_gb"]
@@ -282,7 +294,7 @@ def eps() -> Iterator[Figure]:
 
 
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
-    exact_proof, nuclei, timings, kills, continued, pipeline, more_than_memory, sharding,
+    exact_proof, nuclei, timings, kills, continued, pipeline, startup, more_than_memory, sharding,
     optimizers, verdicts, bounds, recorded_output, accelerator, own_net, eps,
     limits, wrong_input,
 )  # fmt: skip

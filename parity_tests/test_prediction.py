@@ -2,6 +2,7 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import unet_jax
 import unet_torch
 from unet_image import Page, check_channels
+from unet_jax.predict import compile_ahead
 from unet_parity.oracle import random_tensors
 from unet_spec import PAPER, InputError, Preprocessing, UNetConfig, geometry, prediction
 from unet_spec.outputs import apply_output, compute_probabilities
@@ -759,3 +761,52 @@ def test_the_image_is_not_written_to():
         prepare(image, channels=3, preprocessing=preprocessing)
         prepare(image, channels=1, preprocessing=preprocessing)
     np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize(
+    ("axes", "settings"),
+    [
+        ({}, {}),
+        ({"in_channels": 3, "padding": "valid"}, {"mirror": True}),
+        ({"norm": "group", "groups": 2}, {"window_px": 16, "mirror": True}),
+        ({"fit": "zeros"}, {"mirror": True}),
+        ({"fit": "crop"}, {}),
+    ],
+    ids=["same", "valid", "windows", "mirrored", "fit"],
+)
+@pytest.mark.parametrize("size", [(13, 23), (131, 97)], ids=["small", "tiles"])
+def test_shape_of_the_input_is_the_one_that_the_net_gets(monkeypatch, axes, settings, size):
+    monkeypatch.setattr(prediction, "TILE_PX", 80)
+    config, preprocessing = replace(GRAY, **axes), Preprocessing("none", **settings)
+    shapes = set()
+
+    def forward(x):
+        shapes.add(x.shape)
+        sides = (geometry.output_size(config, side) for side in x.shape[1:3])
+        return np.zeros((len(x), *sides, config.classes), np.float32)
+
+    image = picture((*size, config.in_channels), np.float32)
+    prediction.predict(forward, image, config=config, preprocessing=preprocessing)
+    shape = prediction.input_shape(*size, config=config, preprocessing=preprocessing)
+    assert shapes == {shape}
+
+
+def test_what_is_compiled_ahead_is_compiled_once_and_predicts_the_same():
+    _, port = twins(replace(GRAY, classes=5), preprocessing=Preprocessing("none"))
+    images = [picture(size, np.float32) for size in ((13, 23), (14, 21), (40, 9))]
+    settings = {"config": port.config, "preprocessing": port.preprocessing}
+    shapes = [prediction.input_shape(*image.shape, **settings) for image in images]
+    assert len(set(shapes)) == 2
+    compilations = []
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    with compile_ahead(port, shapes):
+        ahead = [unet_jax.predict(port, image) for image in images]
+    assert len(compilations) == 2
+    for image, mask in zip(images, ahead, strict=True):
+        np.testing.assert_array_equal(unet_jax.predict(port, image), mask)
+    assert len(compilations) == 2

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
-from scipy import ndimage
 
 
 def confusion(
@@ -117,6 +116,8 @@ def label_segments(foreground: np.ndarray) -> np.ndarray:
     width of borders does not matter; what is left, 0, is one pixel wide. The challenge's script
     floods instead (watershed), which differs where a pixel is about as near to two parts.
     """
+    from scipy import ndimage  # not before the first validation: it is slow to import
+
     parts, count = ndimage.label(foreground)
     if count == 0:
         return parts.astype(np.int64)

@@ -1,9 +1,7 @@
 """One training step: a pure function of state and batch, compiled once."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from jax import Array
 from unet_jax import Numerics, functional
 from unet_jax import recipe as optimizers
 from unet_spec import geometry
+from unet_spec.garbage import pause_garbage_collection
 
 from . import losses
 from .config import LossConfig, TrainConfig
@@ -106,22 +105,7 @@ def _jit(config: TrainConfig, placement: Placement, first: Callable[[], State]) 
     )
 
 
-@contextmanager
-def _pause_garbage_collection() -> Iterator[None]:
-    """Collect no garbage in the block.
-
-    Tracing makes a million objects that stay; looking among them takes a fifth of its time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_pause_garbage_collection()
+@pause_garbage_collection()
 def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
     """Return the functions of a run, compiled once: another shape is an error, no compilation."""
     begin = partial(init_state, config)

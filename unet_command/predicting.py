@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unet_command import prediction_folder
+from unet_command.compilations import keep_compilations
 from unet_command.parsing import Command
 from unet_command.prediction_folder import Target
 from unet_command.reports import write_json
@@ -32,6 +33,7 @@ from unet_image import (
 )
 from unet_spec import InputError, prediction, weight_file
 from unet_spec.environment import need
+from unet_spec.garbage import pause_garbage_collection
 from unet_spec.ranges import IMAGE_GB, check_number
 from unet_spec.weight_file import WeightFile
 from unet_spec.wording import make_printable
@@ -107,8 +109,9 @@ def predict(
             )
 
         if missing:
-            with _exit_on_signal(leave), progress:
-                run = _load(net, framework, threshold, with_probabilities=bool(probabilities))
+            pages = [target.page for target in missing]
+            load = _load(net, framework, pages, threshold, with_probabilities=bool(probabilities))
+            with _exit_on_signal(leave), progress, load as run:
                 for target, pixels in _read_ahead(missing, net):
                     rows[target.name] = _predict_one(run, target, pixels, out, net)
                     progress.advance(_word_row(rows[target.name]))
@@ -204,23 +207,49 @@ def _read_ahead(targets: Sequence[Target], net: WeightFile) -> Iterator[tuple[Ta
             yield target, pixels
 
 
+@contextmanager
 def _load(
-    net: WeightFile, framework: str, threshold: float | None, *, with_probabilities: bool
-) -> Run:
-    """Return the function that predicts with a net in one of the frameworks."""
+    net: WeightFile,
+    framework: str,
+    pages: Sequence[Page],
+    threshold: float | None,
+    *,
+    with_probabilities: bool,
+) -> Iterator[Run]:
+    """Yield the function that predicts with a net in one of the frameworks.
+
+    Args:
+        pages: of the images that it will get, for which JAX compiles in the background.
+    """
+    model: Any
     predict: Any
     predict_both: Any
-    from_weights: Any
-    if framework == "jax":
-        from unet_jax.predict import predict, predict_both
-        from unet_jax.weights import from_weights
-    else:
-        from unet_torch.predict import predict, predict_both
-        from unet_torch.weights import from_weights
-    model = from_weights(net)
-    if with_probabilities:
-        return lambda pixels: predict_both(model, pixels, threshold=threshold)
-    return lambda pixels: (predict(model, pixels, threshold=threshold), None)
+    with ExitStack() as stack:
+        with pause_garbage_collection():
+            if framework == "jax":
+                from unet_jax.predict import compile_ahead, predict, predict_both
+                from unet_jax.weights import from_weights
+
+                keep_compilations()
+                model = from_weights(net)
+                stack.enter_context(compile_ahead(model, _list_shapes(pages, net)))
+            else:
+                from unet_torch.predict import predict, predict_both
+                from unet_torch.weights import from_weights as to_torch
+
+                model = to_torch(net)
+        if with_probabilities:
+            yield lambda pixels: predict_both(model, pixels, threshold=threshold)
+        else:
+            yield lambda pixels: (predict(model, pixels, threshold=threshold), None)
+
+
+def _list_shapes(pages: Sequence[Page], net: WeightFile) -> list[tuple[int, ...]]:
+    """Return the shapes of the input that the net gets of each page."""
+    return [
+        prediction.input_shape(*page.shape[:2], config=net.config, preprocessing=net.preprocessing)
+        for page in pages
+    ]
 
 
 class _Progress:

@@ -1,20 +1,20 @@
 """`unet train` in this process, or in a child that this one watches, and how each of them ends."""
 
 import dataclasses
-import os
 import re
 import signal
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from unet_command.compilations import keep_compilations
 from unet_command.parsing import Command
 from unet_command.reports import write_json
 from unet_command.wording import is_out_of_memory, list_fields, word_error
 from unet_spec import InputError
 from unet_spec.errors import ConfigError
+from unet_spec.garbage import pause_garbage_collection
 from unet_train.config import TrainConfig, to_plain
 
 if TYPE_CHECKING:
@@ -70,14 +70,15 @@ def _train_here(
     config: TrainConfig, *, out: Path, overfit: bool, json: Path | None, command: Command
 ) -> int:
     """Run `unet train` in this process and return its exit status."""
-    _keep_compilations()
-    import jax
-    from rich.console import Console
+    with pause_garbage_collection():
+        import jax
+        from rich.console import Console
 
-    from unet_train import loop
-    from unet_train.devices.processes import join_processes
-    from unet_train.overfit import learn_one_batch
-    from unet_train.report.progress import Progress
+        from unet_train import loop
+        from unet_train.devices.processes import join_processes
+        from unet_train.overfit import learn_one_batch
+        from unet_train.report.progress import Progress
+    keep_compilations()
 
     try:
         if config.mesh.processes > 1:
@@ -148,16 +149,3 @@ def _end(error: BaseException) -> NoReturn:
     traceback.print_exception(error)
     supervise.exit_now(1)
     raise error
-
-
-def _keep_compilations() -> None:
-    """Let JAX keep what it compiles in the user's cache, for the next start of a run.
-
-    A cache that cannot be read or written costs time and nothing else, so nobody is told.
-    """
-    import jax
-
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "unet-twins" / "jax"))

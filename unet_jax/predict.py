@@ -1,13 +1,23 @@
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 
 import jax
 import numpy as np
 
-from unet_jax.functional import functional, to_arrays
+from unet_jax.functional import Arrays, functional, to_arrays
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import UNetConfig, prediction
+from unet_spec.environment import usable_cores
+from unet_spec.garbage import pause_garbage_collection
+
+Shape = tuple[int, ...]
+_ahead: dict[tuple[UNetConfig, Shape], Future[None]] = {}
+"""What `compile_ahead` has begun, by the net and the shape of its input."""
+_tracing = threading.Lock()
 
 
 def predict(model: UNet, image: np.ndarray, *, threshold: float | None = None) -> np.ndarray:
@@ -57,17 +67,48 @@ def predict_both(
     )  # fmt: skip
 
 
+@contextmanager
+def compile_ahead(model: UNet, shapes: Iterable[Shape]) -> Iterator[None]:
+    """Compile in the background, in the block, the net for inputs of these shapes, in their order.
+
+    `predict` in the block waits for the program of its input, and compiles no other.
+
+    Args:
+        shapes: (b, h, w, in_channels), as `unet_spec.prediction.input_shape` returns them.
+    """
+    config, arrays = model.config, to_arrays(model)
+    wanted = list(dict.fromkeys(shapes))
+    workers = ThreadPoolExecutor(max_workers=max(1, min(len(wanted), usable_cores())))
+    try:
+        for shape in wanted:
+            _ahead[config, shape] = workers.submit(_compile_for, config, arrays, shape)
+        yield
+    finally:
+        workers.shutdown(wait=True, cancel_futures=True)
+        for shape in wanted:
+            _ahead.pop((config, shape), None)
+
+
+def _compile_for(config: UNetConfig, arrays: Arrays, shape: Shape) -> None:
+    with _tracing, pause_garbage_collection():  # Python traces one at a time in any case
+        lowered = _jit(config).lower(arrays, jax.ShapeDtypeStruct(shape, np.float32))
+    lowered.compile()
+
+
 def _make_forward(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from a batch (b, h, w, c) to its logits (b, h', w', classes)."""
-    arrays = to_arrays(model)
+    config, arrays = model.config, to_arrays(model)
 
     def forward(x: np.ndarray) -> np.ndarray:
-        return np.asarray(_compile(model.config)(arrays, x), np.float32)
+        ahead = _ahead.get((config, x.shape))
+        if ahead is not None:
+            ahead.result()
+        return np.asarray(_jit(config)(arrays, x), np.float32)
 
     return forward
 
 
 @lru_cache(maxsize=8)
-def _compile(config: UNetConfig):
+def _jit(config: UNetConfig):
     apply = functional(config, numerics=Numerics(precision="highest")).apply  # without TF32
     return jax.jit(lambda arrays, x: apply(arrays, x))

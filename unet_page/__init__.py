@@ -5,7 +5,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -23,6 +22,8 @@ def render(template: Path, **values: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template names a value that was not given.
     """
+    import jinja2  # slow to import, and a page is the last thing that a command writes
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,

@@ -149,6 +149,29 @@ def check_size(
             cut_tiles(config, size + sum(border(config, size)))
 
 
+def input_shape(
+    height: int, width: int, *, config: UNetConfig, preprocessing: Preprocessing
+) -> tuple[int, int, int, int]:
+    """Return the shape (b, h, w, in_channels) of every input that the net gets of an image.
+
+    Raises:
+        InputError: the size, or the windows, do not fit.
+    """
+    check_size(height, width, config=config, preprocessing=preprocessing)
+    count, window_px = len(_list_mirrors(preprocessing)), preprocessing.window_px
+    if window_px is not None:
+        return count, window_px, window_px, config.in_channels
+    config = _without_fit(config, preprocessing)
+    rows, columns = (
+        cut_tiles(config, size + sum(border(config, size)))[0].input for size in (height, width)
+    )  # all tiles of an axis have one size
+    return count, rows.stop - rows.start, columns.stop - columns.start, config.in_channels
+
+
+def _list_mirrors(preprocessing: Preprocessing) -> Sequence[tuple[slice, slice]]:
+    return MIRRORS if preprocessing.mirror else (AS_IT_IS,)
+
+
 def _prepare(image: np.ndarray, config: UNetConfig, preprocessing: Preprocessing) -> np.ndarray:
     """Return the input (h, w, in_channels) of an image, and refuse what does not fit the net."""
     check_window(config, preprocessing.window_px)
@@ -191,7 +214,7 @@ def _predict_parts(
     preprocessing: Preprocessing,
 ) -> Iterator[Part]:
     """Yield the logits of an input (h, w, c), averaged, in strips that together are the whole."""
-    window_px, mirrors = preprocessing.window_px, MIRRORS if preprocessing.mirror else (AS_IT_IS,)
+    window_px, mirrors = preprocessing.window_px, _list_mirrors(preprocessing)
     config = _without_fit(config, preprocessing)
     padded = _mirror_borders(config, x, least_px=window_px or 0)
 

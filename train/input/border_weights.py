@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy import ndimage
 
 from unet_spec import InputError
 
@@ -30,6 +29,8 @@ def border_weights(objects: np.ndarray, *, w0: float, sigma_px: float) -> np.nda
     Raises:
         InputError: more than `MOST_OBJECTS` objects.
     """
+    from scipy import ndimage  # slow to import, and most runs have no border weights
+
     reach = math.ceil(REACH * sigma_px)
     # numbers without gaps, because `find_objects` makes a list as long as the largest
     numbers = np.unique(objects)
@@ -64,6 +65,8 @@ def label_objects(mask: np.ndarray, *, ignore_index: int | None = None) -> np.nd
     Returns:
         The numbers, (h, w) int32, 0 the background.
     """
+    from scipy import ndimage
+
     objects = np.zeros(mask.shape, np.int32)
     for value in np.unique(mask):
         if value not in (0, ignore_index):
