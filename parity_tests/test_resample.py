@@ -14,6 +14,7 @@ import pytest
 from unet_train.config import PRESETS, AugmentConfig, DataConfig, MeshConfig
 from unet_train.devices.placement import make_placement
 from unet_train.input import augment as augmentation
+from unet_train.input import resample as resampling
 from unet_train.input.augment import affine, augment_batch, bicubic, bound_stretch
 from unet_train.input.crops import Batch
 from unet_train.input.resample import (
@@ -108,6 +109,62 @@ def test_products_pick_all_bits_of_a_pixel(shape, side_px):
     x, coordinates = full_crop(*shape), _whole(shape)
     made = read_by_products(x, coordinates, side_px=side_px)
     equal(made, read_by_gathers(x, coordinates))
+
+
+def _next_tap(taps):
+    return [(index + 1, weight) for index, weight in taps]
+
+
+def _swapped_weights(taps):
+    (lower, first), (upper, second) = taps
+    return [(lower, second), (upper, first)]
+
+
+def _rounded_up(axis, taps):
+    """The nearest pixel of a coordinate between two, by another rule than to round from 0."""
+    index = jnp.floor(axis.coordinates + 0.5).astype(jnp.int32)
+    return [(axis._mirror(index) - axis.first[:, None], taps[0][1])]
+
+
+def _mirror_at_pixels(axis, index):
+    """The border pixel is not repeated."""
+    place = index % (2 * axis.size - 2)
+    return jnp.minimum(place, 2 * axis.size - 2 - place)
+
+
+@pytest.mark.parametrize(
+    ("fault", "part"),
+    [
+        ("tap", 0), ("tap", 1), ("weights", 0), ("mirror", 0), ("mirror", 1), ("half", 1),
+        ("window", 0), ("window", 1), ("bits", 0),
+    ],
+)  # fmt: skip
+def test_faults_of_products_are_noticed(monkeypatch, fault, part):
+    """`part` is 0 for the image, and 1 for the truth."""
+    axis, find_taps = resampling._Axis, resampling._Axis.find_taps
+
+    def find(self, *, is_linear):
+        taps = find_taps(self, is_linear=is_linear)
+        if fault == "tap":
+            return _next_tap(taps)
+        if fault == "half" and not is_linear:
+            return _rounded_up(self, taps)
+        return _swapped_weights(taps) if fault == "weights" and is_linear else taps
+
+    images, source = crop(80, 80), _halves((80, 80))
+    if fault == "bits":
+        images = (full_crop(80, 80), images[1])
+        source = _whole((80, 80))
+        monkeypatch.setattr(resampling, "_split", lambda plane: plane.astype(jnp.bfloat16)[None])
+    elif fault == "mirror":
+        monkeypatch.setattr(axis, "_mirror", _mirror_at_pixels)
+    elif fault == "weights":
+        source = source + 0.25
+    monkeypatch.setattr(axis, "find_taps", find)
+    side_px = 16 if fault == "window" else 40
+    made = read_by_products(images, source, side_px=side_px)
+    with pytest.raises(AssertionError):
+        equal(made[part], read_by_gathers(images, source)[part])
 
 
 @SHAPES
@@ -244,7 +301,8 @@ def _prepare(data, rows):
     )
     placement = make_placement(config)
     images = [crop(64, 64, channels=1, seed=i)[:2] for i in range(8)]
-    crops = Batch(*map(jnp.stack, zip(*images, strict=True)), None)
+    x, truth = (jnp.stack(part) for part in zip(*images, strict=True))
+    crops = Batch(x, truth, None)
     crops = jax.device_put(crops, placement.images)
     step = jax.device_put(jnp.int32(3), placement.everywhere)
     prepare = jax.jit(partial(prepare_batch, config), out_shardings=placement.images)
