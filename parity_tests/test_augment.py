@@ -15,7 +15,8 @@ from scipy import ndimage, stats
 
 import unet_image
 from unet_train.config import AugmentConfig
-from unet_train.input.augment import _Turn, affine, augment, augment_batch, bicubic, resample
+from unet_train.input.augment import _Turn, affine, augment, augment_batch, bicubic
+from unet_train.input.resample import resample
 from unet_train.report.pictures import GAP_PX, draw_preview
 
 OFF = AugmentConfig(flips=False, quarter_turns=False)

@@ -103,6 +103,17 @@ def startup() -> Iterator[Figure]:
     yield "docs/training.md", f"For {many['images']} images of as many sizes {seconds}"
 
 
+def augmentation() -> Iterator[Figure]:
+    result = _result("augmentation.json")
+    rows = {(row["preset"], row["form"]): row for row in result["tpu"] if row["data"] == 1}
+    for preset in ("modern", "paper"):
+        before, after = rows[preset, "gathers"], rows[preset, "products"]
+        moved = f"moves {after['moved_gb']:.1f} GB instead of {before['moved_gb']:.1f}"
+        yield "docs/training.md", f"{moved} and takes {after['estimate_ms']:.1f} ms"
+        yield "docs/training.md", f"at least {before['moved_ms']:.1f} ms"
+    assert not any(row["collectives"] for row in result["tpu"])
+
+
 def more_than_memory() -> Iterator[Figure]:
     result = _result("more_than_memory.json")
     decoded, cache = f"{result['decoded_bytes'] / 1e9:.0f} GB", result["cache_gb"]
@@ -294,8 +305,9 @@ def eps() -> Iterator[Figure]:
 
 
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
-    exact_proof, nuclei, timings, kills, continued, pipeline, startup, more_than_memory, sharding,
-    optimizers, verdicts, bounds, recorded_output, accelerator, own_net, eps,
+    exact_proof, nuclei, timings, kills, continued, pipeline, augmentation, startup,
+    more_than_memory, sharding, optimizers, verdicts, bounds, recorded_output, accelerator,
+    own_net, eps,
     limits, wrong_input,
 )  # fmt: skip
 CONSTANTS = {

@@ -11,15 +11,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from ..config import AugmentConfig
+from .resample import resample
 
 # each has a key of its own: switching one on leaves what the others draw
 PARTS = ("flips", "quarter_turns", "rotation", "shift", "scale", "elastic",
          "contrast", "brightness", "invert", "noise", "gamma", "illumination")  # fmt: skip
 Keys = dict[str, PRNGKeyArray]
+
+# no normal number in float32 is larger than 5.42
+_LARGEST_NORMAL = 5.43
+# by the points of a grid along an axis, of the weights of `bicubic` for any pixel: the sum of their
+# absolute values, and of those of their derivatives per distance of the points; from 4 on the same
+_LARGEST_WEIGHTS = {2: (1.001, 2.445), 3: (1.144, 2.715), 4: (1.251, 3.001)}
 
 
 def augment_batch(
@@ -66,7 +72,8 @@ def augment(
     turn = _draw_turn(truth.shape, keys, config)
     if config.rotation_deg or config.shift_px or config.scale or config.elastic_px:
         source = turn.map_source(_draw_source(truth.shape, keys, config), truth.shape)
-        x, truth, weight = jax.tree.map(partial(resample, source=source), (x, truth, weight))
+        stretch = bound_stretch(truth.shape, config)
+        x, truth, weight = resample((x, truth, weight), source, stretch=stretch)
     else:  # whole pixels move: nothing is interpolated
         x, truth, weight = jax.tree.map(turn.apply, (x, truth, weight))
     return _change_gray_values(x, keys, config), truth, weight
@@ -104,19 +111,6 @@ def bicubic(grid: Float[Array, "k n m"], shape: tuple[int, ...]) -> Float[Array,
     return jax.image.scale_and_translate(
         grid, (len(grid), *shape), (1, 2), scale, (1 - scale) / 2, method="cubic", antialias=False
     )
-
-
-def resample(values: Array, source: Float[Array, "2 h w"]) -> Array:
-    """Return (h, w) or (h, w, c) values, read at the source coordinates.
-
-    Floats are interpolated bilinearly, integers are those of the nearest pixel. Beyond the border
-    the values are mirrored, and the border pixel is repeated.
-    """
-    order = 1 if jnp.issubdtype(values.dtype, jnp.floating) else 0
-    read = partial(map_coordinates, coordinates=list(source), order=order, mode="reflect")
-    if values.ndim == 2:
-        return read(values)
-    return jax.vmap(read, in_axes=2, out_axes=2)(values)
 
 
 class _Turn(NamedTuple):
@@ -171,6 +165,20 @@ def _draw_source(
         return source
     points = (2, config.elastic_grid, config.elastic_grid)
     return source + bicubic(config.elastic_px * _draw_normal(keys["elastic"], points), shape)
+
+
+def bound_stretch(shape: tuple[int, ...], config: AugmentConfig) -> float:
+    """Return how far the sources of neighbours lie apart at most, in a row and a column together.
+
+    It is the sum of both derivatives of a source coordinate, in pixels per pixel.
+    """
+    angle = math.radians(min(config.rotation_deg, 45))
+    stretch = (1 + config.scale) * (math.cos(angle) + math.sin(angle))
+    if config.elastic_px:
+        most, slope = _LARGEST_WEIGHTS.get(config.elastic_grid, _LARGEST_WEIGHTS[4])
+        per_pixel = sum((config.elastic_grid - 1) / max(size - 1, 1) for size in shape)
+        stretch += config.elastic_px * _LARGEST_NORMAL * most * slope * per_pixel
+    return stretch
 
 
 def _change_gray_values(x: Array, keys: Keys, config: AugmentConfig) -> Array:
