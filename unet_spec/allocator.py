@@ -24,7 +24,6 @@ OPTIONS = {
     # no threshold in its place: glibc before 2.35 takes none above 32 MiB
     "M_MMAP_MAX": (-4, 0),
     "M_TRIM_THRESHOLD": (-1, LARGEST),
-    "M_TOP_PAD": (-2, 64 << 20),
 }
 """What is set, by its name in glibc: a number for `mallopt`, and a value."""
 
