@@ -160,11 +160,11 @@ def test_torch_compile_that_does_not_work_is_named_in_one_line(monkeypatch):
     assert steps.explain_no_compiler(None) == "torch cannot use this device"
 
     def fail(function):
-        raise RuntimeError("\nInvalidCxxCompiler: No working C++ compiler found\n  in any place\n")
+        raise RuntimeError("\nInvalidCxxCompiler: No working C++ compiler\n\nSet a variable\n")
 
     monkeypatch.setattr(torch, "compile", fail)
     assert steps.explain_no_compiler(CPU) == (
-        "it does not work here: InvalidCxxCompiler: No working C++ compiler found in any place"
+        "it does not work here: InvalidCxxCompiler: No working C++ compiler"
     )
 
 

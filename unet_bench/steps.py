@@ -178,8 +178,8 @@ def explain_no_compiler(device: torch.device | None) -> str | None:
             warnings.simplefilter("ignore")
             torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=device))
     except Exception as error:  # of any kind: each backend and each tool of it has its own
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"it does not work here: {' '.join(lines[:2])[:200]}"
+        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        return f"it does not work here: {first[:200]}"
     return None
 
 
