@@ -16,6 +16,7 @@ from unet_command.parsing import Command, parse
 from unet_command.reports import check_file, check_folder, check_target, write_json
 from unet_command.wording import is_out_of_memory, list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
+from unet_spec.allocator import keep_freed_memory
 from unet_spec.config import check_bounds
 from unet_spec.environment import need
 from unet_spec.files import atomic_write, refuse_existing
@@ -77,6 +78,7 @@ def demo(*, out: Path = Path("demo_run"), json: Json = None, command: Typed = Co
     check_folder(out)
     need("torch", "train")
     keep_compilations()
+    keep_freed_memory()
     from unet_demo import run
 
     summary = run.run(out, command=str(command))
@@ -154,6 +156,7 @@ def predict(
         raise InputError("no image given; name image files or folders after the weights")
     check_folder(out)
     need("images")
+    keep_freed_memory()
     from unet_command import predicting
 
     return predicting.predict(
@@ -286,6 +289,7 @@ def verify(
     for side in size or ():
         check_number("--size", side, SIDE)
     need("jax", "torch", *(["images"] if image or report else []))
+    allocator = keep_freed_memory()
     sources = {"--size": size, "--image": image, "--recorded": recorded}
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) > 1:
@@ -314,6 +318,8 @@ def verify(
         if origin is None:
             references.check_names(module, config, place=reference)
     console = Console()
+    if allocator.keeps:
+        console.print(allocator.text)
     comparison = verify.verify(
         config,
         weights=loaded,
@@ -337,23 +343,37 @@ def verify(
     return int(comparison.verdict == "different")
 
 
-def bench(*, quick: bool = False, json: Json = None, command: Typed = Command()) -> int:
+def bench(
+    *,
+    quick: bool = False,
+    report: Annotated[Path | None, arg(metavar="PAGE.html")] = None,
+    json: Json = None,
+    command: Typed = Command(),
+) -> int:
     """Time the same net in both frameworks on this device, and our layers against Flax's.
 
     Args:
-        quick: Time small nets only.
+        quick: Time small nets only, without torch.compile.
+        report: Write a page there with every ratio, and with plots over pixels and widths.
         json: Write the rows into this file.
         command: This is what was typed.
     """
     check_target(json)
-    need("jax", "torch")
+    check_target(report, ".html")
+    need("train", "torch")
     from rich.console import Console
 
-    from unet_bench import bench
+    from unet_bench import bench, tables
 
     console = Console()
-    result = bench.bench(quick=quick, say=lambda text: console.print(text))
-    bench.show(result, console)
+    result = bench.bench(quick=quick, say=lambda text: console.print(text, highlight=False))
+    tables.show(result, console)
+    if report is not None:
+        from unet_bench import page
+
+        with atomic_write(report) as stream:
+            stream.write(page.make_page(result, command=str(command)).encode())
+        console.print(f"the page: {report}", markup=False)
     write_json(json, result, command=command)
     return 0
 

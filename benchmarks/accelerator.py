@@ -1,10 +1,10 @@
 """What does an accelerator do with the net: is it the same net there, how fast, and does it train?
 
-`python -m benchmarks.accelerator [--out FILE.json] [--small] [--minutes 7] [--only SECTION ...]`
+`python -m benchmarks.accelerator [--out FILE.json] [--small] [--minutes 8] [--only SECTION ...]`
 runs one section after the other and writes the file after each. A section is a process of its own:
 where it fails, crashes or takes too long, its record says so and the next one begins; the exit
-status is then 1. A section for which no time is left is recorded as skipped. `--small` is for
-trying the script on a CPU.
+status is then 1. A section for which no time is left is recorded as skipped, so what matters most
+comes first. `--small` is for trying the script on a CPU.
 """
 
 import argparse
@@ -22,11 +22,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unet_spec import UNetConfig, geometry
+from unet_spec import UNetConfig
 from unet_spec.environment import environment
 from unet_spec.files import atomic_write
+
+if TYPE_CHECKING:
+    from unet_bench.steps import Arithmetic
 
 # Sections import the frameworks themselves: the process that runs them needs none, and an import
 # that fails is one section's failure.
@@ -60,10 +63,10 @@ class Sizes:
     size_px: int = 256
     batch: int = 16
     verify_steps: int = 3
-    budget_s: float = 3.0
+    budget_s: float = 1.5
     repeat: int = 10
     copied_bytes: int = 2**31
-    presets: Mapping[str, int] = field(default_factory=lambda: {"modern": 100, "paper": 50})
+    presets: Mapping[str, int] = field(default_factory=lambda: {"modern": 300})
     preset_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kill_flags: tuple[str, ...] = (
         "--net.widths", "32", "64", "128", "256", "--data.synthetic", "8",
@@ -75,14 +78,10 @@ class Sizes:
 def small() -> Sizes:
     """Everything tiny, for a CPU."""
     tiny = ("--net.widths", "4", "8", "--data.synthetic", "4", "--data.batch", "2")
-    paper_px = geometry.next_legal(UNetConfig(widths=(4, 8), padding="valid"), 60)
     return Sizes(
         net=UNetConfig(widths=(4, 8, 16)), size_px=32, batch=2, verify_steps=2, budget_s=0.2,
-        repeat=1, copied_bytes=2**24, presets={"modern": 41, "paper": 41},
-        preset_flags={
-            "modern": (*tiny, "--data.crop-px", "32"),
-            "paper": (*tiny, "--data.crop-px", str(paper_px)),
-        },
+        repeat=1, copied_bytes=2**24, presets={"modern": 41},
+        preset_flags={"modern": (*tiny, "--data.crop-px", "32")},
         kill_flags=(*tiny, "--data.crop-px", "32"),
     )  # fmt: skip
 
@@ -114,14 +113,17 @@ def measure(
     """
     deadline = time.monotonic() + seconds
     records: dict[str, Record] = {}
-    for name, section in sections.items():
-        left = deadline - time.monotonic()
-        if left < LEAST_S:
-            records[name] = {"skipped": f"{max(left, 0):.0f} s were left"}
-        else:
-            print(f"== {name}", flush=True)
-            records[name] = _run_section(section, limit_s=min(left, section.limit_s))
-        write(records)
+    # what one section has compiled, the next reads: `memory` must not compile on the device
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        for name, section in sections.items():
+            left = deadline - time.monotonic()
+            if left < LEAST_S:
+                records[name] = {"skipped": f"{max(left, 0):.0f} s were left"}
+            else:
+                print(f"== {name}", flush=True)
+                limit_s = min(left, section.limit_s)
+                records[name] = _run_section(section, limit_s=limit_s, cache=cache)
+            write(records)
     return records
 
 
@@ -129,14 +131,19 @@ def has_failed(record: Record) -> bool:
     return "error" in record
 
 
-def _run_section(section: Section, *, limit_s: float) -> Record:
-    """The section's record, with its seconds, and an error where it had one."""
+def _run_section(section: Section, *, limit_s: float, cache: str) -> Record:
+    """Run a section; return its record, with its seconds, and an error where it had one.
+
+    Args:
+        cache: the folder in which JAX keeps what it compiles.
+    """
     with tempfile.TemporaryDirectory() as folder:
         part, began, error = Path(folder) / "part.json", time.monotonic(), None
         # a session of its own, so that whatever it started ends with it
         process = subprocess.Popen(
             [*section.command, str(part)],
-            env={**os.environ, **ENVIRONMENT}, start_new_session=True,
+            env={**os.environ, **ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": cache},
+            start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(limit_s)
@@ -185,14 +192,9 @@ def describe_environment(sizes: Sizes) -> Iterator[Record]:
         "cudnn_of_torch": torch.backends.cudnn.version(),
         "torch_gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    from jax.extend.backend import get_backend
-
     from unet_bench.environment import environment as devices
 
-    yield {
-        "installed": devices(),
-        "jax_platform": get_backend().platform_version,
-    }
+    yield {"installed": devices()}
     query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"
     try:
         smi = subprocess.run(
@@ -201,6 +203,10 @@ def describe_environment(sizes: Sizes) -> Iterator[Record]:
         yield {"nvidia_smi": smi.stdout.strip().splitlines()}
     except FileNotFoundError:
         yield {"nvidia_smi": None}
+    # last, because it is not among what JAX promises to keep
+    from jax.extend.backend import get_backend
+
+    yield {"jax_platform": get_backend().platform_version}
 
 
 def prove_exactly(sizes: Sizes) -> Iterator[Record]:
@@ -212,7 +218,10 @@ def prove_exactly(sizes: Sizes) -> Iterator[Record]:
 
     precision.use_full_precision()
     bits = {name: precision.significand_bits(name) for name in ("highest", "default")}
-    yield {"bits": bits, "torch_computes_on": precision.describe_precision()["torch_device"]}
+    yield {
+        "bits": bits,
+        "precisions": {name: precision.describe_precision(name) for name in bits},
+    }
     rows: list[Record] = []
     ports: dict[tuple[Any, ...], twins.JaxRun] = {}
     other = replace(sizes.net, padding="valid", fit="error")
@@ -262,76 +271,149 @@ def compare_ordinary_weights(sizes: Sizes) -> Iterator[Record]:
 
 
 def measure_ceilings(sizes: Sizes) -> Iterator[Record]:
-    """The quickest matrix product in each arithmetic, and the quickest copy, of both frameworks."""
+    """Measure the quickest matrix product in each arithmetic, and the quickest copy, of both."""
     from unet_bench import ceilings, steps
 
     devices = steps.devices()
     for arithmetic in (steps.BFLOAT16, steps.TF32, steps.FLOAT32):
-        gflops = ceilings.matmul_gflops(
-            *devices, budget_s=sizes.budget_s, arithmetic=arithmetic, repeat=sizes.repeat
+        print(
+            f"{arithmetic.name}: {_measure_peak(sizes, arithmetic) / 1e3:.1f} TFLOP/s", flush=True
         )
-        print(f"{arithmetic.name}: {gflops / 1e3:.1f} TFLOP/s", flush=True)
-        yield {f"{arithmetic.name}_tflops": gflops / 1e3}
+        yield {f"{arithmetic.name}_tflops": _measure_peak(sizes, arithmetic) / 1e3}
     speed = ceilings.copy_gb_s(*devices, size_bytes=sizes.copied_bytes, budget_s=sizes.budget_s)
     yield {"copy_gb_s": speed}
 
 
+def _measure_peak(sizes: Sizes, arithmetic: "Arithmetic") -> float:
+    """Return the GFLOP/s of the quickest matrix product in an arithmetic, once measured."""
+    from unet_bench import ceilings, steps
+
+    if arithmetic.name not in _PEAKS:
+        _PEAKS[arithmetic.name] = ceilings.matmul_gflops(
+            *steps.devices(), budget_s=sizes.budget_s, arithmetic=arithmetic, repeat=sizes.repeat
+        )
+    return _PEAKS[arithmetic.name]
+
+
+_PEAKS: dict[str, float] = {}
+
+
 def compare_speed(sizes: Sizes) -> Iterator[Record]:
-    """Forward passes and training steps beside torch's, in three arithmetics."""
-    import jax
-    import torch
+    """Time forward passes and training steps beside torch's, in bfloat16 and in TF32.
 
-    from unet_bench import ceilings, net_times, steps
+    `torch.compile` is timed in bfloat16, after the variants that need no compiler.
+    """
+    from unet_bench import steps
 
-    jax_device, torch_device = steps.devices()
-    # what is compiled once for torch's own variants is there for the compiled one
-    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
-    peak = ceilings.matmul_gflops(
-        jax_device, torch_device,
-        budget_s=sizes.budget_s, arithmetic=steps.BFLOAT16, repeat=sizes.repeat,
-    )  # fmt: skip
-    problem = steps.Problem(sizes.net, sizes.size_px, jax_device, torch_device, sizes.batch)
+    _, torch_device = steps.devices()
     rows: list[Record] = []
-
-    def timed(arithmetic: steps.Arithmetic, variants: tuple[str, ...]) -> Iterator[Record]:
-        case = replace(problem, arithmetic=arithmetic)
-        with steps.torch_tf32(arithmetic.tf32):
-            for row in net_times.time_nets(
-                case, peak_gflops=peak, budget_s=sizes.budget_s, variants=variants
-            ):
-                rows.append(_speed_row(row, arithmetic.name, sizes.batch))
-                print(_describe_speed(rows[-1]), flush=True)
-                yield {"bfloat16_peak_tflops": peak / 1e3, "rows": rows}
-        if torch_device is not None and torch_device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    for arithmetic in (steps.BFLOAT16, steps.TF32, steps.FLOAT32):
-        yield from timed(arithmetic, tuple(steps.VARIANTS))
-    if torch_device is None:
+    plain = tuple(steps.VARIANTS)
+    for arithmetic in (steps.BFLOAT16, steps.TF32):
+        yield from _time_arithmetic(sizes, arithmetic, plain, rows)
+    reason = steps.explain_no_compiler(torch_device)
+    if reason is not None:
+        yield {"torch_compile": f"not measured: {reason}"}
         return
     try:
         with _time_limit(COMPILE_S):
-            for record in timed(steps.BFLOAT16, (steps.COMPILED,)):
-                rows[-1]["compile_s"] = None  # it was compiled before
-                yield record
-    except Exception as error:  # what torch.compile needs is not everywhere, and it may take long
+            # a line of channels_last stands beside it, because only times of one run compare
+            variants = ("channels_last", steps.COMPILED)
+            yield from _time_arithmetic(sizes, steps.BFLOAT16, variants, rows)
+    except Exception as error:  # of torch's compiler, of any kind, or it takes too long
         yield {"torch_compile": f"not measured: {type(error).__name__}: {error}"[:500]}
+
+
+def compare_float32_speed(sizes: Sizes) -> Iterator[Record]:
+    """Time the same in full float32, of which XLA compiles the step for minutes on a GPU."""
+    from unet_bench import steps
+
+    yield from _time_arithmetic(sizes, steps.FLOAT32, tuple(steps.VARIANTS), [])
+
+
+def _time_arithmetic(
+    sizes: Sizes, arithmetic: "Arithmetic", variants: tuple[str, ...], rows: list[Record]
+) -> Iterator[Record]:
+    """Time the net in one arithmetic, and yield all rows after each; they go into `rows`."""
+    import torch
+
+    from unet_bench import net_times, steps
+
+    peak = _measure_peak(sizes, arithmetic)
+    problem = steps.Problem(
+        sizes.net, sizes.size_px, *steps.devices(), batch=sizes.batch, arithmetic=arithmetic
+    )
+    with steps.torch_tf32(arithmetic.tf32):
+        for row in net_times.time_nets(
+            problem, peak_gflops=peak, budget_s=sizes.budget_s, variants=variants
+        ):
+            rows.append(_speed_row(row, arithmetic.name, sizes.batch))
+            print(_describe_speed(rows[-1]), flush=True)
+            yield {"rows": rows}
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def compare_memory(sizes: Sizes) -> Iterator[Record]:
+    """Compare XLA's plan of memory with the most that was in use, of what `speed` has compiled.
+
+    The forward pass comes first, because the most in use is counted from the start of a process.
+    A device that compiles takes memory for trials, so the programs have to come from the cache
+    that `speed` has filled; `before_mb` says what was in use at most before a program ran.
+    """
+    import gc
+
+    import jax
+
+    from unet_bench import steps
+
+    device, torch_device = steps.devices()
+    rows: list[Record] = []
+    for what, build in (("forward", steps.jax_forward), ("training step", steps.jax_step)):
+        problem = steps.Problem(
+            sizes.net, sizes.size_px, device, torch_device, sizes.batch, steps.BFLOAT16
+        )
+        program = build(problem)
+        before = _most_in_use_mb(device)
+        for _ in range(3):
+            jax.block_until_ready(program.run())
+        rows.append({
+            "case": f"{problem.name}, {what}", "planned_mb": program.peak_mb, "before_mb": before,
+            "measured_mb": _most_in_use_mb(device), "compile_s": program.compile_s,
+        })  # fmt: skip
+        print(_describe_memory(rows[-1]), flush=True)
+        yield {"rows": rows}
+        del program
+        gc.collect()
+
+
+def _most_in_use_mb(device: Any) -> float | None:
+    """Return the most memory in use on a device so far, in MB of 10^6 bytes; None where the
+    device does not tell, as a CPU."""
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else peak / 1e6
+
+
+def _describe_memory(row: Record) -> str:
+    planned, measured, before = (
+        "-" if row[name] is None else f"{row[name]:.0f}"
+        for name in ("planned_mb", "measured_mb", "before_mb")
+    )
+    return f"{row['case']}: MB planned {planned}, at most in use {measured}, before it {before}"
 
 
 def train_presets(sizes: Sizes) -> Iterator[Record]:
     """The presets for accelerators, on synthetic cells."""
     with tempfile.TemporaryDirectory() as folder:
         for preset, steps in sizes.presets.items():
-            run, told = Path(folder) / preset, Path(folder) / f"{preset}.json"
+            run, report = Path(folder) / preset, Path(folder) / f"{preset}.json"
             flags = ("--validate-every", str(steps), "--checkpoint-every", str(steps))
             size = sizes.preset_flags.get(preset, ("--data.synthetic", "24"))
             process = _start_training(
-                preset, steps, (*flags, *size, "--json", str(told)), run,
-                {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"},
-            )  # fmt: skip
+                preset, steps, (*flags, *size, "--json", str(report)), run, {}
+            )
             if status := process.wait():
                 raise RuntimeError(f"the preset {preset} ended with status {status}")
-            yield {preset: _summarise(json.loads(told.read_text()), run)}
+            yield {preset: _summarise(json.loads(report.read_text()), run)}
 
 
 def resume_after_kill(sizes: Sizes) -> Iterator[Record]:
@@ -346,7 +428,7 @@ def resume_after_kill(sizes: Sizes) -> Iterator[Record]:
     xla = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC if gpu else ''}".strip()
     yield {"xla_flags": xla, "steps": sizes.kill_steps, "checkpoint_every": sizes.kill_every}
     with tempfile.TemporaryDirectory() as folder:
-        extra = {"XLA_FLAGS": xla, "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        extra = {"XLA_FLAGS": xla}
 
         def start(name: str) -> subprocess.Popen[bytes]:
             return _start_training("modern", sizes.kill_steps, flags, Path(folder) / name, extra)
@@ -403,10 +485,12 @@ def _summarise(result: Record, run: Path) -> Record:
 
 def _speed_row(row: Any, arithmetic: str, batch: int) -> Record:
     """A `unet_bench.net_times.NetRow`, with images per second."""
-    found = {"arithmetic": arithmetic, **row.to_json()}
-    found["jax_images_per_s"] = 1e3 * batch / row.jax_ms
-    found["torch_images_per_s"] = 1e3 * batch / row.torch_ms if row.torch_ms else None
-    return found
+    return {
+        "arithmetic": arithmetic,
+        **asdict(row),
+        "jax_images_per_s": 1e3 * batch / row.jax_ms,
+        "torch_images_per_s": 1e3 * batch / row.torch_ms if row.torch_ms else None,
+    }
 
 
 @dataclass
@@ -433,13 +517,15 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 RUNS: dict[str, tuple[Callable[[Sizes], Iterator[Record]], float]] = {
-    "environment": (describe_environment, 60),
-    "ceilings": (measure_ceilings, 60),
-    "speed": (compare_speed, 220),
-    "exact": (prove_exactly, 150),
-    "train": (train_presets, 150),
-    "resume": (resume_after_kill, 120),
-    "ordinary": (compare_ordinary_weights, 200),
+    "environment": (describe_environment, 40),
+    "ceilings": (measure_ceilings, 40),
+    "speed": (compare_speed, 200),
+    "memory": (compare_memory, 40),
+    "train": (train_presets, 100),
+    "resume": (resume_after_kill, 80),
+    "exact": (prove_exactly, 120),
+    "ordinary": (compare_ordinary_weights, 80),
+    "float32": (compare_float32_speed, 150),
 }
 """Sections in their order, and the seconds after which each is ended."""
 
@@ -467,13 +553,16 @@ def show(records: Mapping[str, Record]) -> Iterator[str]:
         yield f"{what}: {row['outcome']}; {unequal}"
     ordinary = records.get("ordinary", {})
     yield f"ordinary weights: {ordinary.get('verdict')} {ordinary.get('reasons', '')}"
-    for row in records.get("speed", {}).get("rows", ()):
-        yield _describe_speed(row)
+    for section in ("speed", "float32"):
+        for row in records.get(section, {}).get("rows", ()):
+            yield _describe_speed(row)
     if note := records.get("speed", {}).get("torch_compile"):
         yield f"torch.compile: {note}"
-    for preset, found in records.get("train", {}).items():
-        if isinstance(found, dict):
-            numbers = {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
+    for row in records.get("memory", {}).get("rows", ()):
+        yield _describe_memory(row)
+    for preset, summary in records.get("train", {}).items():
+        if isinstance(summary, dict):
+            numbers = {k: round(v, 3) if isinstance(v, float) else v for k, v in summary.items()}
             yield f"{preset}: {numbers}"
     yield f"resumed in the same bytes: {records.get('resume', {}).get('equal')}"
 
@@ -485,7 +574,7 @@ def _describe_speed(row: Record) -> str:
     memory = [row["peak_mb"], row["torch_peak_mb"]]
     return (
         f"{what}: JAX {row['jax_ms']:.2f} ms, {row['jax_images_per_s']:.0f} images/s, "
-        f"{row['share_of_peak']:.2f} of the bf16 peak; {against}; "
+        f"{row['share_of_peak']:.2f} of the matrix peak; {against}; "
         f"MB {' and '.join('-' if mb is None else f'{mb:.0f}' for mb in memory)}"
     )
 
@@ -505,7 +594,7 @@ def main() -> int:
         "--out", metavar="FILE", type=Path, default=Path("accelerator.json"), help="the result"
     )
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--minutes", type=float, default=7)
+    parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="sections")
     parser.add_argument("--section", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     flags = parser.parse_args()

@@ -6,6 +6,9 @@ import tempfile
 
 DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+# tests measure what a process takes, and commands that they run must not change this process
+os.environ["UNET_KEEP_FREED_MEMORY"] = "0"
+
 # what one test, worker or subprocess has compiled, no other compiles again
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not WORKER:

@@ -106,12 +106,12 @@ def check_all(place: Path, wheel: Path) -> None:
     print(f"[all]: {environment.megabytes():,.0f} MB")
     for command in (
         "demo", "verify demo_run/run/weights.safetensors --report page.html --json verify.json",
-        "bench --quick --json bench.json",
+        "bench --quick --json bench.json --report bench.html",
     ):  # fmt: skip
         environment.run("unet", *command.split())
         print(f"  unet {command}")
     check_training(environment)
-    for name in ("demo_run/index.html", "page.html", "bench.json", "back.pt"):
+    for name in ("demo_run/index.html", "page.html", "bench.json", "bench.html", "back.pt"):
         assert (environment.folder / name).stat().st_size > 0, name
 
 

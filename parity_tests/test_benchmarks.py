@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accelerator, continued, killed, more_than_memory, own_net, pipeline
+from benchmarks import (
+    accelerator,
+    allocator,
+    continued,
+    killed,
+    more_than_memory,
+    own_net,
+    pipeline,
+)
 from parity_tests.shown import ROOT, inline_code
 from parity_tests.tiny import TINY
 from unet_spec import UNetConfig
@@ -83,6 +91,28 @@ def test_a_small_run_moves_from_torch_to_jax_as_the_figures_do(pictures, monkeyp
     result = continued.continued(pictures / "images", pictures / "masks", pictures)
     assert {tuple(curve) for curve in result["iou"].values()} == {(2, 3)}
     assert result["furthest_iou"]["torch"] == 0.0
+
+
+def test_allocators_are_compared_in_turns():
+    """Of made-up processes: medians, and the ratio of kept over given back."""
+    runs = [
+        {"framework": "jax", "what": "forward", "keeps": keeps, "ms": ms, "page_faults": faults,
+         "peak_mb": 9.0}
+        for keeps, ms, faults in (
+            (True, 4.0, 0), (False, 5.0, 70), (True, 6.0, 2), (False, 9.0, 90), (True, 90.0, 1),
+            (False, 8.0, 80),
+        )
+    ]  # fmt: skip
+    (row,) = allocator.summarize(runs)
+    assert row["ratio"] == 6 / 8
+    assert row["page_faults"] == {"kept": 1, "given_back": 80}
+
+
+def test_a_process_of_the_comparison_says_whether_it_keeps_memory(monkeypatch):
+    monkeypatch.setattr("unet_spec.SLIDES", UNetConfig(widths=(2, 4)))
+    measured = allocator._measure("torch", "training step", 2)
+    assert measured["keeps"] is False  # as all tests
+    assert measured["ms"] > 0
 
 
 def test_a_small_pipeline_is_timed_with_its_checkpoints(tmp_path, monkeypatch):

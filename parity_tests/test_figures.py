@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from torch import nn
 
+from benchmarks import speed_tables
 from benchmarks.watched import FAULTS
 from parity_tests.shown import DOCUMENTS, ROOT
 from unet_convert import names_map
@@ -58,9 +59,10 @@ def nuclei() -> Iterator[Figure]:
 
 
 def timings() -> Iterator[Figure]:
-    for row in _result("bench_cpu.json")["rows"]:
-        against = f", against torch {row['torch_variant']}" if "torch_ms" in row else ""
-        yield "README.md", f"| {row['case']}{against} | {row['ratio']:.2f} |"
+    result = _result("bench_cpu.json")
+    for lines in (speed_tables.list_layers, speed_tables.list_nets, speed_tables.list_slopes):
+        for line in lines(result):
+            yield "README.md", line
 
 
 def kills() -> Iterator[Figure]:

@@ -81,7 +81,7 @@ def test_training_does_not_need_torch():
 
 
 def test_only_applications_import_training():
-    for package in (*SHIPPED, "unet_bench", "unet_image", "unet_page"):
+    for package in (*SHIPPED, "unet_image", "unet_page"):
         for path in sources(package):
             assert "unet_train" not in imports(path), path
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from parity_tests.browser import needs_browser, render
+from unet_page import plot
 from unet_train.check.diagnosis import Finding
 from unet_train.config import CELLS, NUCLEI, to_plain
-from unet_train.report import page, plot
+from unet_train.report import page
 from unet_train.report.page import Report
 from unet_train.report.validation import ImageScore, Scores
 

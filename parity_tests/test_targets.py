@@ -61,6 +61,8 @@ CASES = [
     ("verify w.json --json ./w.json", f"w.json: {IN_PLACE}"),
     ("bench --json d.json", f"d.json: {A_FOLDER}"),
     (f"bench --json {LONG}.json", f"{LONG}.json: {TOO_LONG}"),
+    ("bench --report d.html", f"d.html: {A_FOLDER}"),
+    ("bench --report a.json", "a.json: the report's name ends in .html"),
     (f"{CONVERT} file/a.pt", f"file/a.pt: {IN_A_FILE}"),
     (f"{CONVERT} nothing/a.pt", f"nothing/a.pt: {NOT_MADE}"),
     (f"{CONVERT} {LONG}nn.pt", f"{LONG}nn.pt: {TOO_LONG}"),

@@ -1,111 +1,210 @@
 """What `unet bench` runs: the same computations in one run on this device, as ratios."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from unet_bench import layer_times, net_times
 from unet_bench.ceilings import matmul_gflops
 from unet_bench.environment import device_name, environment
-from unet_bench.layer_times import LayerRow
 from unet_bench.net_times import NetRow
-from unet_bench.steps import PRECISION, Problem, devices, torch_tf32
+from unet_bench.prediction_times import TiledImage, jax_prediction, torch_prediction
+from unet_bench.preset_step import PresetStep, jax_preset_step, torch_preset_step
+from unet_bench.slopes import Slope, fit_slope
+from unet_bench.steps import (
+    COMPILED,
+    PRECISION,
+    VARIANTS,
+    Problem,
+    devices,
+    explain_no_compiler,
+    torch_tf32,
+)
 from unet_spec import SLIDES, UNetConfig
+from unet_spec.allocator import keep_freed_memory
 from unet_spec.environment import versions
+from unet_train.config import NUCLEI, TrainConfig
 
-SIZE_PX = 256
-BUSY_CORES = 0.2
-"""Other work beyond which a ratio is marked (`unet_bench.timing.Timings`)."""
 NARROW = UNetConfig(widths=(16, 32, 64, 128, 256))
+DIRECTIONS = ("forward", "training step")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and for how long.
+
+    Attributes:
+        nets: (net, side in pixels, batch) of the rows that stand for themselves.
+        sizes_px: sides of the images over which `NARROW` is timed.
+        bases: base widths of the nets that are timed on images of `size_px`.
+        image: (net, height, width) of the prediction in tiles.
+        step: the preset whose whole training step is timed.
+        layer_s, net_s, slope_s: seconds for each row of its kind; three rounds or five are made
+            in any case.
+        is_compiled: whether `torch.compile` is one more variant, which takes half a minute for
+            each row.
+    """
+
+    nets: tuple[tuple[UNetConfig, int, int], ...]
+    sizes_px: tuple[int, ...]
+    bases: tuple[int, ...]
+    image: tuple[UNetConfig, int, int]
+    step: TrainConfig
+    layer_s: float
+    net_s: float
+    slope_s: float
+    is_compiled: bool
+    size_px: int = 256
+
+
+def scale(base: int) -> UNetConfig:
+    """Return the slides' net with another base width.
+
+    >>> scale(8).widths
+    (8, 16, 32, 64, 128)
+    """
+    return UNetConfig(widths=tuple(base * 2**level for level in range(5)))
+
+
+WHOLE = Plan(
+    nets=((NARROW, 256, 1), (SLIDES, 256, 1), (scale(32), 128, 4)),
+    sizes_px=(64, 128, 256, 512),
+    bases=(8, 16, 32, 64),
+    image=(NARROW, 1024, 2304),
+    step=NUCLEI,
+    layer_s=2,
+    net_s=8,
+    slope_s=3,
+    is_compiled=True,
+)
+QUICK = Plan(
+    nets=((NARROW, 256, 1),),
+    sizes_px=(64, 128, 256),
+    bases=(8, 16),
+    image=(scale(4), 64, 2304),
+    step=NUCLEI,
+    layer_s=0.5,
+    net_s=2,
+    slope_s=0.5,
+    is_compiled=False,
+)
 
 
 def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Time the layers against plain Flax, and of whole nets against torch.
+    """Time the layers against plain Flax, and nets, a preset's step and predictions against torch.
 
     Args:
-        quick: one size of each layer, the narrow net only, fewer rounds: under a minute on two
-            idle cores in place of four.
+        quick: fewer and smaller cases, fewer rounds, and no `torch.compile`: under a minute on
+            two idle cores, in place of eight minutes.
         say: is called with a line for each row as it is measured.
     """
+    plan = QUICK if quick else WHOLE
+    allocator = keep_freed_memory().text
     jax_device, torch_device = devices()
     say(f"on {device_name(jax_device)}; {PRECISION}")
+    say(allocator)
+    notes = []
+    variants = tuple(VARIANTS) if torch_device is not None else ()
     if torch_device is None:
-        say("torch cannot use this device: JAX alone is timed")
+        notes.append("torch cannot use this device: JAX alone is timed")
+    elif not plan.is_compiled:
+        notes.append("torch.compile is left out of a quick bench, because it takes minutes")
+    elif reason := explain_no_compiler(torch_device):
+        notes.append(f"torch.compile is left out: {reason}")
+    else:
+        variants = (*variants, COMPILED)
+    for note in notes:
+        say(note)
     with torch_tf32(False):
         peak = matmul_gflops(jax_device, torch_device, budget_s=1 if quick else 3)
         say(f"float32 matrix product: {peak:.0f} GFLOP/s")
-        rows = [asdict(row) for row in _rows(quick, peak, say)]
+        layers = []
+        for layer in layer_times.time_layers(jax_device, budget_s=plan.layer_s, quick=quick):
+            say(f"{layer.case}: {layer.ratio:.2f} x Flax")
+            layers.append(layer)
+        nets = []
+        for net in _time_nets(plan, peak, variants):
+            say(_describe(net))
+            nets.append(net)
     return {
         "device": device_name(jax_device),
         "precision": PRECISION,
+        "allocator": allocator,
         "matmul_gflops": peak,
         "versions": versions(),
         "environment": environment(),
-        "rows": rows,
+        "notes": notes,
+        "rows": [*map(asdict, layers), *map(asdict, nets)],
+        "slopes": [asdict(slope) for slope in _fit_slopes(plan, nets)],
+        "only_for_slopes": [
+            f"{Problem(*net, jax_device, torch_device).name}, {what}"
+            for net in _list_further(plan)
+            for what in DIRECTIONS
+        ],
     }
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    """Print what `bench` gave as tables."""
-    console.print(f"{result['device']}; {result['precision']}")
-    console.print(_layer_table([row for row in result["rows"] if "flax_ms" in row]))
-    console.print(_net_table([row for row in result["rows"] if "torch_ms" in row]))
-    if any(_busy(row) for row in result["rows"]):
-        console.print("* other work kept the cores busy: this ratio says little; repeat it alone")
-
-
-def _rows(
-    quick: bool, peak_gflops: float, say: Callable[[str], None]
-) -> Iterator[LayerRow | NetRow]:
+def _time_nets(plan: Plan, peak_gflops: float, variants: Sequence[str]) -> Iterator[NetRow]:
+    """Yield the rows of nets, of the preset's step, of the prediction, and of the slopes."""
     jax_device, torch_device = devices()
-    for layer in layer_times.time_layers(jax_device, budget_s=0.5 if quick else 2, quick=quick):
-        say(f"{layer.case}: {layer.ratio:.2f} x Flax")
-        yield layer
-    for config in (NARROW,) if quick else (NARROW, SLIDES):
-        problem = Problem(config, SIZE_PX, jax_device, torch_device)
-        for net in net_times.time_nets(
-            problem, peak_gflops=peak_gflops, budget_s=5 if quick else 10
-        ):
-            against = f", {net.ratio:.2f} x torch {net.torch_variant}" if net.ratio else ""
-            say(f"{net.case}: {net.jax_ms:.0f} ms{against}")
-            yield net
+    time_case = partial(net_times.time_case, peak_gflops=peak_gflops, budget_s=plan.net_s)
+    time_nets = partial(net_times.time_nets, peak_gflops=peak_gflops)
+    problem = Problem(NARROW, plan.size_px, jax_device, torch_device)
+    for config, size_px, batch in plan.nets:
+        case = replace(problem, config=config, size_px=size_px, batch=batch)
+        yield from time_nets(case, budget_s=plan.net_s, variants=variants)
+    step = PresetStep(plan.step, jax_device, torch_device)
+    steps = {variant: partial(torch_preset_step, step, variant) for variant in variants}
+    yield from time_case(step.case, jax_preset_step(step), steps)
+    plain = [variant for variant in variants if variant in VARIANTS]
+    image = TiledImage(*plan.image, torch_device)
+    predictions = {variant: partial(torch_prediction, image, variant) for variant in plain}
+    yield from time_case(image.case, jax_prediction(image), predictions)
+    for config, size_px in _list_further(plan):
+        case = replace(problem, config=config, size_px=size_px)
+        yield from time_nets(case, budget_s=plan.slope_s, variants=plain)
 
 
-def _layer_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="layers, median ms")
-    table.add_column("case")
-    for column in ("ours", "plain Flax", "ratio"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        times = (f"{row['ours_ms']:.2f}", f"{row['flax_ms']:.2f}")
-        table.add_row(row["case"], *times, _ratio(row))
-    return table
+def _list_further(plan: Plan) -> list[tuple[UNetConfig, int]]:
+    """Return the nets and sides that are timed for the slopes and nothing else."""
+    rows = [(config, size_px) for config, size_px, batch in plan.nets if batch == 1]
+    return [net for net in dict.fromkeys((*_sizes(plan), *_widths(plan))) if net not in rows]
 
 
-def _net_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="whole nets, median ms; ratio is JAX over torch")
-    for column in ("case", "torch"):
-        table.add_column(column)
-    for column in ("JAX", "torch", "ratio", "of peak"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row["case"], row["torch_variant"], _number(row["jax_ms"]), _number(row["torch_ms"]),
-            _ratio(row), _number(row["share_of_peak"], 2),
-        )  # fmt: skip
-    return table
+def _sizes(plan: Plan) -> list[tuple[UNetConfig, int]]:
+    return [(NARROW, size_px) for size_px in plan.sizes_px]
 
 
-def _busy(row: dict[str, Any]) -> bool:
-    return (row["others_cores"] or 0) > BUSY_CORES
+def _widths(plan: Plan) -> list[tuple[UNetConfig, int]]:
+    return [(scale(base), plan.size_px) for base in plan.bases]
 
 
-def _ratio(row: dict[str, Any]) -> str:
-    return _number(row["ratio"], 2) + ("*" if _busy(row) else "")
+def _fit_slopes(plan: Plan, rows: Sequence[NetRow]) -> Iterator[Slope]:
+    """Yield how time grows with the pixels and with the width of a net, in both directions.
+
+    The variants are those that every case has, without `torch.compile`.
+    """
+    jax_device, torch_device = devices()
+    base, sizes, size = NARROW.widths[0], plan.sizes_px, plan.size_px
+    series = (
+        (f"base {base}, {sizes[0]} to {sizes[-1]} pixels", "megapixel", sizes, _sizes(plan)),
+        (f"{size}x{size}, base {plan.bases[0]} to {plan.bases[-1]}", "GFLOP", plan.bases,
+         _widths(plan)),
+    )  # fmt: skip
+    for name, per, axis, nets in series:
+        for what in DIRECTIONS:
+            chosen = []
+            for config, size_px in nets:
+                case = f"{Problem(config, size_px, jax_device, torch_device).name}, {what}"
+                same = [r for r in rows if r.case == case and r.torch_variant != COMPILED]
+                chosen.append(min(same, key=lambda row: row.torch_ms or 0))
+            yield fit_slope(f"{name}, {what}", per=per, axis=axis, rows=chosen)
 
 
-def _number(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+def _describe(row: NetRow) -> str:
+    """Return the line that is said of a row."""
+    text = f"{row.case}: {row.jax_ms:,.1f} ms"
+    if row.ratio is None:
+        return text
+    return f"{text}, {row.ratio:.2f} x torch {row.torch_variant}{' (best)' if row.best else ''}"

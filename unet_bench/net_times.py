@@ -1,7 +1,9 @@
 """The same net with the same weights in both frameworks on one device."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from unet_bench.flops import forward_gflop
 from unet_bench.steps import (
     VARIANTS,
+    CompiledRun,
     Problem,
     jax_forward,
     jax_step,
@@ -21,14 +24,18 @@ from unet_bench.timing import Run, Timings, alternate
 
 @dataclass(frozen=True)
 class NetRow:
-    """One net, JAX against one variant of torch; median times, JAX's over torch's.
+    """One computation, JAX against one variant of torch; median times, JAX's over torch's.
 
     Attributes:
         torch_variant: `none`, with no times, where torch cannot use JAX's device.
+        best: whether no other variant of torch takes less time here.
         gflops: 10^9 direct convolution operations per second of JAX's median time; a training
             step counts as three forward passes.
         share_of_peak: of the quickest float32 matrix product of the same run.
+        gflop: 10^9 direct convolution operations of one run.
+        megapixels: 10^6 pixels of the images of one run.
         compile_s: of JAX's program.
+        torch_first_s: of the variant's first run, which for `compiled` compiles it.
         others_cores: kept busy by other work (`unet_bench.timing.Timings`).
         peak_mb: of JAX's program by XLA's plan (`unet_bench.timing.planned_mb`).
         torch_peak_mb: the most that torch held at once for this variant, where it runs on a GPU.
@@ -38,16 +45,36 @@ class NetRow:
 
     case: str
     torch_variant: str
+    best: bool
     jax_ms: float
     torch_ms: float | None
     ratio: float | None
     gflops: float
     share_of_peak: float
+    gflop: float
+    megapixels: float
     compile_s: float
+    torch_first_s: float | None
     peak_mb: float | None
     others_cores: float | None
     torch_peak_mb: float | None
     apart: float | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One computation that both frameworks do.
+
+    Attributes:
+        gflop: 10^9 direct convolution operations of one run.
+        megapixels: 10^6 pixels of the images of one run.
+        rounding: what both first results may differ by, of the largest value.
+    """
+
+    name: str
+    gflop: float
+    megapixels: float
+    rounding: float
 
 
 def time_nets(
@@ -65,27 +92,59 @@ def time_nets(
         variants: names of `unet_bench.steps.VARIANTS`, or `COMPILED`.
     """
     gflop = problem.batch * forward_gflop(problem.config, problem.size_px, problem.size_px)
+    megapixels = problem.batch * problem.size_px**2 / 1e6
     for what, make_jax, make_torch, passes in (
         ("forward", jax_forward, torch_forward, 1),
         ("training step", jax_step, torch_step, 3),
     ):
-        ours = make_jax(problem)
-        runs, first, peaks_mb = {"jax": ours.run}, {"jax": ours.run()}, {}
-        for variant in variants if problem.torch_device is not None else ():
-            held = _held_bytes()
-            runs[variant] = make_torch(problem, variant)
-            first[variant] = runs[variant]()
-            peaks_mb[variant] = _peak_mb(runs[variant], held)
-        apart = check_equal(first, rounding=problem.arithmetic.rounding)
-        del first
-        times = alternate(runs, budget_s=budget_s)
-        gflops = passes * gflop / (times.ms("jax") / 1e3)
-        for variant in list(runs)[1:] or ["none"]:
-            yield NetRow(
-                f"{problem.name}, {what}", variant, times.ms("jax"), *_torch_times(times, variant),
-                gflops, gflops / peak_gflops, ours.compile_s, ours.peak_mb,
-                times.others_cores, peaks_mb.get(variant), apart.get(variant),
-            )  # fmt: skip
+        case = Case(
+            f"{problem.name}, {what}", passes * gflop, megapixels, problem.arithmetic.rounding
+        )
+        theirs = {}
+        if problem.torch_device is not None:
+            theirs = {variant: partial(make_torch, problem, variant) for variant in variants}
+        yield from time_case(
+            case, make_jax(problem), theirs, peak_gflops=peak_gflops, budget_s=budget_s
+        )
+
+
+def time_case(
+    case: Case,
+    ours: CompiledRun,
+    theirs: Mapping[str, Callable[[], Run]],
+    *,
+    peak_gflops: float,
+    budget_s: float,
+) -> Iterator[NetRow]:
+    """Time one computation in turns, and yield a row for each variant of torch.
+
+    Args:
+        theirs: by the name of each variant, what builds its run; empty where torch cannot use the
+            device.
+
+    Raises:
+        AssertionError: the frameworks compute two different things.
+    """
+    runs, first, first_s, peaks_mb = {"jax": ours.run}, {"jax": ours.run()}, {}, {}
+    for variant, build in theirs.items():
+        held = _held_bytes()
+        runs[variant] = build()
+        start = time.perf_counter()
+        first[variant] = runs[variant]()
+        first_s[variant] = time.perf_counter() - start
+        peaks_mb[variant] = _peak_mb(runs[variant], held)
+    apart = check_equal(first, rounding=case.rounding)
+    del first
+    times = alternate(runs, budget_s=budget_s)
+    best = min(theirs, key=times.ms, default="none")
+    gflops = case.gflop / (times.ms("jax") / 1e3)
+    for variant in list(theirs) or ["none"]:
+        yield NetRow(
+            case.name, variant, variant == best, times.ms("jax"), *_torch_times(times, variant),
+            gflops, gflops / peak_gflops, case.gflop, case.megapixels,
+            ours.compile_s, first_s.get(variant), ours.peak_mb,
+            times.others_cores, peaks_mb.get(variant), apart.get(variant),
+        )  # fmt: skip
 
 
 def check_equal(results: Mapping[str, Any], *, rounding: float) -> dict[str, float]:

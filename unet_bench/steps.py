@@ -1,5 +1,6 @@
 """A forward pass and a training step of one net, as something to time, in either framework."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -162,6 +163,24 @@ def torch_step(problem: Problem, variant: str) -> Run:
         return loss.detach()
 
     return wait_for_device(run, problem.torch_device)
+
+
+def explain_no_compiler(device: torch.device | None) -> str | None:
+    """Return why `torch.compile` cannot be timed here, or None if it can.
+
+    A function of one line is compiled for that: on a CPU torch then needs a C++ compiler and
+    Python's headers, which not every machine has.
+    """
+    if device is None:
+        return "torch cannot use this device"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=device))
+    except Exception as error:  # of any kind: each backend and each tool of it has its own
+        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        return f"it does not work here: {first[:200]}"
+    return None
 
 
 def wait_for_device(run: Run, device: torch.device | None) -> Run:

@@ -13,6 +13,7 @@ from unet_command.parsing import Command
 from unet_command.reports import write_json
 from unet_command.wording import is_out_of_memory, list_fields, word_error
 from unet_spec import InputError
+from unet_spec.allocator import keep_freed_memory
 from unet_spec.errors import ConfigError
 from unet_spec.garbage import pause_garbage_collection
 from unet_train.config import TrainConfig, to_plain
@@ -70,6 +71,7 @@ def _train_here(
     config: TrainConfig, *, out: Path, overfit: bool, json: Path | None, command: Command
 ) -> int:
     """Run `unet train` in this process and return its exit status."""
+    allocator = keep_freed_memory()
     with pause_garbage_collection():
         import jax
         from rich.console import Console
@@ -87,6 +89,8 @@ def _train_here(
         is_first = jax.process_index() == 0
         json = json if is_first else None
         progress = Progress(Console(quiet=not is_first))
+        if allocator.keeps:
+            progress.say(allocator.text)
         if overfit:
             learned = learn_one_batch(config, progress=progress)
             report = {"learned": learned, "config": to_plain(config)}

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 import unet_page
+from unet_page import plot
+from unet_page.plot import Dot, Line, Plot
 from unet_spec.files import atomic_write
 
 from ..check.diagnosis import Finding
 from ..config import PRESETS, to_plain
 from ..metrics import format_score
-from . import plot
 from .pictures import rank_by_iou
-from .plot import Dot, Line, Plot
 from .validation import ImageScore, Scores
 
 NOTHING_TO_SCORE = "no image has a class other than 0, and the net finds none"

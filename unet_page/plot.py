@@ -1,4 +1,4 @@
-"""The plots of the report: axes with ticks that people can read, lines and dots."""
+"""The plots of pages: axes with ticks that people can read, lines and dots."""
 
 import math
 from collections.abc import Sequence
