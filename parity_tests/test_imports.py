@@ -113,7 +113,7 @@ def test_command_imports_no_framework_before_a_verb_asks_for_it():
 # each floor of train/ imports only from those before it
 FLOORS = (
     ("config",), ("losses", "metrics", "devices"), ("input",), ("step",), ("check", "run"),
-    ("report",), ("plan",), ("loop", "overfit"),
+    ("report",), ("setup",), ("loop", "overfit"),
 )  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

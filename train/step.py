@@ -19,7 +19,7 @@ from unet_spec import geometry
 from . import losses
 from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
-from .devices.room import check_plan
+from .devices.room import check_program
 from .input.augment import augment_batch
 from .input.crops import Batch
 from .losses import Output
@@ -137,7 +137,7 @@ def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
         step = background.submit(steps.step.lower(state, crops).compile)
         first = background.submit(steps.init.lower().compile)
         compiled = Steps(first.result(), step.result())
-    check_plan(config, placement, compiled.step)
+    check_program(config, placement, compiled.step)
     return compiled
 
 
