@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_bench.flops import forward_gflop
 from unet_bench.steps import (
     VARIANTS,
     Problem,
@@ -17,6 +16,7 @@ from unet_bench.steps import (
     torch_step,
 )
 from unet_bench.timing import Run, Timings, alternate
+from unet_spec.flops import forward_gflop
 
 
 @dataclass(frozen=True)
