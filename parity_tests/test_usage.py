@@ -18,6 +18,7 @@ from unet_train.config import PROMISES
 WHOLE = {
     "demo": ["demo"],
     "train": ["train", "cells", "--out", "new"],
+    "plan": ["plan", "cells", "--topology", "v5e:2x2"],
     "predict": ["predict", "weights", "images", "--out", "new"],
     "convert": ["convert", "source", "target"],
     "verify": ["verify", "weights"],
@@ -54,7 +55,7 @@ def no_box(monkeypatch):
 
 
 def test_a_command_without_a_verb_is_refused(monkeypatch):
-    assert refuse(monkeypatch).startswith("no verb is given, one of demo, train, predict, ")
+    assert refuse(monkeypatch).startswith("no verb is given, one of demo, train, plan, predict, ")
 
 
 def test_these_are_all_the_flags():
