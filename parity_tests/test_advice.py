@@ -241,7 +241,7 @@ ADVICE = (
         r"try another (--seed)", (f"{TRAIN} {IMAGES} IN_ONE {{0}} 1",),
     ),
     Advice(
-        "train needs a preset", "unet train --out RUN", r"(unet train nuclei --out RUN) \.\.\.",
+        "{} needs a preset", "unet train --out RUN", r"(unet train nuclei --out RUN) \.\.\.",
         (f"{{0}} {TRAIN.partition('cells ')[2]} --net.groups 2",),
     ),
     Advice(

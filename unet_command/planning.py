@@ -54,7 +54,8 @@ def plan(
     topologies = [parse_topology(name) for name in topology]
     if not topologies:
         raise InputError("--topology needs at least one name, such as v5e:4x4 or h100:8")
-    compiler.prepare_jax()
+    processors = [one.devices for one in topologies if one.chip.platform == "cpu"]
+    compiler.prepare_jax(max(processors, default=1))
     config = _apply_start(config)
     placements = [place(config, one) for one in topologies]
     console = Console()

@@ -67,12 +67,20 @@ class Compiled:
     seconds: float
 
 
-def prepare_jax() -> None:
-    """Keep JAX from looking for devices other than the processor, before it looks for any."""
+def prepare_jax(processors: int = 1) -> None:
+    """Start JAX with no devices but the processor, before anything else of it is called.
+
+    Args:
+        processors: the processor counts as so many devices.
+    """
     os.environ |= {name: value for name, value in _LIBTPU.items() if name not in os.environ}
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):  # JAX runs already, and has as many as it has
+        jax.config.update("jax_num_cpu_devices", processors)
+    with quiet_stderr():
+        jax.devices()
 
 
 def list_devices(topology: Topology) -> list[Any]:
@@ -107,7 +115,7 @@ def list_devices(topology: Topology) -> list[Any]:
                     chip_config_name=chip.config_name,
                     chips_per_host_bounds=list(bounds),
                 )
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"--topology {topology.name}: the compiler refuses it ({reason}); name another"
@@ -122,7 +130,8 @@ def compile_step(config: TrainConfig, placement: Any) -> Compiled:
     from unet_train.step import lower_step
 
     start = time.monotonic()
-    lowered = lower_step(config, placement)
+    with quiet_stderr():
+        lowered = lower_step(config, placement)
     arguments, _ = lowered.args_info
     outcome: Any
     try:
@@ -189,11 +198,9 @@ def _is_installed(module: str) -> bool:
 
 
 def _list_processors(count: int) -> list[Any]:
-    """Return so many devices of this machine's processor, as far as JAX has not counted them."""
+    """Return so many devices of this machine's processor."""
     import jax
 
-    with contextlib.suppress(RuntimeError):  # it has counted them, and they may be enough
-        jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise InputError(

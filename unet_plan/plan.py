@@ -157,7 +157,9 @@ def place(config: TrainConfig, topology: Topology) -> Any:
 
 def make_plan(config: TrainConfig, topology: Topology, placement: Any) -> Plan:
     """Compile the step of a run for a topology, and say what it needs and takes."""
-    return describe(config, topology, placement, compiler.compile_step(config, placement))
+    compiled = compiler.compile_step(config, placement)
+    with compiler.quiet_stderr():
+        return describe(config, topology, placement, compiled)
 
 
 def describe(config: TrainConfig, topology: Topology, placement: Any, compiled: Compiled) -> Plan:
