@@ -74,12 +74,12 @@ def prepare_jax(processors: int = 1) -> None:
         processors: the processor counts as so many devices.
     """
     os.environ |= {name: value for name, value in _LIBTPU.items() if name not in os.environ}
-    import jax
+    with quiet_stderr():  # from the first import on
+        import jax
 
-    jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # JAX runs already, and has as many as it has
-        jax.config.update("jax_num_cpu_devices", processors)
-    with quiet_stderr():
+        jax.config.update("jax_platforms", "cpu")
+        with contextlib.suppress(RuntimeError):  # JAX runs already, and has as many as it has
+            jax.config.update("jax_num_cpu_devices", processors)
         jax.devices()
 
 
