@@ -11,7 +11,7 @@ import pytest
 import unet_cli
 from parity_tests import shown
 from unet_command import parsing
-from unet_command.usage import describe_kind, explain_refusal, list_kinds
+from unet_command.usage import OF_PRESETS, describe_kind, explain_refusal, list_kinds
 from unet_spec.errors import InputError
 from unet_train.config import PROMISES
 
@@ -97,7 +97,8 @@ def test_a_switch_with_a_value_is_refused_where_the_value_could_be_a_file(monkey
 
 @pytest.mark.parametrize("verb", WHOLE)
 def test_a_flag_that_there_is_not_is_named_with_those_near_it(monkeypatch, verb):
-    help_command = "unet train cells --help" if verb == "train" else f"unet {verb} --help"
+    preset = "cells " if verb in OF_PRESETS else ""
+    help_command = f"unet {verb} {preset}--help"
     sentence = refuse(monkeypatch, *WHOLE[verb], "--jsom", "a.json")
     assert sentence == f"--jsom is no flag of {verb}; --json is near it; {help_command} lists all"
     sentence = refuse(monkeypatch, *WHOLE[verb], "--zzzzz")
@@ -109,6 +110,10 @@ def test_a_flag_that_there_is_not_is_named_with_those_near_it(monkeypatch, verb)
     [
         ("trian cells", "trian is no verb of unet; train is near it; unet --help lists all"),
         ("--stepz 3", "--stepz is no verb of unet; unet --help lists all"),
+        ("plan", "plan needs a preset, one of nuclei, cells, paper, modern: unet plan nuclei "
+         "--topology v5e:4x4 ..."),
+        ("plan modern", "plan needs --topology with words, and it is missing; unet plan modern "
+         "--help lists all"),
         ("train cellz --out new", "train needs a preset, one of nuclei, cells, paper, modern, not "
          "cellz: unet train nuclei --out RUN ..."),
         ("train --out new nuclie", "train needs a preset, one of nuclei, cells, paper, modern, not "
