@@ -18,7 +18,7 @@ from unet_command.wording import is_out_of_memory, list_flags, word_error
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.allocator import keep_freed_memory
 from unet_spec.config import check_bounds
-from unet_spec.environment import need
+from unet_spec.environment import leave_out_accelerators, need
 from unet_spec.files import atomic_write, refuse_existing
 from unet_spec.preprocessing import LARGEST_GB
 from unet_spec.ranges import SIDE, STEPS_OF_A_PROOF, check_number
@@ -35,6 +35,7 @@ Typed = Annotated[Fixed[Command], Suppress]
 def main() -> None:
     """Run the verb that was typed; wrong input ends in one sentence and status 2."""
     command = Command(tuple(sys.argv[1:]))
+    leave_out_accelerators()
     try:
         status = parse(command, VERBS)()
     except (BrokenPipeError, SystemExit) as error:
@@ -114,6 +115,40 @@ def train(
         check_folder(out)
     need("train")
     return training.train(config, out=out, overfit=overfit, json=json, command=command)
+
+
+def plan(
+    config: Annotated[TrainConfig, arg(name="")],
+    *,
+    topology: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")],
+    largest: bool = False,
+    report: Annotated[Path | None, arg(metavar="PAGE.html")] = None,
+    json: Json = None,
+    command: Typed = Command(),
+) -> int:
+    """Say what a run would need and take on chips that are not here.
+
+    The chip's own compiler compiles the training step, which takes minutes. Nothing is trained,
+    and no images are read. The exit status is 1 if the run does not fit.
+
+    Args:
+        config: The run begins with the values of a preset, and its flags change them.
+        topology: Compile for these chips, such as v5e:4x4 (or v5e-16, its name in the cloud),
+            v5p:2x2x1, v6e:2x2, h100:8; cpu:8 is this machine's own processor.
+        largest: Find the largest batch that fits; rematerialisation and rows are only used where
+            nothing fits without.
+        report: Write a page there with the memory, and the time of each module.
+        json: Write the plans into this file.
+        command: This is what was typed.
+    """
+    check_target(json, others=(config.start,))
+    check_target(report, ".html", others=(config.start, json))
+    need("train")
+    from unet_command import planning
+
+    return planning.plan(
+        config, topology=topology, largest=largest, report=report, json=json, command=command
+    )
 
 
 def predict(
@@ -379,7 +414,7 @@ def bench(
 
 
 VERBS: dict[str, Callable[..., int]] = {
-    verb.__name__: verb for verb in (demo, train, predict, convert, verify, bench)
+    verb.__name__: verb for verb in (demo, train, plan, predict, convert, verify, bench)
 }
 
 

@@ -124,6 +124,8 @@ def draw_words(rng: np.random.Generator) -> list[str]:
     words = [verb, *_draw_positionals(verb, rng)]
     if verb in ("train", "predict"):
         words += ["--out", "new"]
+    if verb == "plan":
+        words += ["--topology", str(rng.choice(["cpu:1", "v5e:2x2", "zzz:4"]))]
     flags = list_flags(unet_cli.VERBS[verb])
     for _ in range(int(rng.integers(1, 6))):
         name, kind = flags[int(rng.integers(len(flags)))]
@@ -226,7 +228,7 @@ def _draw_positionals(verb: str, rng: np.random.Generator) -> list[str]:
         return []
     path = _draw_value(Path, rng)
     match verb:
-        case "train":
+        case "train" | "plan":
             return [str(rng.choice(["cells", "nuclei", "cells", "zzz"]))]
         case "predict":
             return [
@@ -251,7 +253,7 @@ def _stop_at_work() -> Iterator[None]:
         "unet_train.loop.compile_steps", "unet_train.overfit.compile_steps", "unet_demo.run.run",
         "unet_train.devices.supervise.run_watched", "unet_parity.verify.verify",
         "unet_bench.bench.bench", "unet_jax.predict", "unet_torch.predict",
-        "unet_train.devices.processes.join_processes",
+        "unet_train.devices.processes.join_processes", "unet_plan.compiler.compile_step",
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         for place in places:

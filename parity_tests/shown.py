@@ -32,7 +32,8 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
              *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
 PACKAGES = ("unet_spec", "unet_torch", "unet_jax", "unet_image", "unet_parity", "unet_page",
-            "unet_bench", "unet_demo", "unet_command", "unet_convert", "train")  # fmt: skip
+            "unet_bench", "unet_demo", "unet_plan", "unet_command", "unet_convert",
+            "train")  # fmt: skip
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 SOURCES += sorted(ROOT.glob("unet_*.py"))
 
@@ -44,6 +45,10 @@ ELSEWHERE = {
     ".venv/bin/pip install -c constraints.txt -e '.[all]'": "`make` runs it, with '.[test]'",
     "pip install -e '.[all]' 'jax[cuda13]'": "it takes gigabytes, and needs a GPU to be tried",
     "pip install -e '.[train]' 'jax[tpu]'": "it needs a TPU to be tried",
+    "pip install 'unet-twins[plan]'": "`make` installs the same as a part of '.[test]'",
+    "pip install 'unet-twins[plan-gpu]'": "it takes half a gigabyte",
+    "unet plan cells --topology v5e:2x2 --largest": "it compiles for minutes; benchmarks/plan.py "
+    "runs such commands, and test_plan.py the search",
 }
 """Commands that are not run by this test, with the reason."""
 
@@ -278,7 +283,7 @@ def run_fields() -> list[str]:
 def flags() -> frozenset[str]:
     """Return every flag that a verb of `unet` takes."""
     verbs = [["demo"], ["predict"], ["convert"], ["verify"], ["bench"]]
-    verbs += [["train", preset] for preset in PRESETS]
+    verbs += [[verb, preset] for verb in ("train", "plan") for preset in PRESETS]
     shown = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "400")

@@ -40,6 +40,10 @@ SIZES = {
             "--data.groups '^[0-9]+' --out RUN_GROUPS",
         )
     },
+    # test_plan.py compiles for a TPU, where its compiler can be installed
+    "unet plan modern --topology v5e:2x2 --data.batch 64 --report plan.html --json plan.json": (
+        "--topology cpu:2 --net.widths 4 6 --data.crop-px 16"
+    ),
     "unet train nuclei --start start.safetensors --data.images IMAGES --data.masks MASKS "
     "--out FURTHER --steps 2000": (
         "--data.batch 2 --data.crop-px 32 --steps 4 --validate-every 2 --mesh.data 1"
@@ -171,7 +175,7 @@ SHORT = {  # a flag that is explained by itself, with what it needs beside it
 }
 VERBS = ("train nuclei --out RUN", "train paper --out RUN", "verify w.safetensors", "verify",
          "predict w.safetensors a.png --out OUT", "convert a.pt b.safetensors", "bench", "demo",
-         "train cells --start w.safetensors --out RUN")  # fmt: skip
+         "train cells --start w.safetensors --out RUN", "plan modern")  # fmt: skip
 
 
 def _inline_commands() -> list[str]:

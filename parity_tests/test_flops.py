@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unet_bench.flops import forward_gflop
 from unet_spec import PAPER, SLIDES, UNetConfig, geometry
+from unet_spec.flops import forward_gflop
 from unet_torch import UNet
 
 SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10))

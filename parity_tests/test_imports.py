@@ -60,7 +60,8 @@ TYPING = ("wrong_flags", "bad_days", "watched")
 
 
 @pytest.mark.parametrize(
-    "package", ["train", "benchmarks", "unet_bench", "unet_demo", "unet_image", "unet_page"]
+    "package",
+    ["train", "benchmarks", "unet_bench", "unet_demo", "unet_image", "unet_page", "unet_plan"],
 )
 def test_applications_do_not_import_the_command_or_the_tests(package):
     for path in sources(package):
@@ -75,9 +76,10 @@ def test_what_stands_behind_the_verbs_does_not_import_them():
         assert not imports(path) & {"unet_cli", "parity_tests"}, path
 
 
-def test_training_does_not_need_torch():
-    for path in sources("train"):
-        assert not imports(path) & {"torch", "unet_torch", "unet_parity"}, path
+@pytest.mark.parametrize("package", ["train", "unet_plan"])
+def test_training_and_its_plan_do_not_need_torch(package):
+    for path in sources(package):
+        assert not imports(path) & {"torch", "unet_torch", "unet_parity", "unet_bench"}, path
 
 
 def test_only_applications_import_training():
@@ -106,14 +108,14 @@ def test_command_imports_no_framework_before_a_verb_asks_for_it():
         names |= {n.module or "" for n in top.body if isinstance(n, ast.ImportFrom)}
         names -= {"unet_train.config"}  # plain values, of which the flags are made
         frameworks = {"torch", "jax", "flax", "optax", "unet_torch", "unet_jax", "unet_parity",
-                      "unet_train"}  # fmt: skip
+                      "unet_train", "unet_plan"}  # fmt: skip
         assert not {name.partition(".")[0] for name in names} & frameworks
 
 
 # each floor of train/ imports only from those before it
 FLOORS = (
     ("config",), ("losses", "metrics", "devices"), ("input",), ("step",), ("check", "run"),
-    ("report",), ("plan",), ("loop", "overfit"),
+    ("report",), ("setup",), ("loop", "overfit"),
 )  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

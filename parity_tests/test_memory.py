@@ -19,7 +19,7 @@ from unet_spec.recipe import Schedule
 from unet_train.devices import room
 from unet_train.devices.placement import make_placement
 from unet_train.overfit import learn_one_batch
-from unet_train.plan import make_plan
+from unet_train.setup import make_setup
 from unet_train.step import compile_steps
 
 NETS = {
@@ -79,7 +79,7 @@ def overfit(config, progress):
     return learn_one_batch(config, progress=progress)
 
 
-@pytest.mark.parametrize("begin", [make_plan, overfit])
+@pytest.mark.parametrize("begin", [make_setup, overfit])
 @pytest.mark.parametrize(
     "large",
     [
@@ -91,7 +91,7 @@ def overfit(config, progress):
 )
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_drawn(large, begin, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda: 12 * 10**9)
-    monkeypatch.setattr("unet_train.plan.open_dataset", None)
+    monkeypatch.setattr("unet_train.setup.open_dataset", None)
     config = replace(TINY, schedule=Schedule(), **large)
     with pytest.raises(InputError, match=r"needs at least \d+\.\d GB of memory, and 12\.0 GB are"):
         begin(config, quiet())
@@ -196,7 +196,7 @@ def test_memory_that_runs_out_anywhere_is_a_sentence(verb, error, tmp_path, monk
         raise ERRORS[error]
 
     words = {"train": ["cells", "--out", "a"], "predict": ["a", "b", "--out", "c"]}
-    words["convert"] = ["a", "b"]
+    words |= {"convert": ["a", "b"], "plan": ["cells", "--topology", "v5e:2x2"]}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(unet_cli, "check_target", run_out)
     monkeypatch.setattr(sys, "argv", ["unet", verb, *words.get(verb, [])])

@@ -23,7 +23,7 @@ from unet_train.config import (
     TrainConfig,
 )
 from unet_train.input.crops import cut_batch
-from unet_train.plan import make_plan
+from unet_train.setup import make_setup
 from unet_train.step import compile_steps
 
 # what a part needs for one of its fields to count
@@ -204,18 +204,18 @@ ENDS = {
 @pytest.mark.parametrize("ends", ENDS)
 def test_a_run_begins_at_the_ends_of_the_ranges(ends):
     config = replace(TINY, **ENDS[ends])
-    plan = make_plan(config, quiet())
-    config = plan.config
-    steps = compile_steps(config, plan.placement)
+    setup = make_setup(config, quiet())
+    config = setup.config
+    steps = compile_steps(config, setup.placement)
     batch = cut_batch(
-        plan.dataset.training,
+        setup.dataset.training,
         0,
         data=config.data,
         net=config.net,
         seed=config.seed,
         rows=slice(0, 1),
     )
-    crops = plan.placement.put(batch, batch=1)
+    crops = setup.placement.put(batch, batch=1)
     state, metrics = steps.step(steps.init(), crops)
     assert np.isfinite(float(metrics.lr))
     assert jax.tree.leaves(state)

@@ -12,7 +12,7 @@ import pytest
 
 from parity_tests.tiny import SHOWN, TINY, begin, quiet
 from unet_spec import InputError, training_state
-from unet_train import loop, plan
+from unet_train import loop, setup
 from unet_train.check import data_doctor
 from unet_train.config import MeshConfig
 from unet_train.devices import processes
@@ -209,7 +209,7 @@ def test_a_run_without_a_checkpoint_begins_again_with_the_config_of_the_command(
 def test_a_beginning_that_fails_anywhere_leaves_nothing_that_refuses_the_next(
     tmp_path, monkeypatch, place
 ):
-    owner = {"to_plain": run_folder, "compile_steps": loop, "write_preview": plan}[place]
+    owner = {"to_plain": run_folder, "compile_steps": loop, "write_preview": setup}[place]
 
     def fail(*_, **__):
         raise InputError("planted")
@@ -458,7 +458,7 @@ def test_a_place_that_cannot_be_is_refused_before_any_image_is_read(
     (tmp_path / "file").write_text("")
     (tmp_path / "nothing").symlink_to("nowhere/at/all")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(plan, "open_dataset", lambda *_, **__: pytest.fail("images are read"))
+    monkeypatch.setattr(setup, "open_dataset", lambda *_, **__: pytest.fail("images are read"))
     with pytest.raises(InputError, match=says):
         loop.run(TINY, tmp_path / out, progress=quiet())
     assert sorted(tmp_path.rglob("*")) == before

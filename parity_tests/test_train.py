@@ -29,12 +29,12 @@ from unet_train.input import prefetch, synthetic
 from unet_train.input.crops import choose_samples, cut_batch
 from unet_train.input.dataset import open_dataset
 from unet_train.input.samples import Drawn
-from unet_train.plan import make_plan
 from unet_train.report import validation
 from unet_train.report.metrics_log import read_metrics
 from unet_train.report.progress import Progress, StepBar
 from unet_train.report.validation import validate
 from unet_train.run.states import to_weight_file
+from unet_train.setup import make_setup
 from unet_train.step import compile_steps, prepare_batch
 
 # what a run ends in, byte for byte
@@ -437,7 +437,7 @@ def test_weights_of_the_classes_are_the_inverse_of_their_shares(tmp_path):
     shares = [(masks == number).mean() for number in (0, 1)]
     stream = io.StringIO()
     progress = Progress(Console(file=stream, width=200))
-    found = make_plan(config, progress).config.loss.class_weights
+    found = make_setup(config, progress).config.loss.class_weights
     assert "class weights by the pixels of 3 images to train on: " in stream.getvalue()
     assert found == pytest.approx([1 / (2 * share) for share in shares], rel=1e-5)
     assert sum(w * s for w, s in zip(found, shares, strict=True)) == pytest.approx(1)
@@ -446,4 +446,4 @@ def test_weights_of_the_classes_are_the_inverse_of_their_shares(tmp_path):
     loop.run(config, tmp_path / "run", progress=quiet())  # it may go on
     both = replace(config, loss=LossConfig(balance=True, class_weights=(1.0, 2.0)))
     with pytest.raises(InputError, match=r"balance takes class_weights from the data"):
-        make_plan(both, quiet())
+        make_setup(both, quiet())

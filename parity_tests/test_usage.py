@@ -11,13 +11,14 @@ import pytest
 import unet_cli
 from parity_tests import shown
 from unet_command import parsing
-from unet_command.usage import describe_kind, explain_refusal, list_kinds
+from unet_command.usage import OF_PRESETS, describe_kind, explain_refusal, list_kinds
 from unet_spec.errors import InputError
 from unet_train.config import PROMISES
 
 WHOLE = {
     "demo": ["demo"],
     "train": ["train", "cells", "--out", "new"],
+    "plan": ["plan", "cells", "--topology", "v5e:2x2"],
     "predict": ["predict", "weights", "images", "--out", "new"],
     "convert": ["convert", "source", "target"],
     "verify": ["verify", "weights"],
@@ -54,7 +55,7 @@ def no_box(monkeypatch):
 
 
 def test_a_command_without_a_verb_is_refused(monkeypatch):
-    assert refuse(monkeypatch).startswith("no verb is given, one of demo, train, predict, ")
+    assert refuse(monkeypatch).startswith("no verb is given, one of demo, train, plan, predict, ")
 
 
 def test_these_are_all_the_flags():
@@ -96,7 +97,8 @@ def test_a_switch_with_a_value_is_refused_where_the_value_could_be_a_file(monkey
 
 @pytest.mark.parametrize("verb", WHOLE)
 def test_a_flag_that_there_is_not_is_named_with_those_near_it(monkeypatch, verb):
-    help_command = "unet train cells --help" if verb == "train" else f"unet {verb} --help"
+    preset = "cells " if verb in OF_PRESETS else ""
+    help_command = f"unet {verb} {preset}--help"
     sentence = refuse(monkeypatch, *WHOLE[verb], "--jsom", "a.json")
     assert sentence == f"--jsom is no flag of {verb}; --json is near it; {help_command} lists all"
     sentence = refuse(monkeypatch, *WHOLE[verb], "--zzzzz")
@@ -108,6 +110,10 @@ def test_a_flag_that_there_is_not_is_named_with_those_near_it(monkeypatch, verb)
     [
         ("trian cells", "trian is no verb of unet; train is near it; unet --help lists all"),
         ("--stepz 3", "--stepz is no verb of unet; unet --help lists all"),
+        ("plan", "plan needs a preset, one of nuclei, cells, paper, modern: unet plan nuclei "
+         "--topology v5e:4x4 ..."),
+        ("plan modern", "plan needs --topology with words, and it is missing; unet plan modern "
+         "--help lists all"),
         ("train cellz --out new", "train needs a preset, one of nuclei, cells, paper, modern, not "
          "cellz: unet train nuclei --out RUN ..."),
         ("train --out new nuclie", "train needs a preset, one of nuclei, cells, paper, modern, not "

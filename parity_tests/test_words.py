@@ -15,14 +15,15 @@ import pytest
 import unet_cli
 from parity_tests import shown
 from unet_command.parsing import Command, parse
+from unet_command.usage import OF_PRESETS
 from unet_command.wording import list_flags
 from unet_train.config import PROMISES
 
 # what a sentence of the help may begin with that says what the flag makes the command do
 IMPERATIVES = {
-    "Add", "Average", "Bend", "Compare", "Compute", "Convert", "Enlarge", "Find", "Give", "Go",
-    "Keep", "Leave", "Mirror", "Move", "Multiply", "Only", "Predict", "Prove", "Read", "Segment",
-    "Take", "Time", "Train", "Turn", "Validate", "Write",
+    "Add", "Average", "Bend", "Compare", "Compile", "Compute", "Convert", "Enlarge", "Find",
+    "Give", "Go", "Keep", "Leave", "Mirror", "Move", "Multiply", "Only", "Predict", "Prove", "Read",
+    "Say", "Segment", "Take", "Time", "Train", "Turn", "Validate", "Write",
 }  # fmt: skip
 # the verbs of all other sentences of the help
 VERBS = {
@@ -60,7 +61,7 @@ def what_is_wrong(text: str) -> str | None:
 
 def help_texts() -> dict[str, str]:
     """Return what the help says, by what it explains: a verb, a flag of it, a config, a preset."""
-    texts = {f"unet train {preset}": promise for preset, promise in PROMISES.items()}
+    texts = {f"unet {verb} {p}": promise for verb in OF_PRESETS for p, promise in PROMISES.items()}
     for name, verb in unet_cli.VERBS.items():
         parsed = docstring_parser.parse(inspect.getdoc(verb) or "")
         texts[f"unet {name}"] = parsed.short_description or ""
@@ -130,11 +131,16 @@ def test_these_are_all_the_texts_of_the_help():
     printed = ""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "100")  # one column
-        for words in ([], *([verb] for verb in unet_cli.VERBS), *(["train", p] for p in PROMISES)):
+        for words in (
+            [],
+            *([verb] for verb in unet_cli.VERBS),
+            *([v, p] for v in OF_PRESETS for p in PROMISES),
+        ):
             printed += help_of(*words)
     # positional arguments have no flag, the config's own docstring yields to that of the argument
     unseen = {place: text for place, text in TEXTS.items() if text not in printed}
-    hidden = {"unet train --config", "unet train --preset", "unet train TrainConfig"}
+    parts = ("--config", "--preset", "TrainConfig")
+    hidden = {f"unet {verb} {part}" for verb in OF_PRESETS for part in parts}
     hidden |= {f"unet {verb} --command" for verb in unet_cli.VERBS}
     hidden |= {f"unet {verb} UNetConfig" for verb in ("convert", "verify")}
     assert unseen.keys() <= hidden

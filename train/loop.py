@@ -30,7 +30,6 @@ from .devices.processes import (
 )
 from .input.prefetch import prefetch_batches
 from .metrics import as_result, format_score
-from .plan import Plan, lock_run, make_plan, open_run
 from .report.metrics_log import (
     MetricsLog,
     has_lines,
@@ -45,6 +44,7 @@ from .run import beginning
 from .run import folder as run_folder
 from .run.checkpoints import Checkpoints, restore
 from .run.states import resume_state, start_from_weights, to_training_state, to_weight_file
+from .setup import Setup, lock_run, make_setup, open_run
 from .step import State, Steps, compile_steps
 
 LOGGED_PICTURES = 3  # of held-out images, at each validation
@@ -135,48 +135,48 @@ def run(config: TrainConfig, out: Path, *, progress: Progress, command: str = ""
             a loss that is not finite.
     """
     start = time.monotonic()
-    plan = make_plan(config, progress, out=out)
-    with lock_run(plan, out):
+    setup = make_setup(config, progress, out=out)
+    with lock_run(setup, out):
         # before the compilation, because its files may not be those of a run that can go on
-        checkpoint, validations = read_resumption(plan, out, progress)
-        progress.say(f"compiling for {plan.placement.describe()}")
+        checkpoint, validations = read_resumption(setup, out, progress)
+        progress.say(f"compiling for {setup.placement.describe()}")
         compile_start = time.monotonic()
-        steps = compile_steps(plan.config, plan.placement)
+        steps = compile_steps(setup.config, setup.placement)
         compile_s = time.monotonic() - compile_start
         progress.say(f"compiled in {compile_s:.1f} s")
         if is_first_process():  # not before: a run that cannot be compiled leaves nothing
-            open_run(plan, out)
+            open_run(setup, out)
             restore_best(out, validations, progress)
         wait_for_all("compiled")
         if not is_first_process():  # it has to see the folder as well
-            run_folder.compare_with_beginning(out, plan.config, plan.dataset)
-        state = first_state(plan, checkpoint, steps, progress)
+            run_folder.compare_with_beginning(out, setup.config, setup.dataset)
+        state = first_state(setup, checkpoint, steps, progress)
         del checkpoint  # as large as the state
-        end = take_steps(plan, out, steps, state, validations, progress)
+        end = take_steps(setup, out, steps, state, validations, progress)
         if end.stopped_by is None:
-            end = write_end(plan, out, end, progress, command)
-    return make_result(plan, out, end, compile_s=compile_s, seconds=time.monotonic() - start)
+            end = write_end(setup, out, end, progress, command)
+    return make_result(setup, out, end, compile_s=compile_s, seconds=time.monotonic() - start)
 
 
 def read_resumption(
-    plan: Plan, out: Path, progress: Progress
+    setup: Setup, out: Path, progress: Progress
 ) -> tuple[TrainingState | None, Validations]:
     """Return the newest checkpoint and the validations before it; None for a run that begins.
 
     Raises:
         InputError: the files of the run are damaged, or of another one.
     """
-    checkpoint = restore(out / run_folder.CHECKPOINTS, say=progress.say) if plan.resuming else None
+    checkpoint = restore(out / run_folder.CHECKPOINTS, say=progress.say) if setup.resuming else None
     if checkpoint is None:
         return None, Validations()
-    run_folder.refuse_other_run(out, checkpoint, plan.config)
+    run_folder.refuse_other_run(out, checkpoint, setup.config)
     if is_first_process() and (out / run_folder.BEST).exists() and not has_lines(out):
         raise InputError(
             f"{out / run_folder.METRICS}: it should say how good {run_folder.BEST} is, and holds "
             f"no line; bring it back from a copy, or move {out / run_folder.BEST} away"
         )
     validations = _read_validations(out, until=checkpoint.step)
-    _say_where_it_resumes(plan, checkpoint, progress)
+    _say_where_it_resumes(setup, checkpoint, progress)
     return checkpoint, validations
 
 
@@ -198,10 +198,10 @@ def restore_best(out: Path, validations: Validations, progress: Progress) -> Non
 
 
 def first_state(
-    plan: Plan, checkpoint: TrainingState | None, steps: Steps, progress: Progress
+    setup: Setup, checkpoint: TrainingState | None, steps: Steps, progress: Progress
 ) -> State:
     """Return the state of a checkpoint, of `config.start`, or of step 0."""
-    config, state = plan.config, steps.init()
+    config, state = setup.config, steps.init()
     if checkpoint is not None:
         return resume_state(checkpoint, state)
     if config.start is None:
@@ -215,7 +215,7 @@ def first_state(
 
 
 def take_steps(
-    plan: Plan,
+    setup: Setup,
     out: Path,
     steps: Steps,
     state: State,
@@ -223,15 +223,15 @@ def take_steps(
     progress: Progress,
 ) -> End:
     """Step, validate and save until the last step, or until somebody asks to stop."""
-    config, step = plan.config, int(state.step)
+    config, step = setup.config, int(state.step)
     scores: Scores | None = None
     means: dict[str, float] = {}
     with (
         Checkpoints(out / run_folder.CHECKPOINTS, keep=config.keep) as checkpoints,
         closing(
             prefetch_batches(
-                plan.dataset.training,
-                plan.placement,
+                setup.dataset.training,
+                setup.placement,
                 data=config.data,
                 net=config.net,
                 seed=config.seed,
@@ -244,7 +244,7 @@ def take_steps(
     ):
         is_due = partial(is_validation_due, every=config.validate_every, last=config.steps)
         validate_and_publish = partial(
-            _validate_and_publish, plan, out, checkpoints, log, requests, progress
+            _validate_and_publish, setup, out, checkpoints, log, requests, progress
         )
         if step and is_due(step) and validations.last_step != step:
             # the command before this one was stopped in that validation
@@ -256,7 +256,7 @@ def take_steps(
             try:
                 crops = bar.wait_for(batch)
             except (InputError, OSError):  # an image is gone or damaged
-                save_before_failure(plan, checkpoints, state, validations, progress)
+                save_before_failure(setup, checkpoints, state, validations, progress)
                 raise
             state, measured = steps.step(state, crops)
             step += 1
@@ -267,9 +267,9 @@ def take_steps(
             if window is not None:
                 means = window
                 log_means(log, step, means)
-                refuse_nonfinite(plan, out, state, means)
+                refuse_nonfinite(setup, out, state, means)
             if saves:
-                save(plan, checkpoints, state, validations)
+                save(setup, checkpoints, state, validations)
             if validates:
                 new_scores, validations = validate_and_publish(state, validations)
                 scores = new_scores or scores
@@ -323,7 +323,7 @@ def log_means(log: MetricsLog | None, step: int, means: dict[str, float]) -> Non
         log.add_scalars(step, {f"train/{name}": value for name, value in values.items()})
 
 
-def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float]) -> None:
+def refuse_nonfinite(setup: Setup, out: Path, state: State, means: dict[str, float]) -> None:
     """Refuse to go on from a state that a loss, gradient or update without a value has stopped.
 
     Raises:
@@ -331,7 +331,7 @@ def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float
     """
     if np.isfinite(means["loss"]) and not bool(state.stopped):
         return
-    reason = explain_step(plan.config, plan.placement, plan.dataset.training, state)
+    reason = explain_step(setup.config, setup.placement, setup.dataset.training, state)
     weights = out / run_folder.WEIGHTS
     last = f"; --start {weights} begins with the last good weights" if weights.exists() else ""
     raise InputError(
@@ -342,7 +342,11 @@ def refuse_nonfinite(plan: Plan, out: Path, state: State, means: dict[str, float
 
 
 def save_before_failure(
-    plan: Plan, checkpoints: Checkpoints, state: State, validations: Validations, progress: Progress
+    setup: Setup,
+    checkpoints: Checkpoints,
+    state: State,
+    validations: Validations,
+    progress: Progress,
 ) -> None:
     """Save the state before a step whose images cannot be read, and say so.
 
@@ -351,26 +355,26 @@ def save_before_failure(
     """
     if jax.process_count() > 1:
         return
-    save(plan, checkpoints, state, validations)
+    save(setup, checkpoints, state, validations)
     progress.say(
         f"an image cannot be read any more: saved at step {int(state.step)}; once it is mended the "
         "same command goes on there"
     )
 
 
-def save(plan: Plan, checkpoints: Checkpoints, state: State, validations: Validations) -> None:
+def save(setup: Setup, checkpoints: Checkpoints, state: State, validations: Validations) -> None:
     """Begin to write a checkpoint.
 
     The arrays may be donated at once, because they are on the host. On a CPU that is a view of the
     same memory, and XLA does not write to a buffer with a view.
     """
-    host, devices = gather_to_host(state), plan.placement.describe()
-    make = partial(to_training_state, plan.config, host, origin=plan.origin, devices=devices)
+    host, devices = gather_to_host(state), setup.placement.describe()
+    make = partial(to_training_state, setup.config, host, origin=setup.origin, devices=devices)
     checkpoints.save(int(host.step), make, best=validations.best_step or None)
 
 
 def _validate_and_publish(
-    plan: Plan,
+    setup: Setup,
     out: Path,
     checkpoints: Checkpoints,
     log: MetricsLog | None,
@@ -384,9 +388,9 @@ def _validate_and_publish(
     A validation may take minutes. If a signal ends it half-way, nothing of it is written.
     """
     step = int(state.step)
-    weights = to_weight_file(plan.config, gather_to_host(state), origin=plan.origin)
+    weights = to_weight_file(setup.config, gather_to_host(state), origin=setup.origin)
     try:
-        scores = score_weights(plan, weights, progress, requests, step=step)
+        scores = score_weights(setup, weights, progress, requests, step=step)
     except signals.StopAskedError:
         return None, validations
     # processes whose scores differ in the last bit would not end at the same step
@@ -397,7 +401,7 @@ def _validate_and_publish(
     if is_first_process():
         write_weights(out, weights, is_best=validations.best_step == step)
     if log is not None:  # last: a validation without its line is made again
-        held_out = plan.dataset.validation
+        held_out = setup.dataset.validation
         first = range(min(LOGGED_PICTURES, len(held_out)))
         log.add_images(step, draw_overlays(from_weights(weights), held_out, first))
         log.add_scalars(step, {f"validation/{name}": v for name, v in scores.headline.items()})
@@ -414,7 +418,7 @@ def _validate_and_publish(
 
 
 def score_weights(
-    plan: Plan,
+    setup: Setup,
     weights: WeightFile,
     progress: Progress,
     requests: Sequence[str] = (),
@@ -429,7 +433,7 @@ def score_weights(
     Raises:
         signals.StopAskedError: before the next image.
     """
-    held_out = plan.dataset.validation
+    held_out = setup.dataset.validation
     ours = len(range(jax.process_index(), len(held_out), jax.process_count()))
     of_this = "" if ours == len(held_out) else f", of which {ours} here"
     progress.say(f"predicting {len(held_out)} held-out images{of_this}")
@@ -444,7 +448,7 @@ def score_weights(
         return validate(
             from_weights(weights),
             held_out,
-            ignore_index=plan.config.loss.ignore_index,
+            ignore_index=setup.config.loss.ignore_index,
             before_each=before_each,
             name=f"scores {step}",
         )
@@ -457,31 +461,31 @@ def write_weights(out: Path, weights: WeightFile, *, is_best: bool) -> None:
         weight_file.write(out / run_folder.BEST, weights)
 
 
-def write_end(plan: Plan, out: Path, end: End, progress: Progress, command: str) -> End:
+def write_end(setup: Setup, out: Path, end: End, progress: Progress, command: str) -> End:
     """Write pictures and page of the last weights, and return the end with their scores."""
     scores = end.scores
-    weights = to_weight_file(plan.config, gather_to_host(end.state), origin=plan.origin)
+    weights = to_weight_file(setup.config, gather_to_host(end.state), origin=setup.origin)
     if scores is None:  # the run had ended before: its files may be gone
-        scores = score_weights(plan, weights, progress, step=int(end.state.step))
+        scores = score_weights(setup, weights, progress, step=int(end.state.step))
         if is_first_process():
             write_weights(out, weights, is_best=end.validations.best_step == int(end.state.step))
     if is_first_process():
-        pictures = draw_worst_and_best(from_weights(weights), plan.dataset.validation, scores)
+        pictures = draw_worst_and_best(from_weights(weights), setup.dataset.validation, scores)
         write_pictures(out / run_folder.PICTURES, pictures)
         report = Report(
-            config=to_plain(plan.config),
+            config=to_plain(setup.config),
             environment=describe_environment(),
             metrics=read_metrics(out),
             scores=scores,
             pictures=pictures,
-            class_names=plan.config.class_names,
-            findings=plan.diagnosis.findings,
+            class_names=setup.config.class_names,
+            findings=setup.diagnosis.findings,
         )
         write_page(out / run_folder.PAGE, report, command=command)
     return replace(end, scores=scores)
 
 
-def make_result(plan: Plan, out: Path, end: End, *, compile_s: float, seconds: float) -> Result:
+def make_result(setup: Setup, out: Path, end: End, *, compile_s: float, seconds: float) -> Result:
     """Return what the run ended with, as plain values."""
     weights, best = out / run_folder.WEIGHTS, end.validations
     return Result(
@@ -492,8 +496,8 @@ def make_result(plan: Plan, out: Path, end: End, *, compile_s: float, seconds: f
         pooled_iou=None if end.scores is None else end.scores.pooled_iou,
         best_step=best.best_step or None,
         best_mean_image_iou=best.best_score if best.best_step else None,
-        training_images=len(plan.dataset.training),
-        validation_images=len(plan.dataset.validation),
+        training_images=len(setup.dataset.training),
+        validation_images=len(setup.dataset.validation),
         images_per_s=end.means.get("images_per_s"),
         waiting_share=end.means.get("waiting_share"),
         compile_s=compile_s,
@@ -503,11 +507,11 @@ def make_result(plan: Plan, out: Path, end: End, *, compile_s: float, seconds: f
     )
 
 
-def _say_where_it_resumes(plan: Plan, checkpoint: TrainingState, progress: Progress) -> None:
-    finished = checkpoint.step >= plan.config.steps
+def _say_where_it_resumes(setup: Setup, checkpoint: TrainingState, progress: Progress) -> None:
+    finished = checkpoint.step >= setup.config.steps
     beginning_of_sentence = "finished already, at" if finished else "going on at"
-    progress.say(f"{beginning_of_sentence} step {checkpoint.step} of {plan.config.steps}")
-    devices = plan.placement.describe()
+    progress.say(f"{beginning_of_sentence} step {checkpoint.step} of {setup.config.steps}")
+    devices = setup.placement.describe()
     if checkpoint.devices != devices:
         progress.say(
             f"on {devices}, and it was {checkpoint.devices or 'unknown'}: from here on the run "

@@ -10,8 +10,8 @@ from unet_spec.recipe import Optimizer, Schedule
 from .config import AugmentConfig, TrainConfig
 from .input.crops import cut_batch
 from .metrics import foreground_iou
-from .plan import make_plan
 from .report.progress import WINDOW, Progress
+from .setup import make_setup
 from .step import compile_steps
 
 STEPS, LR, IOU = 400, 2e-3, 0.95
@@ -26,11 +26,11 @@ def learn_one_batch(config: TrainConfig, *, progress: Progress) -> bool:
         InputError: data or a config that cannot be used; a batch of background alone, which
             proves nothing.
     """
-    plan = make_plan(config, progress)
-    placement = plan.placement
+    setup = make_setup(config, progress)
+    placement = setup.placement
     config = replace(
-        plan.config,
-        net=replace(plan.config.net, dropout=0.0),
+        setup.config,
+        net=replace(setup.config.net, dropout=0.0),
         augment=AugmentConfig(flips=False, quarter_turns=False),
         optimizer=Optimizer(lr=LR),
         schedule=Schedule(),
@@ -40,7 +40,7 @@ def learn_one_batch(config: TrainConfig, *, progress: Progress) -> bool:
     steps = compile_steps(config, placement)
     rows = placement.local(config.data.batch)
     batch = cut_batch(
-        plan.dataset.training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows
+        setup.dataset.training, 0, data=config.data, net=config.net, seed=config.seed, rows=rows
     )
     crops = placement.put(batch, batch=config.data.batch)
     state, score = steps.init(), 0.0

@@ -18,7 +18,7 @@ from unet_spec.garbage import pause_garbage_collection
 from . import losses
 from .config import LossConfig, TrainConfig
 from .devices.placement import Placement, make_placement
-from .devices.room import check_plan
+from .devices.room import check_program
 from .input.augment import augment_batch
 from .input.crops import Batch
 from .losses import Output
@@ -91,10 +91,10 @@ def jit_steps(config: TrainConfig, placement: Placement | None = None) -> Steps:
     return _jit(config, placement, partial(init_state, config))
 
 
-def _jit(config: TrainConfig, placement: Placement, first: Callable[[], State]) -> Steps:
+def _jit(config: TrainConfig, placement: Placement, first: Callable[[], State]) -> Any:
     """Return the functions of a run with such a first state; JAX traces one function once."""
     shardings = placement.state(jax.eval_shape(first))
-    once = _ONCE if jax.default_backend() == "cpu" else None
+    once = _ONCE if placement.platform == "cpu" else None
     return Steps(
         jax.jit(first, out_shardings=shardings, compiler_options=once),
         jax.jit(
@@ -109,20 +109,38 @@ def _jit(config: TrainConfig, placement: Placement, first: Callable[[], State]) 
 def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
     """Return the functions of a run, compiled once: another shape is an error, no compilation."""
     begin = partial(init_state, config)
+    with ThreadPoolExecutor(2) as background:  # one is compiled while the next is traced
+        step = background.submit(lower_step(config, placement, begin).compile)
+        first = background.submit(_jit(config, placement, begin).init.lower().compile)
+        compiled = Steps(first.result(), step.result())
+    check_program(config, placement, compiled.step)
+    return compiled
+
+
+@_pause_garbage_collection()
+def lower_step(
+    config: TrainConfig, placement: Placement, begin: Callable[[], State] | None = None
+) -> Any:
+    """Return the step of a run, traced for devices that need not be here; `.compile()` compiles it.
+
+    Args:
+        placement: the devices, such as those of a topology.
+        begin: what returns the first state, where it is traced elsewhere too: JAX traces one
+            function once.
+    """
+    begin = begin or partial(init_state, config)
+    state = shapes_of_state(placement, begin)
+    return _jit(config, placement, begin).step.lower(state, shapes_of_crops(config, placement))
+
+
+def shapes_of_state(placement: Placement, begin: Callable[[], State]) -> State:
+    """Return the shapes of a state, and where its arrays live."""
     shapes = jax.eval_shape(begin)
-    steps: Any = _jit(config, placement, begin)
-    state = jax.tree.map(
+    return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         shapes,
         placement.state(shapes),
     )
-    crops = shapes_of_crops(config, placement)
-    with ThreadPoolExecutor(2) as background:  # one is compiled while the next is traced
-        step = background.submit(steps.step.lower(state, crops).compile)
-        first = background.submit(steps.init.lower().compile)
-        compiled = Steps(first.result(), step.result())
-    check_plan(config, placement, compiled.step)
-    return compiled
 
 
 def shapes_of_crops(config: TrainConfig, placement: Placement) -> Batch:
@@ -154,7 +172,8 @@ def train_step(
     config: TrainConfig, placement: Placement, state: State, crops: Batch
 ) -> tuple[State, Metrics]:
     """Take a step: augment the crops, then update the state."""
-    batch = prepare_batch(config, crops, state.step)
+    with jax.named_scope("augment"):
+        batch = prepare_batch(config, crops, state.step)
     # whole images are augmented where they are, and their rows taken then: nothing is exchanged
     for sharding in (placement.images, placement.rows):
         batch = jax.lax.with_sharding_constraint(batch, sharding)
@@ -173,17 +192,18 @@ def prepare_batch(config: TrainConfig, crops: Batch, now: Array) -> Batch:
 def update_state(config: TrainConfig, state: State, batch: Batch) -> tuple[State, Metrics]:
     """Return the next state; the same one, stopped, if loss, gradient or update is not finite."""
     gradients, stats, loss, matrix = accumulate_gradients(config, state, batch)
-    norm = optax.tree.norm(gradients)
-    updates, optimizer = optimizers.build(config.recipe).update(
-        gradients, state.optimizer, state.params, value=loss
-    )
-    params = optax.apply_updates(state.params, updates)
-    ema = _update_average(config.ema, state, {**params, **stats}) if config.ema else {}
-    metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
-    following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
-    finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
-    advances = finite & ~state.stopped
-    result = jax.tree.map(partial(jax.lax.select, advances), following, state)
+    with jax.named_scope("optimizer"):
+        norm = optax.tree.norm(gradients)
+        updates, optimizer = optimizers.build(config.recipe).update(
+            gradients, state.optimizer, state.params, value=loss
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = _update_average(config.ema, state, {**params, **stats}) if config.ema else {}
+        metrics = Metrics(loss, matrix, state.optimizer.lr, norm)
+        following = State(params, stats, optimizer, ema, state.step + 1, state.stopped)
+        finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(updates)])).all()
+        advances = finite & ~state.stopped
+        result = jax.tree.map(partial(jax.lax.select, advances), following, state)
     return result._replace(stopped=~advances), metrics
 
 
@@ -251,9 +271,10 @@ def _differentiate(
 
     def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
         logits, updated = apply(params, batch.x, stats, train=True, key=key)
-        value = losses.loss(
-            logits, batch.truth, batch.weight, config=loss_config, output=output, over=over
-        )
+        with jax.named_scope("loss"):
+            value = losses.loss(
+                logits, batch.truth, batch.weight, config=loss_config, output=output, over=over
+            )
         return value, (losses.to_class_logits(logits), updated)
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(params)

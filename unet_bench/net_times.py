@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet_bench.flops import forward_gflop
 from unet_bench.steps import (
     VARIANTS,
     CompiledRun,
@@ -20,6 +19,7 @@ from unet_bench.steps import (
     torch_step,
 )
 from unet_bench.timing import Run, Timings, alternate
+from unet_spec.flops import forward_gflop
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 from tyro.conf import arg
 
-from unet_command.usage import check_switches, explain_refusal
+from unet_command.usage import OF_PRESETS, check_switches, explain_refusal
 from unet_command.wording import show_word
 from unet_spec import InputError
 from unet_train.config import PROMISES, list_presets
@@ -69,7 +69,9 @@ def parse(command: Command, verbs: Mapping[str, Callable[..., int]]) -> Callable
     if command.verb in verbs:
         check_switches(command.words, verbs[command.verb])
     ready = {name: _defer(verb, command) for name, verb in verbs.items()}
-    ready["train"].__annotations__["config"] = _offer_presets(command)
+    presets = _offer_presets(command)
+    for name in OF_PRESETS:
+        ready[name].__annotations__["config"] = presets
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -108,7 +110,7 @@ def _defer(verb: Callable[..., int], command: Command) -> Callable[..., Callable
 
     # tyro keeps line breaks within an argument's text, and would wrap the lines once more
     ready.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(verb) or "")
-    # it would read the annotations of what is wrapped, and those of `train` are changed
+    # it would read the annotations of what is wrapped, and those of `OF_PRESETS` are changed
     ready.__annotations__ = typing.get_type_hints(verb, include_extras=True)
     attributes = vars(ready)
     attributes["__signature__"] = inspect.signature(verb)
@@ -122,14 +124,14 @@ def _offer_presets(command: Command) -> Any:
     Raises:
         InputError: no preset was typed.
     """
-    if command.verb == "train" and not {*PROMISES, "-h", "--help"} & {*command.words}:
+    if command.verb in OF_PRESETS and not {*PROMISES, "-h", "--help"} & {*command.words}:
         others = [word for word in command.words[1:2] if not word.startswith("-")]
         near = [word for word in command.words[1:] if difflib.get_close_matches(word, PROMISES)]
         word = next(iter([*others, *near]), None)
         instead = "" if word is None else f", not {show_word(word)}"
         raise InputError(
-            f"train needs a preset, one of {', '.join(PROMISES)}{instead}: "
-            "unet train nuclei --out RUN ..."
+            f"{command.verb} needs a preset, one of {', '.join(PROMISES)}{instead}: "
+            f"unet {command.verb} nuclei {OF_PRESETS[command.verb]} ..."
         )
     names = {part: command.find_value(f"--{part}.name") for part in ("optimizer", "schedule")}
     configs = list_presets(**names)

@@ -16,6 +16,8 @@ from unet_train.config import PROMISES
 
 Verb = Callable[..., Any]
 _NOUNS = {int: "whole number", float: "number", str: "word", Path: "path"}
+OF_PRESETS = {"train": "--out RUN", "plan": "--topology v5e:4x4"}
+"""The verbs that take a preset, each with the flag that it cannot do without."""
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 
 
@@ -34,7 +36,7 @@ def explain_refusal(words: Sequence[str], verbs: Mapping[str, Verb]) -> str | No
     fault = next(_find_faults(name, rest, verbs), None)
     if fault is None:
         return None
-    preset = [word for word in rest if word in PROMISES][:1] if name == "train" else []
+    preset = [word for word in rest if word in PROMISES][:1] if name in OF_PRESETS else []
     return f"{fault}; {' '.join(['unet', name, *preset, '--help'])} lists all"
 
 
@@ -110,7 +112,9 @@ def _find_faults(name: str, words: list[str], verbs: Mapping[str, Verb]) -> Iter
     given = {flag.replace("_", "-") for flag, _ in groups}
     if name in ("train", "predict") and "--out" not in given:
         yield f"{name} needs --out with {describe_kind(Path)}, and it is missing"
-    if name == "train":
+    if name == "plan" and "--topology" not in given:
+        yield "plan needs --topology with words, and it is missing"
+    if name in OF_PRESETS:
         preset = next(number for number, word in enumerate(words) if word in PROMISES)
         for flag in (word.partition("=")[0] for word in words[:preset]):
             if flag.startswith("--"):
@@ -119,7 +123,7 @@ def _find_faults(name: str, words: list[str], verbs: Mapping[str, Verb]) -> Iter
 
 def _list_places(name: str, verb: Verb) -> tuple[list[str], int, float]:
     """Return what a verb takes that is no flag: the names, and the least and most of them."""
-    if name == "train":
+    if name in OF_PRESETS:
         return ["a preset"], 1, 1
     parameters = [
         (parameter, _strip(parameter.annotation))

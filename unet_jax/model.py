@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unet_jax.layers import Dropout, Numerics, conv, conv_block, match_sizes, max_pool, up_sampling
+from unet_jax.scopes import scoped
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
 from unet_spec.config import UpLevel
@@ -55,8 +56,8 @@ class Down(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], keep: Array | None = None, rngs: nnx.Rngs | None = None
     ) -> tuple[Float[Array, "b h2 w2 k"], Float[Array, "b h3 w3 k"]]:
-        skip = self.conv(x, keep, rngs)
-        return skip, self.pool(skip)
+        skip = scoped(self, "conv")(x, keep, rngs)
+        return skip, scoped(self, "pool")(skip)
 
 
 class Up(nnx.Module):
@@ -75,9 +76,9 @@ class Up(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 k"]
     ) -> Float[Array, "b h3 w3 n"]:
-        x, skip = match_sizes(self.up(x), skip, self.config)
+        x, skip = match_sizes(scoped(self, "up")(x), skip, self.config)
         pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
-        return self.conv(jnp.concatenate(pair, axis=-1))
+        return scoped(self, "conv")(jnp.concatenate(pair, axis=-1))
 
 
 class UNet(nnx.Module):
@@ -144,9 +145,9 @@ class UNet(nnx.Module):
         skips = []
         for level in range(1, self.config.depth + 1):
             drop = keep[0] if level == self.config.depth else None
-            skip, x = getattr(self, f"down_{level}")(x, drop, rngs)
+            skip, x = scoped(self, f"down_{level}")(x, drop, rngs)
             skips.append(skip)
-        x = self.neck(x, keep[1], rngs)
+        x = scoped(self, "neck")(x, keep[1], rngs)
         for level in range(1, self.config.depth + 1):
-            x = getattr(self, f"up_{level}")(x, skips.pop())
-        return self.out(x)
+            x = scoped(self, f"up_{level}")(x, skips.pop())
+        return scoped(self, "out")(x)

@@ -1,9 +1,11 @@
 """What is installed, and where a figure was measured, which goes into every file that holds one."""
 
+import glob
 import importlib.util
 import os
 import platform
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,7 +21,12 @@ EXTRAS = {
     ),
 }
 """The modules that each optional part of the installation brings."""
-PACKAGES = ("unet-twins", "jax", "jaxlib", "flax", "optax", "torch", "numpy")
+_COMPILERS = ("libtpu", "jax_plugins")
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
+# the PCI numbers of Google, NVIDIA and AMD
+_VENDORS = {"0x1ae0", "0x10de", "0x1002"}
+_VARIABLES = re.compile("(TPU|COLAB_TPU|CUDA|NVIDIA|HIP|ROCR)_")
+PACKAGES = ("unet-twins", "jax", "jaxlib", "libtpu", "flax", "optax", "torch", "numpy")
 
 
 def environment() -> dict[str, str]:
@@ -59,6 +66,26 @@ def cpu_model() -> str:
     flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
     units = {"avx2", "avx512f", "amx_tile"} & set(flags[1].split() if flags else ())
     return " ".join([name[1] if name else platform.processor() or "unknown", *sorted(units)])
+
+
+def leave_out_accelerators() -> None:
+    """Keep JAX from looking for accelerators where compilers for them are installed and no chip is.
+
+    It would load each of them at its start, which takes time and writes to stderr.
+    """
+    if "JAX_PLATFORMS" in os.environ or not sys.platform.startswith("linux"):
+        return
+    has_compiler = any(importlib.util.find_spec(module) for module in _COMPILERS)
+    if has_compiler and not has_accelerator():
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def has_accelerator() -> bool:
+    """Return whether anything says that this machine has a TPU or a GPU."""
+    if any(map(_VARIABLES.match, os.environ)) or any(map(glob.glob, _ACCELERATORS)):
+        return True
+    vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
+    return any(Path(vendor).read_text().strip() in _VENDORS for vendor in vendors)
 
 
 def need(*extras: str) -> None:

@@ -19,6 +19,19 @@ def count_collectives(text: str) -> Counter[str]:
     return Counter(kind for _, kind in _OPERATION.findall(text))
 
 
+def measure_collective(line: str) -> tuple[str, int] | None:
+    """Return the kind of a collective in a line of a compiled function, and the bytes that it
+    gives each device; None for any other operation."""
+    match = _OPERATION.search(line)
+    if match is None:
+        return None
+    shapes, kind = match.groups()
+    if kind == "all-reduce":  # of several arrays at once
+        return kind, sum(_list_bytes(shapes))
+    # one that only starts names what it reads as well
+    return kind, _largest_shape_bytes(shapes)
+
+
 def largest_bytes(text: str, *kinds: str) -> int:
     """The largest array that a collective of these kinds, by default of any, makes; 0 without
     one."""
@@ -31,10 +44,12 @@ def largest_bytes(text: str, *kinds: str) -> int:
 
 
 def _largest_shape_bytes(shapes: str) -> int:
-    return max(
-        (
-            _BYTES.get(kind, 8) * math.prod(int(n) for n in sizes.split(",") if n)
-            for kind, sizes in _SHAPE.findall(shapes)
-        ),
-        default=0,
-    )
+    return max(_list_bytes(shapes), default=0)
+
+
+def _list_bytes(shapes: str) -> list[int]:
+    """Return the bytes of each array that a text of shapes names."""
+    return [
+        _BYTES.get(kind, 8) * math.prod(int(n) for n in sizes.split(",") if n)
+        for kind, sizes in _SHAPE.findall(shapes)
+    ]

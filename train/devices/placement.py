@@ -5,6 +5,7 @@ exchange of the rows at the borders (halos) and the sums of the gradients.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +31,11 @@ class Placement:
 
     mesh: Mesh
     shard_parameters: bool = False
+
+    @property
+    def platform(self) -> str:
+        """Return what the devices are: cpu, gpu or tpu."""
+        return self.mesh.devices.flat[0].platform
 
     @property
     def images(self) -> NamedSharding:
@@ -93,19 +99,24 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
 
-def make_placement(config: TrainConfig) -> Placement:
+def make_placement(config: TrainConfig, devices: Sequence[Any] | None = None) -> Placement:
     """Return the mesh that a config asks for.
+
+    Args:
+        devices: all that there are, by default those of this run; or those of a topology, which
+            only a compiler has.
 
     Raises:
         InputError: more devices than there are, or that do not divide the batch or the rows.
     """
-    settings, devices = config.mesh, jax.devices()
+    settings, devices = config.mesh, jax.devices() if devices is None else devices
+    processes = len({device.process_index for device in devices})
     part = config.data.batch // config.accumulate
     data = settings.data or len(devices) // settings.rows
-    if settings.data is None and jax.process_count() == 1:  # the most that divide the batch
+    if settings.data is None and processes == 1:  # the most that divide the batch
         data = max((n for n in range(1, data + 1) if part % n == 0), default=0)
     count = data * settings.rows
-    if not 0 < count <= len(devices) or (jax.process_count() > 1 and count < len(devices)):
+    if not 0 < count <= len(devices) or (processes > 1 and count < len(devices)):
         raise ConfigError(
             config,
             "{mesh.data=} x {mesh.rows=} does not fit the number of devices, which is {count}; "

@@ -32,16 +32,22 @@ def check_room(config: TrainConfig, placement: Placement) -> None:
     _refuse(config, need)
 
 
-def check_plan(config: TrainConfig, placement: Placement, program: Any) -> None:
-    """Refuse, before anything is allocated, a compiled step that does not fit by XLA's own plan.
+def check_program(config: TrainConfig, placement: Placement, program: Any) -> None:
+    """Refuse, before anything is allocated, a compiled step that does not fit by XLA's own account.
 
     Raises:
         ConfigError: as `check_room`.
     """
-    plan = program.memory_analysis()
-    if plan is not None:
-        once = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-        _refuse(config, _count_devices(placement) * (once + plan.temp_size_in_bytes))
+    analysis = program.memory_analysis()
+    if analysis is not None:
+        _refuse(config, _count_devices(placement) * count_bytes(analysis))
+
+
+def count_bytes(analysis: Any) -> int:
+    """Return what a program takes on each device, by its `memory_analysis()`: arguments, results
+    that do not take the place of arguments, and temporaries."""
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
 
 
 def _count_devices(placement: Placement) -> int:

@@ -23,8 +23,8 @@ from .run import folder as run_folder
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A `Plan` is all that is settled before the first step.
+class Setup:
+    """A `Setup` is all that is settled before the first step.
 
     Attributes:
         config: complete, with the settings of its start.
@@ -43,7 +43,7 @@ class Plan:
     resuming: bool
 
 
-def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = None) -> Plan:
+def make_setup(config: TrainConfig, progress: Progress, *, out: Path | None = None) -> Setup:
     """Settle all that comes before the first step; nothing is written.
 
     Args:
@@ -80,7 +80,7 @@ def make_plan(config: TrainConfig, progress: Progress, *, out: Path | None = Non
         count = diagnosis.examined_training
         images = f"{count} image{'s' if count > 1 else ''} to train on"
         progress.say(f"class weights by the pixels of {images}: {weights}")
-    return Plan(
+    return Setup(
         config,
         sorted(settings),
         beginning.read_origin(config.start, run=out if resuming else None),
@@ -107,32 +107,32 @@ def balance_classes(loss: LossConfig, diagnosis: Diagnosis) -> LossConfig:
     return replace(loss, class_weights=weights)
 
 
-def lock_run(plan: Plan, out: Path) -> AbstractContextManager[None]:
+def lock_run(setup: Setup, out: Path) -> AbstractContextManager[None]:
     """Let no other command train in the folder in the block; the first process holds the lock.
 
     Raises:
-        InputError: another command trains there, or has done so since the plan was made.
+        InputError: another command trains there, or has done so since the setup was made.
     """
-    return _lock_run(plan, out) if is_first_process() else nullcontext()
+    return _lock_run(setup, out) if is_first_process() else nullcontext()
 
 
 @contextmanager
-def _lock_run(plan: Plan, out: Path) -> Iterator[None]:
+def _lock_run(setup: Setup, out: Path) -> Iterator[None]:
     with run_folder.lock_run(out):
-        if run_folder.may_resume(out) != plan.resuming:
+        if run_folder.may_resume(out) != setup.resuming:
             raise InputError(f"{out}: another command has just trained there; give this one again")
         yield
 
 
-def open_run(plan: Plan, out: Path) -> None:
+def open_run(setup: Setup, out: Path) -> None:
     """Write the beginning of a new run, or clear up in one that resumes, where it is locked."""
-    config = plan.config
+    config = setup.config
     run_folder.remove_leftovers(out)
-    if not plan.resuming:
-        started = beginning.describe_start(plan.settings, plan.origin)
-        run_folder.write_beginning(out, config, dataset=plan.dataset, started=started)
+    if not setup.resuming:
+        started = beginning.describe_start(setup.settings, setup.origin)
+        run_folder.write_beginning(out, config, dataset=setup.dataset, started=started)
     if not is_whole_png(out / run_folder.AUGMENTED):
         write_preview(
-            out / run_folder.AUGMENTED, plan.dataset.training, data=config.data, net=config.net,
+            out / run_folder.AUGMENTED, setup.dataset.training, data=config.data, net=config.net,
             augment=config.augment, seed=config.seed,
         )  # fmt: skip
