@@ -23,33 +23,44 @@ from jaxtyping import Array, Float
 
 LANES = 128  # of a TPU's registers and of its matrix unit
 MOST_COLUMNS = 8  # of one fold: a folded kernel is mostly zeros where channels are few
+OPERATIONS = ("convolve", "max_pool", "up_convolve", "concatenate", "moments", "relu")
 PLATFORMS = ("cpu", "tpu")
 """Platforms with forms of their own; all others take those of the CPU."""
 
-_forced: ContextVar[str | None] = ContextVar("forced_platform", default=None)
+_forced: ContextVar[dict[str, str] | None] = ContextVar("forced_forms", default=None)
 
 
 @contextmanager
-def force_forms(platform: str) -> Iterator[None]:
+def force_forms(platform: str, **others: str) -> Iterator[None]:
     """Take the forms of `platform` wherever what is traced in the block will run.
 
     A function that JAX has compiled before keeps the forms that it was traced with.
+
+    Args:
+        others: another platform for operations by their names, such as `max_pool="tpu"`.
     """
-    if platform not in PLATFORMS:
-        raise ValueError(f"{platform} has no forms of its own; known are {', '.join(PLATFORMS)}")
-    token = _forced.set(platform)
+    for name in (platform, *others.values()):
+        if name not in PLATFORMS:
+            raise ValueError(f"{name} has no forms of its own; known are {', '.join(PLATFORMS)}")
+    if unknown := set(others) - set(OPERATIONS):
+        raise ValueError(f"no operation is called {', '.join(sorted(unknown))}")
+    token = _forced.set({**dict.fromkeys(OPERATIONS, platform), **others})
     try:
         yield
     finally:
         _forced.reset(token)
 
 
-def choose(*arrays: Array, cpu: Callable[..., Any], tpu: Callable[..., Any]) -> Any:
-    """Return what the form of the platform gives for the arrays, on which the program will run."""
+def choose(operation: str, *arrays: Array, cpu: Callable[..., Any], tpu: Callable[..., Any]) -> Any:
+    """Return what a form gives for the arrays: that of the platform the program will run on.
+
+    Args:
+        operation: its name, one of `OPERATIONS`.
+    """
     forced = _forced.get()
-    if forced is not None:
-        return {"cpu": cpu, "tpu": tpu}[forced](*arrays)
-    return lax.platform_dependent(*arrays, tpu=tpu, default=cpu)
+    if forced is None:
+        return lax.platform_dependent(*arrays, tpu=tpu, default=cpu)
+    return {"cpu": cpu, "tpu": tpu}[forced[operation]](*arrays)
 
 
 # ---- columns in channels
@@ -137,7 +148,7 @@ def convolve(
 
     if isinstance(padding, str) or _count_for_convolution(x, kernel, sum(padding[1]))[0] == 1:
         return plain(x, kernel)
-    return choose(x, kernel, cpu=plain, tpu=folded)
+    return choose("convolve", x, kernel, cpu=plain, tpu=folded)
 
 
 def _count_for_convolution(x: Array, kernel: Array, padding: int) -> tuple[int, int]:
@@ -164,7 +175,7 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     `jnp.max` splits it. `nnx.max_pool`'s backward, select-and-scatter, is slow on CPU, and XLA
     refuses it in deterministic mode.
     """
-    return choose(x, cpu=_pool_by_reshape, tpu=_pool_by_slices)
+    return choose("max_pool", x, cpu=_pool_by_reshape, tpu=_pool_by_slices)
 
 
 def _pool_by_reshape(x: Array) -> Array:
@@ -232,7 +243,7 @@ def up_convolve(
         wide, _ = fold_kernel(pairs, in_count, parts=1, before=0)
         return unfold(_spread(fold(x, in_count), wide, precision), count) + bias
 
-    return choose(x, kernel, bias, cpu=multiplied, tpu=convolved)
+    return choose("up_convolve", x, kernel, bias, cpu=multiplied, tpu=convolved)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -282,7 +293,7 @@ def concatenate(first: Array, second: Array) -> Array:
 
     if count == 1 or first.shape != second.shape:
         return plain(first, second)
-    return choose(first, second, cpu=plain, tpu=folded)
+    return choose("concatenate", first, second, cpu=plain, tpu=folded)
 
 
 # ---- moments
@@ -294,7 +305,10 @@ def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     Not as E[x^2] - E[x]^2, Flax's default, which loses digits where the mean is large.
     """
     return choose(
-        x, cpu=partial(_moments_in_two, axes=axes), tpu=partial(_moments_in_one, axes=axes)
+        "moments",
+        x,
+        cpu=partial(_moments_in_two, axes=axes),
+        tpu=partial(_moments_in_one, axes=axes),
     )
 
 
@@ -334,3 +348,26 @@ def _moments_in_one(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     var = var.reshape(b, 1, count, *channels)
     whole = mean.mean(axes, keepdims=True)
     return whole, (var + jnp.square(mean - whole)).mean(axes, keepdims=True)
+
+
+# ---- activation
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0), whose gradient at 0 is 0."""
+    return choose("relu", x, cpu=jax.nn.relu, tpu=_relu_of_output)
+
+
+@jax.custom_jvp
+def _relu_of_output(x: Array) -> Array:
+    return jnp.maximum(x, 0)
+
+
+@_relu_of_output.defjvp
+def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Differentiate by the output, so that the input need not be kept for the backward pass.
+
+    Compared by `!=`: XLA makes `max(x, 0) > 0` into `x > 0`, and keeps both.
+    """
+    y = _relu_of_output(*primals)
+    return y, jnp.where(y != 0, tangents[0], jnp.zeros_like(tangents[0]))

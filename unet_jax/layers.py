@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from unet_jax.forms import convolve, moments, up_convolve
+from unet_jax.forms import convolve, moments, relu, up_convolve
 from unet_spec import UNetConfig
 
 EPS = 1e-5  # torch's, for every norm; Flax's is 1e-6 for group and instance norm
@@ -89,7 +89,7 @@ def activation(x: Array, *, slope: float) -> Array:
     `jax.nn.leaky_relu` takes the branch of x >= 0 at 0; torch that of x > 0, which decides the
     gradient of a value that is exactly 0.
     """
-    return nnx.relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
+    return relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
 
 
 def normalisation(
