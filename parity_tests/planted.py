@@ -22,7 +22,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from unet_jax import layers, model
+from unet_jax import forms, layers, model
 from unet_jax.layers import BatchNorm, Dropout, GroupNorm, UpConv
 from unet_parity import exact, oracle, verify
 from unet_parity.comparison import Comparer, Numbers, compare_twins
@@ -215,7 +215,7 @@ def padded_at_the_top(right, x, skip, config):
 
 
 def last_maximum(right):
-    return jnp.flip(layers.max_pool(jnp.flip(right, (1, 2))), (1, 2))
+    return jnp.flip(forms.max_pool(jnp.flip(right, (1, 2))), (1, 2))
 
 
 def without_bias(right, *args, **kwargs):

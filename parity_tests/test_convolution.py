@@ -182,9 +182,17 @@ def test_the_rule_takes_another_form_for_large_maps(size: str) -> None:
     settings: Any = {"pad": 1, "precision": HIGHEST}
     differs = []
     for ours, direct, operands in (
-        (cpu_convolution.convolve, convolution._directly, (x, kernel)),
-        (cpu_convolution.input_gradient, convolution._input_gradient_directly, (g, kernel)),
-        (cpu_convolution.kernel_gradient, convolution._kernel_gradient_directly, (x, g)),
+        (cpu_convolution.convolve, convolution._convolve_directly, (x, kernel)),
+        (
+            cpu_convolution.input_gradient,
+            convolution._derive_input_gradient(convolution._convolve_directly),
+            (g, kernel),
+        ),
+        (
+            cpu_convolution.kernel_gradient,
+            convolution._derive_kernel_gradient(convolution._convolve_directly),
+            (x, g),
+        ),
     ):
         lowered = jax.jit(partial(ours, **settings)).lower(*operands).as_text()
         differs.append("convolution" not in lowered)

@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 from torch import nn
 
-from unet_jax import layers
+from unet_jax import forms, layers
 from unet_jax.layers import Numerics
 from unet_parity.differences import difference
 from unet_parity.oracle import GRADIENT_BOUND, OUTPUT_BOUND
@@ -53,21 +53,21 @@ SIZES = [(4, 6), (5, 6), (4, 7), (5, 7), (2, 3)]
 @pytest.mark.parametrize("size", SIZES, ids=["even", "odd_rows", "odd_columns", "odd", "one"])
 def test_max_pool_sends_the_gradient_of_a_tie_where_torch_does(size):
     x = np.random.default_rng(0).integers(-1, 2, (2, 3, *size)).astype(np.float32)
-    assert_both_equal(nn.MaxPool2d(2), layers.max_pool, x)
+    assert_both_equal(nn.MaxPool2d(2), forms.max_pool, x)
 
 
 @pytest.mark.parametrize("size", SIZES[:4], ids=["even", "odd_rows", "odd_columns", "odd"])
 def test_max_pool_lets_nan_and_infinities_through_as_torch_does(size):
     rng = np.random.default_rng(0)
     x = rng.choice([np.nan, -np.inf, np.inf, -1, 0, 1], (2, 3, *size)).astype(np.float32)
-    assert_both_equal(nn.MaxPool2d(2), layers.max_pool, x)
+    assert_both_equal(nn.MaxPool2d(2), forms.max_pool, x)
 
 
 def test_first_max_is_first_in_reading_order():
     """Each of the four places of a window as the only maximum, and all ties of two."""
     for mask in range(1, 16):
         window = np.array([mask >> place & 1 for place in range(4)], np.float32)
-        gradient = jax.grad(lambda x: layers.max_pool(x).sum())(window.reshape(1, 2, 2, 1))
+        gradient = jax.grad(lambda x: forms.max_pool(x).sum())(window.reshape(1, 2, 2, 1))
         assert int(gradient.ravel().argmax()) == int(window.argmax()), window
         assert gradient.sum() == 1
 

@@ -13,7 +13,7 @@ import torch
 
 import unet_jax.model
 import unet_torch
-from unet_jax.layers import max_pool
+from unet_jax.forms import max_pool
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.recipe import Optimizer, Schedule
 from unet_train import step as step_module

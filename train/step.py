@@ -117,7 +117,7 @@ def compile_steps(config: TrainConfig, placement: Placement) -> Steps:
     return compiled
 
 
-@_pause_garbage_collection()
+@pause_garbage_collection()
 def lower_step(
     config: TrainConfig, placement: Placement, begin: Callable[[], State] | None = None
 ) -> Any:

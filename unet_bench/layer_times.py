@@ -11,7 +11,8 @@ from flax import nnx
 from jax import Array
 
 from unet_bench.timing import alternate
-from unet_jax.layers import Numerics, UpConv, max_pool
+from unet_jax.forms import max_pool
+from unet_jax.layers import Numerics, UpConv
 
 PRECISION = "highest"
 # of the largest value; sums of 512 products in another order differ by about 1e-6 of it

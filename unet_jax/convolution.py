@@ -5,9 +5,9 @@ and because each of the three is the derivative of the others: y is linear in x 
 
     y[b, h, w, k] = sum over i, j, c of x[b, h + i - pad, w + j - pad, c] kernel[i, j, c, k]
 
-so forward and reverse derivatives of any order, and `jax.vmap`, follow from three rules. On a CPU
-the forms are those of `unet_jax.cpu_convolution`; elsewhere XLA's own convolution is lowered, as
-if this file were not there.
+so forward and reverse derivatives of any order, and `jax.vmap`, follow from three rules. The forms
+of a CPU are in `unet_jax.cpu_convolution`, that of a TPU in `unet_jax.forms`; elsewhere XLA's own
+convolution is lowered, as if this file were not there.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float
 
-from unet_jax import cpu_convolution
+from unet_jax import cpu_convolution, forms
+
+Form = Callable[..., Array]
+Settings = dict[str, Any]
 
 
 def convolve(
@@ -38,42 +41,66 @@ def convolve(
         padding: the same number of zeros, 0 or 1, on all sides: ((1, 1), (1, 1)).
         precision: as in `jax.lax.Precision`.
     """
-    return _convolve.bind(x, kernel, pad=padding[0][0], precision=lax.Precision(precision))
+    settings: Settings = {"pad": padding[0][0], "precision": lax.Precision(precision)}
+    if forms.find_forced("convolve") == "tpu":
+        return _convolve_on_tpu(x, kernel, **settings)
+    return _convolve.bind(x, kernel, **settings)
 
 
-def _directly(x: Array, kernel: Array, *, pad: int, precision: Any) -> Array:
+def _convolve_directly(x: Array, kernel: Array, *, pad: int, precision: Any) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
-        (1, 1),
-        [(pad, pad), (pad, pad)],
+        strides=(1, 1),
+        padding=((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
 
 
-def _input_gradient_directly(g: Array, kernel: Array, *, pad: int, precision: Any) -> Array:
-    b, h, w, _ = g.shape
-    x = jax.ShapeDtypeStruct((b, h + 2 - 2 * pad, w + 2 - 2 * pad, kernel.shape[2]), g.dtype)
-    convolve = partial(_directly, kernel=kernel, pad=pad, precision=precision)
-    return jax.linear_transpose(convolve, x)(g)[0]
+def _convolve_on_tpu(x: Array, kernel: Array, *, pad: int, precision: Any) -> Array:
+    return forms.convolve_folded(
+        x,
+        kernel,
+        strides=(1, 1),
+        padding=((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
 
 
-def _kernel_gradient_directly(x: Array, g: Array, *, pad: int, precision: Any) -> Array:
-    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), x.dtype)
-    convolve = partial(_directly, x, pad=pad, precision=precision)
-    return jax.linear_transpose(convolve, kernel)(g)[0]
+def _derive_input_gradient(convolve: Form) -> Form:
+    """Return the gradient by x as JAX derives it from a form of the convolution."""
+
+    def input_gradient(g: Array, kernel: Array, *, pad: int, precision: Any) -> Array:
+        b, h, w, _ = g.shape
+        x = jax.ShapeDtypeStruct((b, h + 2 - 2 * pad, w + 2 - 2 * pad, kernel.shape[2]), g.dtype)
+        of_x = partial(convolve, kernel=kernel, pad=pad, precision=precision)
+        return jax.linear_transpose(of_x, x)(g)[0]
+
+    return input_gradient
 
 
-def _define(name: str, direct: Callable[..., Array], on_cpu: Callable[..., Array]) -> Primitive:
-    """Return a primitive that computes `direct`, and on a CPU `on_cpu`."""
+def _derive_kernel_gradient(convolve: Form) -> Form:
+    """Return the gradient by the kernel as JAX derives it from a form of the convolution."""
+
+    def kernel_gradient(x: Array, g: Array, *, pad: int, precision: Any) -> Array:
+        kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], g.shape[3]), x.dtype)
+        of_kernel = partial(convolve, x, pad=pad, precision=precision)
+        return jax.linear_transpose(of_kernel, kernel)(g)[0]
+
+    return kernel_gradient
+
+
+def _define(name: str, direct: Form, *, on_cpu: Form, on_tpu: Form) -> Primitive:
+    """Return a primitive that computes `direct`, and what is quicker on a CPU or a TPU."""
     primitive = Primitive(name)
 
     @cache
     def compile_eagerly(pad: int, precision: Any) -> Callable[..., Array]:
         return jax.jit(partial(primitive.bind, pad=pad, precision=precision))
 
-    def lower(ctx: Any, *operands: Any, **settings: Any) -> Any:
+    def lower_on_cpu(ctx: Any, *operands: Any, **settings: Any) -> Any:
         # arrays that are spread over devices are left to XLA's partitioner, which knows how to
         # exchange the rows of its own convolution
         devices = getattr(ctx.module_context.axis_context, "num_devices", None)
@@ -90,17 +117,28 @@ def _define(name: str, direct: Callable[..., Array], on_cpu: Callable[..., Array
     primitive.def_impl(lambda *operands, **settings: compile_eagerly(**settings)(*operands))
     primitive.def_abstract_eval(infer)
     mlir.register_lowering(primitive, mlir.lower_fun(direct, multiple_results=False))
-    mlir.register_lowering(primitive, lower, platform="cpu")
+    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
+    mlir.register_lowering(
+        primitive, mlir.lower_fun(on_tpu, multiple_results=False), platform="tpu"
+    )
     batching.primitive_batchers[primitive] = batch
     return primitive
 
 
-_convolve = _define("convolve", _directly, cpu_convolution.convolve)
+_convolve = _define(
+    "convolve", _convolve_directly, on_cpu=cpu_convolution.convolve, on_tpu=_convolve_on_tpu
+)
 _input_gradient = _define(
-    "input_gradient", _input_gradient_directly, cpu_convolution.input_gradient
+    "input_gradient",
+    _derive_input_gradient(_convolve_directly),
+    on_cpu=cpu_convolution.input_gradient,
+    on_tpu=_derive_input_gradient(_convolve_on_tpu),
 )
 _kernel_gradient = _define(
-    "kernel_gradient", _kernel_gradient_directly, cpu_convolution.kernel_gradient
+    "kernel_gradient",
+    _derive_kernel_gradient(_convolve_directly),
+    on_cpu=cpu_convolution.kernel_gradient,
+    on_tpu=_derive_kernel_gradient(_convolve_on_tpu),
 )
 # of z = f(a, b) and a cotangent of z: the cotangents of a, and of b
 ad.defbilinear(

@@ -13,7 +13,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from unet_jax import forms
 from unet_jax.convolution import convolve
+from unet_jax.forms import moments, relu, up_convolve
 from unet_spec import UNetConfig
 
 EPS = 1e-5  # torch's, for every norm; Flax's is 1e-6 for group and instance norm
@@ -53,8 +55,8 @@ def conv(
     in_channels: int, out_channels: int, size: int, numerics: Numerics, rngs: nnx.Rngs, **kwargs
 ) -> nnx.Conv:
     """Build a convolution with He's normal initialisation, biases 0."""
-    if size == 3:
-        kwargs["conv_general_dilated"] = convolve
+    convolution = convolve if size == 3 else forms.convolve
+    options = {"conv_general_dilated": convolution, **kwargs}
     return nnx.Conv(
         in_channels,
         out_channels,
@@ -64,7 +66,7 @@ def conv(
         param_dtype=numerics.param_dtype,
         precision=numerics.precision,
         rngs=rngs,
-        **kwargs,
+        **options,
     )
 
 
@@ -90,7 +92,7 @@ def activation(x: Array, *, slope: float) -> Array:
     `jax.nn.leaky_relu` takes the branch of x >= 0 at 0; torch that of x > 0, which decides the
     gradient of a value that is exactly 0.
     """
-    return nnx.relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
+    return relu(x) if slope == 0 else jnp.where(x > 0, x, slope * x)
 
 
 def normalisation(
@@ -100,22 +102,6 @@ def normalisation(
     if config.norm == "batch":
         return BatchNorm(channels, numerics)
     return GroupNorm(channels, config.groups if config.norm == "group" else channels, numerics)
-
-
-def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return mean and biased variance over axes, which stay with size 1; never below float32.
-
-    Axis by axis, because XLA on CPU adds up one long row of numbers one after the other: over
-    whole maps group norm was up to 9 times further from float64 than torch's. Not as
-    E[x^2] - E[x]^2, Flax's default, which loses digits where the mean is large.
-    """
-    mean = x
-    for axis in axes:
-        mean = mean.mean(axis, keepdims=True)
-    var = jnp.square(x - mean)
-    for axis in axes:
-        var = var.mean(axis, keepdims=True)
-    return mean, var
 
 
 class GroupNorm(nnx.Module):
@@ -173,35 +159,12 @@ class BatchNorm(nnx.Module):
         self.num_batches_tracked[...] += 1
 
 
-def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Return the 2x2 max-pool with stride 2; an odd last row or column is dropped, as in torch.
-
-    The gradient of a tie goes to the first maximum of the window in reading order, as in torch;
-    `jnp.max` splits it. `nnx.max_pool`'s backward, select-and-scatter, is slow on CPU, and XLA
-    refuses it in deterministic mode.
-    """
-    b, h, w, c = x.shape
-    windows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    top = _first_max(windows[:, :, 0, :, 0], windows[:, :, 0, :, 1])
-    bottom = _first_max(windows[:, :, 1, :, 0], windows[:, :, 1, :, 1])
-    return _first_max(top, bottom)
-
-
-def _first_max(first: Array, second: Array) -> Array:
-    # NaN wins wherever it stands, as in torch
-    return jnp.where((second > first) | (second != second), second, first)
-
-
 class UpConv(nnx.Module):
-    """An `UpConv` is a 2x2 transposed convolution with stride 2, as one matrix product.
-
-    A pixel shuffle follows the product.
+    """An `UpConv` is a 2x2 transposed convolution with stride 2.
 
     y[b, 2h+i, 2w+j, o] = sum_c x[b, h, w, c] kernel[i, j, c, o] + bias[o]
 
-    The windows do not overlap, so nothing is to be summed between them. `nnx.ConvTranspose`
-    convolves a dilated input, which XLA runs slowly, gathers whole activations where rows are
-    sharded, and needs a mirrored kernel.
+    `nnx.ConvTranspose` needs a mirrored kernel, and has one form for all platforms.
     """
 
     def __init__(self, in_channels: int, out_channels: int, numerics: Numerics, rngs: nnx.Rngs):
@@ -213,14 +176,9 @@ class UpConv(nnx.Module):
         self.numerics = numerics
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w k"]:
-        b, h, w, _ = x.shape
         dtype = self.numerics.dtype
         kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
-        # swapping axes after the product, not in it, takes a fifth to a third less time on CPU
-        y = jnp.einsum(
-            "bhwc,ijco->bhwijo", x.astype(dtype), kernel, precision=self.numerics.precision
-        )
-        return (y + bias).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
+        return up_convolve(x.astype(dtype), kernel, bias, precision=self.numerics.precision)
 
 
 def up_sampling(

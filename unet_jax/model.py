@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unet_jax.layers import Dropout, Numerics, conv, conv_block, match_sizes, max_pool, up_sampling
+from unet_jax.forms import concatenate, max_pool
+from unet_jax.layers import Dropout, Numerics, conv, conv_block, match_sizes, up_sampling
 from unet_jax.scopes import scoped
 from unet_spec import Preprocessing, UNetConfig
 from unet_spec.batch import check_batch
@@ -78,7 +78,7 @@ class Up(nnx.Module):
     ) -> Float[Array, "b h3 w3 n"]:
         x, skip = match_sizes(scoped(self, "up")(x), skip, self.config)
         pair = [x, skip] if self.config.concat == "up_first" else [skip, x]
-        return scoped(self, "conv")(jnp.concatenate(pair, axis=-1))
+        return scoped(self, "conv")(concatenate(*pair))
 
 
 class UNet(nnx.Module):
