@@ -32,9 +32,9 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.script import RESULTS, make_parser, write_result
-from unet_bench.flops import forward_gflop
 from unet_jax import Numerics, forms, functional
 from unet_spec import SLIDES, UNetConfig
+from unet_spec.flops import forward_gflop
 from unet_train import losses
 from unet_train.config import LossConfig
 

@@ -51,8 +51,8 @@ def _convolve_directly(x: Array, kernel: Array, *, pad: int, precision: Any) -> 
     return lax.conv_general_dilated(
         x,
         kernel,
-        strides=(1, 1),
-        padding=((pad, pad), (pad, pad)),
+        (1, 1),
+        ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
