@@ -799,9 +799,9 @@ def test_what_is_compiled_ahead_is_compiled_once_and_predicts_the_same():
     assert len(set(shapes)) == 2
     compilations = []
 
-    def count(event, seconds, **_):
+    def count(event, duration_secs, **_):
         if event == "/jax/core/compile/backend_compile_duration":
-            compilations.append(seconds)
+            compilations.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(count)
     with compile_ahead(port, shapes):

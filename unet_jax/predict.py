@@ -1,6 +1,6 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -15,8 +15,6 @@ from unet_spec.environment import usable_cores
 from unet_spec.garbage import pause_garbage_collection
 
 Shape = tuple[int, ...]
-_ahead: dict[tuple[UNetConfig, Shape], Future[None]] = {}
-"""What `compile_ahead` has begun, by the net and the shape of its input."""
 _tracing = threading.Lock()
 
 
@@ -71,44 +69,45 @@ def predict_both(
 def compile_ahead(model: UNet, shapes: Iterable[Shape]) -> Iterator[None]:
     """Compile in the background, in the block, the net for inputs of these shapes, in their order.
 
-    `predict` in the block waits for the program of its input, and compiles no other.
+    `predict` takes these programs: JAX compiles nothing twice. What fails here fails there too,
+    where it is needed.
+
+    An input is as small as the net takes it, so almost every size of image has its own program. It
+    cannot be mirrored further, up to one of a few sizes: with padding=same every layer sees zeros
+    beyond the border, and values near it would be others.
 
     Args:
         shapes: (b, h, w, in_channels), as `unet_spec.prediction.input_shape` returns them.
     """
     config, arrays = model.config, to_arrays(model)
-    wanted = list(dict.fromkeys(shapes))
-    workers = ThreadPoolExecutor(max_workers=max(1, min(len(wanted), usable_cores())))
+    workers = ThreadPoolExecutor(max_workers=usable_cores())
     try:
-        for shape in wanted:
-            _ahead[config, shape] = workers.submit(_compile_for, config, arrays, shape)
+        for shape in dict.fromkeys(shapes):
+            workers.submit(_compile_for, config, arrays, shape)
         yield
     finally:
-        workers.shutdown(wait=True, cancel_futures=True)
-        for shape in wanted:
-            _ahead.pop((config, shape), None)
+        workers.shutdown(cancel_futures=True)
 
 
 def _compile_for(config: UNetConfig, arrays: Arrays, shape: Shape) -> None:
-    with _tracing, pause_garbage_collection():  # Python traces one at a time in any case
-        lowered = _jit(config).lower(arrays, jax.ShapeDtypeStruct(shape, np.float32))
+    """Compile a net for a shape of its input, and leave the program where JAX looks for it."""
+    # Python traces one at a time in any case, and so the first is done first
+    with _tracing, pause_garbage_collection():
+        lowered = _compile(config).lower(arrays, jax.ShapeDtypeStruct(shape, np.float32))
     lowered.compile()
 
 
 def _make_forward(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from a batch (b, h, w, c) to its logits (b, h', w', classes)."""
-    config, arrays = model.config, to_arrays(model)
+    arrays = to_arrays(model)
 
     def forward(x: np.ndarray) -> np.ndarray:
-        ahead = _ahead.get((config, x.shape))
-        if ahead is not None:
-            ahead.result()
-        return np.asarray(_jit(config)(arrays, x), np.float32)
+        return np.asarray(_compile(model.config)(arrays, x), np.float32)
 
     return forward
 
 
 @lru_cache(maxsize=8)
-def _jit(config: UNetConfig):
+def _compile(config: UNetConfig):
     apply = functional(config, numerics=Numerics(precision="highest")).apply  # without TF32
     return jax.jit(lambda arrays, x: apply(arrays, x))
