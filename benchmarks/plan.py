@@ -2,7 +2,7 @@
 
 `python -m benchmarks.plan` runs `unet plan` once for each row and writes `results/plan.json` after
 each, so that it goes on where it was stopped (hours on two cores; nothing else should run).
-`--small` is a trial with a narrow net, `--rows TEXT` makes only the rows with that in their name.
+`--small` is a trial with a narrow net, `--rows TEXT` makes only the rows whose name begins so.
 It needs the compilers: pip install 'unet-twins[plan]'.
 """
 
@@ -68,7 +68,7 @@ def main() -> None:
     """Make the rows that are missing."""
     parser = make_parser(__doc__, result=RESULT)
     parser.add_argument("--small", action="store_true", help="a trial with a narrow net")
-    parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this name")
+    parser.add_argument("--rows", metavar="TEXT", default="", help="only rows whose name begins so")
     arguments = parser.parse_args()
     made: dict[str, Any] = {}
     if arguments.out.exists():
@@ -76,9 +76,13 @@ def main() -> None:
     rows = dict(list_rows())
     for name, words in rows.items():
         typed = [*words, *(SMALL if arguments.small else ())]
-        if arguments.rows in name:
+        if name.startswith(arguments.rows):
             make_row(name, typed, made, arguments.out)
-    if "too large" in made and made["too large"]["advice"] and arguments.rows in "as advised":
+    if (
+        "too large" in made
+        and made["too large"]["advice"]
+        and "as advised".startswith(arguments.rows)
+    ):
         advice = re.search(r"(--data\.batch) (\d+)", made["too large"]["advice"])
         if advice is not None:
             words = [*rows["too large"], *advice.groups(), *(SMALL if arguments.small else ())]
