@@ -15,6 +15,7 @@ from unet_command.compilations import keep_compilations
 from unet_command.parsing import Command, parse
 from unet_command.reports import check_file, check_folder, check_target, write_json
 from unet_command.wording import is_out_of_memory, list_flags, word_error
+from unet_command.xla_flags import prefer_eigen
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.allocator import keep_freed_memory
 from unet_spec.config import check_bounds
@@ -36,6 +37,7 @@ def main() -> None:
     """Run the verb that was typed; wrong input ends in one sentence and status 2."""
     command = Command(tuple(sys.argv[1:]))
     leave_out_accelerators()
+    prefer_eigen()
     try:
         status = parse(command, VERBS)()
     except (BrokenPipeError, SystemExit) as error:

@@ -10,13 +10,13 @@ import torch
 
 import unet_jax
 import unet_torch
-from unet_bench.flops import forward_gflop
 from unet_bench.net_times import Case
 from unet_bench.steps import FLOAT32, VARIANTS, CompiledRun, wait_for_device
 from unet_bench.timing import Run
 from unet_jax.weights import from_weights as jax_net
 from unet_parity.oracle import random_tensors
 from unet_spec import UNetConfig
+from unet_spec.flops import forward_gflop
 from unet_spec.prediction import border, cut_tiles
 from unet_spec.weight_file import WeightFile
 from unet_torch.weights import from_weights as torch_net

@@ -18,7 +18,6 @@ from torch import Tensor
 
 import unet_jax.recipe
 import unet_torch.recipe
-from unet_bench.flops import forward_gflop
 from unet_bench.net_times import Case
 from unet_bench.steps import (
     COMPILED,
@@ -31,6 +30,7 @@ from unet_bench.timing import Run, compile_timed, planned_mb
 from unet_jax.functional import split
 from unet_parity.oracle import random_tensors
 from unet_spec import layout
+from unet_spec.flops import forward_gflop
 from unet_torch.model import UNet as TorchUNet
 from unet_train.config import LossConfig, TrainConfig
 from unet_train.input.crops import Batch

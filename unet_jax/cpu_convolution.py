@@ -194,7 +194,7 @@ def _transform_windows(x: Array) -> list[Array]:
     """
     b, height, width, c = x.shape
     pairs = x.reshape(b, height // 2, 2, width, c)
-    values = []
+    values: list[Array] = []
     for line in _transform_four(
         pairs[:, :-1, 0], pairs[:, :-1, 1], pairs[:, 1:, 0], pairs[:, 1:, 1]
     ):
