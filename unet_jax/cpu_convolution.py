@@ -46,9 +46,6 @@ def input_gradient(
     pixels = b * (h + 2 * around - 2) * (w + 2 * around - 2)
     turned = kernel[::-1, ::-1]
     if _prefers_winograd(g, pixels, k, c):
-        if c * k <= 2**16:  # a copy with swapped channels costs less than products without it
-            kernels = _transform_kernel(turned.swapaxes(2, 3))
-            return _winograd(g, kernels, around, precision, contract=0)
         return _winograd(g, _transform_kernel(turned), around, precision, contract=1)
     if _prefers_products(g, pixels, k, c) and pixels <= 512:
         return _one_product_of_kernel(g, turned, around, precision)
@@ -61,7 +58,8 @@ def kernel_gradient(
     """Return the gradient by the kernel: sum over b, h, w of x[b, h+i-pad, w+j-pad] g[b, h, w]."""
     (b, height, width, k), c = g.shape, x.shape[3]
     pixels = b * height * width
-    if _prefers_winograd(x, pixels, c, k):
+    is_large = _prefers_products(x, pixels, c, k) and pixels * c * k >= 2**26
+    if is_large and min(c, k) >= 128:
         return _kernel_gradient_by_winograd(x, g, pad, precision)
     if _prefers_products(x, pixels, c, k):
         return _kernel_gradient_by_columns(x, g, pad, precision)
