@@ -1,7 +1,8 @@
 """Does a run on many devices compute what it does on one, and with how much memory?
 
 `python -m benchmarks.sharding` trains the same 20 steps on meshes of `data` x `rows` host devices,
-and in two processes, and writes `results/sharding.json` (some minutes on two cores).
+and in two processes. On each it also takes the step of `benchmarks.exact_step`, in which nothing
+is rounded. It writes `results/sharding.json` (some minutes on two cores).
 """
 
 import json
@@ -22,6 +23,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks import exact_step  # noqa: E402
 from benchmarks.script import RESULTS, parse_arguments, write_result  # noqa: E402
 from unet_spec import UNetConfig  # noqa: E402
 from unet_spec.environment import environment  # noqa: E402
@@ -44,6 +46,12 @@ CONFIG = TrainConfig(
     augment=AugmentConfig(rotation_deg=10, elastic_px=5),
     steps=STEPS,
 )
+EXACT = replace(
+    exact_step.CONFIG,
+    net=replace(exact_step.CONFIG.net, widths=CONFIG.net.widths),
+    data=CONFIG.data,
+)
+PARTS = (2, 4)
 
 
 def sharding(*, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -55,27 +63,59 @@ def sharding(*, say: Callable[[str], None] = print) -> dict[str, Any]:
         for order in np.random.default_rng(0).permuted([range(CONFIG.data.batch)] * ORDERS, axis=1)
     ]
     say(f"one device, batch in other orders: {orders}")
+    exact = exact_step.find_step(EXACT)
     rows = []
     for meshed in MESHES:
-        config = replace(CONFIG, mesh=MeshConfig(data=meshed[0], rows=meshed[1]))
-        rows.append(row(config, reference["losses"]))
+        mesh = MeshConfig(data=meshed[0], rows=meshed[1])
+        different = count_different(exact, replace(EXACT, mesh=mesh))
+        rows.append(row(replace(CONFIG, mesh=mesh), reference["losses"], different=different))
         say(json.dumps(rows[-1]))
-    rows.append(row(CONFIG, reference["losses"], found=two_processes()))
+    both = two_processes()
+    different = sum(one["different"] for one in both)
+    rows.append(row(CONFIG, reference["losses"], different=different, found=both[0]))
     say(json.dumps(rows[-1]))
+    in_parts = [
+        {"parts": parts, "data": mesh.data, "rows": mesh.rows, "different": different}
+        for parts in PARTS
+        for mesh in (MeshConfig(data=1), MeshConfig(data=2, rows=4))
+        for different in [count_different(exact, replace(EXACT, mesh=mesh, accumulate=parts))]
+    ]
+    say(json.dumps(in_parts))
     return {
         "command": COMMAND,
         "steps": STEPS,
         "loss": reference["losses"][-1],
         "other_orders": orders,
         "rows": rows,
+        "exact": {
+            "values": sum(value.size for value in exact.truth.values()),
+            "largest_sum": exact.largest_sum,
+            "in_parts": in_parts,
+        },
         "environment": {**environment(), "device": jax.devices()[0].device_kind},
     }
 
 
+def count_different(exact: exact_step.ExactStep, config: TrainConfig) -> int:
+    """Return how many values of the exact step differ from float64 in any bit."""
+    return sum(
+        exact_step.count_differences(exact.truth, exact_step.take_step(config, exact)).values()
+    )
+
+
 def row(
-    config: TrainConfig, reference: list[float], *, found: dict[str, Any] | None = None
+    config: TrainConfig,
+    reference: list[float],
+    *,
+    different: int,
+    found: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One mesh of the table."""
+    """Return one mesh of the table.
+
+    Args:
+        different: what `count_different` says of it.
+        found: what `run` found, where it ran elsewhere.
+    """
     processes = 1 if found is None else 2
     found = found or run(config)
     return {
@@ -84,6 +124,7 @@ def row(
         "processes": processes,
         "loss": found["losses"][-1],
         "apart": _apart(reference, found["losses"]),
+        "different": different,
         "memory_mb": found["memory_mb"],
         "collectives": found["collectives"],
         "largest_gather_kb": found["largest_gather_kb"],
@@ -118,8 +159,9 @@ def run(config: TrainConfig, *, order: np.ndarray | None = None) -> dict[str, An
     return {"losses": losses, "mesh": list(placement.mesh.devices.shape), **_compiled(steps)}
 
 
-def two_processes() -> dict[str, Any]:
-    """The same run in two processes of four devices each, over the loopback interface."""
+def two_processes() -> list[dict[str, Any]]:
+    """Return what each of two processes finds, of four devices each, over the loopback
+    interface."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -140,7 +182,7 @@ def two_processes() -> dict[str, Any]:
     told = [child.communicate(timeout=600)[0] for child in children]
     if any(child.returncode for child in children):
         raise RuntimeError("one of the two processes failed")
-    return json.loads(told[0].splitlines()[-1])
+    return [json.loads(text.splitlines()[-1]) for text in told]
 
 
 def _one_of_two(process: int, port: int) -> None:
@@ -148,7 +190,9 @@ def _one_of_two(process: int, port: int) -> None:
         data=4, rows=2, processes=2, process=process, coordinator=f"127.0.0.1:{port}"
     )
     join_processes(settings)
-    print(json.dumps(run(replace(CONFIG, mesh=settings))))
+    exact = exact_step.find_step(EXACT)
+    different = count_different(exact, replace(EXACT, mesh=settings))
+    print(json.dumps({**run(replace(CONFIG, mesh=settings)), "different": different}))
 
 
 def _on_one(config: TrainConfig) -> TrainConfig:

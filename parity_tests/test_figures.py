@@ -19,6 +19,7 @@ from unet_parity import exact, fault, float32_errors, oracle, training, verify
 from unet_spec import config, judgement, recorded, safetensors_file
 from unet_spec.preprocessing import LARGEST_GB
 from unet_torch import outline
+from unet_train.config import MODERN
 from unet_train.input import split
 from unet_train.run import folder
 
@@ -139,10 +140,39 @@ def sharding() -> Iterator[Figure]:
         yield (
             "docs/sharding.md",
             (
-                f"| {row['data']} x {row['rows']} | {row['processes']} | {row['apart']:.0e} "
-                f"| {row['memory_mb']:.1f} | {halos} | {row['largest_gather_kb']:.1f} |"
+                f"| {row['data']} x {row['rows']} | {row['processes']} | {row['different']} "
+                f"| {row['apart']:.0e} | {row['memory_mb']:.1f} | {halos} "
+                f"| {row['largest_gather_kb']:.1f} |"
             ),
         )
+    assert [row["different"] for row in result["rows"]] == [0] * len(result["rows"])
+    exact = result["exact"]
+    yield "docs/sharding.md", f"each new weight, {exact['values']:,} values in all"
+    for row in exact["in_parts"]:
+        yield "docs/sharding.md", f"`--accumulate {row['parts']}`"
+        assert (row["data"], row["rows"]) in ((1, 1), (2, 4))
+        assert row["different"] == 0
+
+
+def sharding_tpu() -> Iterator[Figure]:
+    result = _result("sharding_tpu.json")
+    size, mesh = f"{result['crop_px']} x {result['crop_px']}", f"TPU {result['topology']}"
+    spread = f"with `data` {result['data']} and `rows` {result['rows']}"
+    yield "docs/sharding.md", f"images of {size} on {mesh}, {spread}"
+    halos, sums = (result["collectives"][kind] for kind in ("collective-permute", "all-reduce"))
+    yield (
+        "docs/sharding.md",
+        f"sends {halos['count']} halos to its neighbours (`collective-permute`), {halos['mb']} MB",
+    )
+    yield (
+        "docs/sharding.md",
+        f"takes part in {sums['count']} sums (`all-reduce`), {sums['mb']} MB in all",
+    )
+    yield "docs/sharding.md", f"needs {result['memory_gb']:.1f} GB of memory"
+    assert tuple(result["widths"]) == MODERN.net.widths
+    assert result["largest_halo_rows"] == 1
+    assert result["other_than_halos_and_sums"] == []
+    assert len(result["collectives"]) == 2
 
 
 def optimizers() -> Iterator[Figure]:
@@ -308,8 +338,8 @@ def eps() -> Iterator[Figure]:
 
 SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, augmentation, startup,
-    more_than_memory, sharding, optimizers, verdicts, bounds, recorded_output, accelerator,
-    own_net, eps,
+    more_than_memory, sharding, sharding_tpu, optimizers, verdicts, bounds, recorded_output,
+    accelerator, own_net, eps,
     limits, wrong_input,
 )  # fmt: skip
 CONSTANTS = {
