@@ -39,7 +39,9 @@ from unet_train import losses
 from unet_train.config import LossConfig
 
 RESULT = RESULTS / "tpu_forms.json"
-CHIP = {"name": "v5e", "topology": "v5e:2x2", "ghz": 1.5, "tflops": 197, "gb_s": 819}
+CHIP: dict[str, Any] = {
+    "name": "v5e", "topology": "v5e:2x2", "ghz": 1.5, "tflops": 197, "gb_s": 819,
+}  # fmt: skip
 """One chip of this topology; its clock, bfloat16 peak and memory rate."""
 IMAGES, SIZE_PX = 16, 256
 BATCH_NORM = replace(SLIDES, norm="batch", bias=False)
@@ -92,8 +94,8 @@ def estimate(program: str, platform: str, others: tuple[str, ...]) -> dict[str, 
     truth = jax.ShapeDtypeStruct(image, jnp.uint8)
     with forms.force_forms(platform, **dict.fromkeys(others, other)):
         lowered = jax.jit(partial(run, config)).lower(*_on_chip((params, stats, x, truth)))
-    compiled = lowered.compile()
-    text = compiled.as_text()
+    compiled: Any = lowered.compile()
+    text: str = compiled.as_text()
     if folder := os.environ.get("UNET_KEEP_PROGRAMS"):
         name = "_".join((program, platform, *others))
         (Path(folder) / f"{name}.txt").write_text(text)
@@ -120,7 +122,8 @@ def read_estimates(text: str) -> tuple[int, dict[str, list[int]]]:
     The second are the bytes that each operation without an estimate reads and writes, by its kind.
     """
     entry = text[text.index("\nENTRY") :].splitlines()
-    cycles, missing = 0, {}
+    cycles = 0
+    missing: dict[str, list[int]] = {}
     sizes: dict[str, int] = {}
     for line in entry:
         match = re.match(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z-]+)\((.*)", line)
@@ -171,14 +174,14 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     flags = parser.parse_args()
-    about = {
+    about: dict[str, Any] = {
         "command": "python -m benchmarks.tpu_forms",
         "what": "an estimate by TPU's compiler without a TPU, no measurement",
         "chip": CHIP,
         "problem": f"{IMAGES} images of {SIZE_PX}x{SIZE_PX} on one chip, base 64, bfloat16",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")},
     }
-    result = {**about, "rows": {}}
+    result: dict[str, Any] = {**about, "rows": {}}
     if flags.out.exists():
         known = json.loads(flags.out.read_text())
         if {name: known.get(name) for name in about} == about:

@@ -33,17 +33,24 @@ def convolve(
     padding: Any,
     *,
     precision: Any,
-    **_: Any,
+    **options: Any,
 ) -> Float[Array, "b h2 w2 k"]:
     """Return the convolution; `nnx.Conv` takes it as its `conv_general_dilated`.
 
     Args:
-        padding: the same number of zeros, 0 or 1, on all sides: ((1, 1), (1, 1)).
+        strides, padding, options: as in `jax.lax.conv_general_dilated`. With any but stride 1 and
+            the same number of zeros, 0 or 1, on all sides it is `unet_jax.forms.convolve`.
         precision: as in `jax.lax.Precision`.
     """
-    settings: Settings = {"pad": padding[0][0], "precision": lax.Precision(precision)}
-    if forms.find_forced("convolve") == "tpu":
-        return _convolve_on_tpu(x, kernel, **settings)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    zeros = {zeros for sides in padding for zeros in sides}
+    if tuple(strides) != (1, 1) or zeros not in ({0}, {1}):
+        return forms.convolve(x, kernel, strides, padding, precision=precision, **options)
+    settings: Settings = {"pad": zeros.pop(), "precision": lax.Precision(precision)}
+    forced = forms.find_forced("convolve")
+    if forced is not None:
+        return {"cpu": _convolve_directly, "tpu": _convolve_on_tpu}[forced](x, kernel, **settings)
     return _convolve.bind(x, kernel, **settings)
 
 

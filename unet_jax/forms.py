@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 LANES = 128  # of a TPU's registers and of its matrix unit
+FEW_CHANNELS = 8  # a TPU's registers have 8 rows
 MOST_COLUMNS = 8  # of one fold: a folded kernel is mostly zeros where channels are few
 OPERATIONS = ("convolve", "max_pool", "up_convolve", "concatenate", "moments", "relu")
 PLATFORMS = ("cpu", "tpu")
@@ -121,7 +122,9 @@ def fold_kernel(
     for column in range(count):
         left = padding * count + column - before
         right = taps * count - left - width
-        places.append(jnp.pad(kernel, [(0, 0), (left, right), (0, 0), (0, 0)]))
+        nothing = (0, 0, 0)
+        borders = (nothing, (left, right, 0), nothing, nothing)
+        places.append(lax.pad(kernel, jnp.zeros((), kernel.dtype), borders))
     folded = jnp.stack(places, axis=3)
     folded = folded.reshape(height, taps, count, parts, in_ // parts, count * out)
     return folded.swapaxes(2, 3).reshape(height, taps, count * in_, count * out), padding
@@ -158,10 +161,12 @@ def convolve_folded(
     x: Array, kernel: Array, *, strides: Sequence[int], padding: Any, **options: Any
 ) -> Array:
     """Convolve with folded columns where channels leave lanes empty, else as they are."""
-    if isinstance(padding, str) or _count_for_convolution(x, kernel, sum(padding[1]))[0] == 1:
-        return _convolve_plainly(x, kernel, strides=strides, padding=padding, **options)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     before, after = padding[1]
     count, parts = _count_for_convolution(x, kernel, before + after)
+    if count == 1:
+        return _convolve_plainly(x, kernel, strides=strides, padding=padding, **options)
     wide, first = fold_kernel(kernel, count, parts, before)
     more = (before + after - kernel.shape[1] + 1) // count
     last = more - first + wide.shape[1] - 1
@@ -364,10 +369,12 @@ def _moments_in_one(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     near = folded - shift
     offset = near.mean((1, 2), keepdims=True)
     var = jnp.square(near).mean((1, 2), keepdims=True) - jnp.square(offset)
-    mean = (shift + offset).reshape(b, 1, count, *channels)
-    var = var.reshape(b, 1, count, *channels)
+    shift, offset, var = (a.reshape(b, 1, count, *channels) for a in (shift, offset, var))
+    # differences of shifts are small, and so keep the digits that a mean of their sums would lose
+    base = shift.mean(axes, keepdims=True)
+    mean = (shift - base) + offset
     whole = mean.mean(axes, keepdims=True)
-    return whole, (var + jnp.square(mean - whole)).mean(axes, keepdims=True)
+    return base + whole, (var + jnp.square(mean - whole)).mean(axes, keepdims=True)
 
 
 # ---- activation
