@@ -15,7 +15,6 @@ from unet_command.compilations import keep_compilations
 from unet_command.parsing import Command, parse
 from unet_command.reports import check_file, check_folder, check_target, write_json
 from unet_command.wording import is_out_of_memory, list_flags, word_error
-from unet_command.xla_flags import prefer_eigen
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.allocator import keep_freed_memory
 from unet_spec.config import check_bounds
@@ -23,6 +22,7 @@ from unet_spec.environment import leave_out_accelerators, need
 from unet_spec.files import atomic_write, refuse_existing
 from unet_spec.preprocessing import LARGEST_GB
 from unet_spec.ranges import SIDE, STEPS_OF_A_PROOF, check_number
+from unet_spec.xla_flags import prefer_eigen
 from unet_train.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from jax import lax
 from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench.environment import environment
 from unet_bench.timing import Run, alternate
-from unet_command.xla_flags import prefer_eigen
 from unet_jax import convolution, cpu_convolution
 from unet_spec.allocator import keep_freed_memory
 from unet_spec.environment import versions
+from unet_spec.xla_flags import prefer_eigen
 
 RESULT = RESULTS / "cpu_forms.json"
 # b, h and w, c, k: convolutions of base 64 and 16 at 1x256x256, of base 32 at 4x128x128, and of

@@ -51,6 +51,13 @@ if WORKER:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Keep no program of a module's tests: those of all took a worker 7 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def optimised(monkeypatch):
     """Compiles what is jitted in a test as it is compiled for users.

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from unet_command import xla_flags
+from unet_spec import xla_flags
 
 PROGRAM = """
 import os
-from unet_command.xla_flags import prefer_eigen
+from unet_spec.xla_flags import prefer_eigen
 prefer_eigen()
 import jax, jax.numpy as jnp
 from jax import lax
