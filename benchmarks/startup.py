@@ -71,7 +71,7 @@ def draw_images(folder: Path) -> None:
 
 
 class Commands:
-    """A `Commands` runs commands in a folder, with the code and the programs of one checkout."""
+    """A `Commands` runs commands in a folder, with the code of a checkout and its own caches."""
 
     def __init__(self, folder: Path, checkout: Path):
         self.folder, self.checkout = folder, checkout
