@@ -1,7 +1,7 @@
 """What does augmentation move and take on a TPU: by gathers of pixels, and by matrix products?
 
 `python -m benchmarks.augmentation` compiles the augmentation of two presets by TPU's own compiler,
-which needs no TPU but the wheel `libtpu`, and writes `results/augmentation.json` (some minutes).
+which needs no TPU but the wheel `libtpu`, and writes `results/augmentation.json` (two minutes).
 All times but those of the CPU are that compiler's estimates.
 """
 

@@ -5,7 +5,7 @@ A CPU and a GPU gather pixel by pixel. That is what a TPU does worst, so there a
 matrix products: a product with rows of zeros and a single one picks values without rounding them.
 Such a product with the whole crop would be long. The output is therefore cut into tiles, and the
 pixels of one tile all come from one small window of the crop. For 16 crops of 256x256 a v5e chip
-moves a tenth of the bytes that way, by the estimate of TPU's compiler. A CPU takes over 10 times
+moves a tenth of the bytes that way, by the estimate of TPU's compiler. A CPU takes about 40 times
 as long as with gathers (benchmarks/results/augmentation.json).
 """
 
