@@ -135,14 +135,10 @@ def sharding_tpu() -> Iterator[Figure]:
     spread = f"with `data` {result['data']} and `rows` {result['rows']}"
     yield "docs/sharding.md", f"images of {size} on {mesh}, {spread}"
     halos, sums = (result["collectives"][kind] for kind in ("collective-permute", "all-reduce"))
-    yield (
-        "docs/sharding.md",
-        f"sends {halos['count']} halos to its neighbours (`collective-permute`), {halos['mb']} MB",
-    )
-    yield (
-        "docs/sharding.md",
-        f"takes part in {sums['count']} sums (`all-reduce`), {sums['mb']} MB in all",
-    )
+    exchanges = f"exchanges {halos['count']} halos with its neighbours (`collective-permute`)"
+    yield "docs/sharding.md", f"{exchanges}, {halos['mb']} MB in all"
+    added = f"takes part in {sums['count']} sums (`all-reduce`), {sums['mb']} MB in all"
+    yield "docs/sharding.md", added
     yield "docs/sharding.md", f"needs {result['memory_gb']:.1f} GB of memory"
     assert tuple(result["widths"]) == MODERN.net.widths
     assert result["largest_halo_rows"] == 1
