@@ -54,9 +54,11 @@ def test_rows_over_chips_exchange_halos_and_sums_alone(tmp_path):
 
 
 @needs_compiler
-def test_an_up_convolution_that_gathers_maps_is_seen(tmp_path):
+def test_an_up_convolution_that_moves_whole_parts_of_maps_is_seen(tmp_path):
     result = compiled(tmp_path / "transposed.json", "-c", TRANSPOSED)
-    assert result["other_than_halos_and_sums"] != []
+    # all the rows that a chip has of a map as large as the image
+    assert result["largest_halo_rows"] == 64 // 4
+    assert "collective-permute of (1, 16, 64, 8)" in result["other_than_halos_and_sums"]
 
 
 HALO = "(bf16[1,1,64,8]{3,2,1,0:T(8,128)}, bf16[1,1,64,8]{3,2,1,0}, u32[]{:S(2)}, u32[]) "
