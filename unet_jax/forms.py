@@ -19,9 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 LANES = 128  # of a TPU's registers and of its matrix unit
+FEW_CHANNELS = 8  # a TPU's registers have 8 rows
 MOST_COLUMNS = 8  # of one fold: a folded kernel is mostly zeros where channels are few
 OPERATIONS = ("convolve", "max_pool", "up_convolve", "concatenate", "moments", "relu")
 PLATFORMS = ("cpu", "tpu")
@@ -115,7 +117,9 @@ def fold_kernel(
     for column in range(count):
         left = padding * count + column - before
         right = taps * count - left - width
-        places.append(jnp.pad(kernel, [(0, 0), (left, right), (0, 0), (0, 0)]))
+        nothing = (0, 0, 0)
+        borders = (nothing, (left, right, 0), nothing, nothing)
+        places.append(lax.pad(kernel, jnp.zeros((), kernel.dtype), borders))
     folded = jnp.stack(places, axis=3)
     folded = folded.reshape(height, taps, count, parts, in_ // parts, count * out)
     return folded.swapaxes(2, 3).reshape(height, taps, count * in_, count * out), padding
@@ -132,6 +136,9 @@ def convolve(
     nnx.Conv takes it as `conv_general_dilated`.
     """
 
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+
     def plain(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
@@ -144,9 +151,13 @@ def convolve(
         y = lax.conv_general_dilated(
             fold(x, count, parts), wide, strides, (padding[0], (first, last)), **options
         )
-        return unfold(y, count)
+        y = unfold(y, count)
+        if y.shape[3] > FEW_CHANNELS:
+            return y
+        # columns in lanes: few channels would leave most lanes empty in all that follows
+        return with_layout_constraint(y, Layout((0, 1, 3, 2)))
 
-    if isinstance(padding, str) or _count_for_convolution(x, kernel, sum(padding[1]))[0] == 1:
+    if _count_for_convolution(x, kernel, sum(padding[1]))[0] == 1:
         return plain(x, kernel)
     return choose("convolve", x, kernel, cpu=plain, tpu=folded)
 
@@ -344,10 +355,12 @@ def _moments_in_one(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     near = folded - shift
     offset = near.mean((1, 2), keepdims=True)
     var = jnp.square(near).mean((1, 2), keepdims=True) - jnp.square(offset)
-    mean = (shift + offset).reshape(b, 1, count, *channels)
-    var = var.reshape(b, 1, count, *channels)
+    shift, offset, var = (a.reshape(b, 1, count, *channels) for a in (shift, offset, var))
+    # differences of shifts are small, and so keep the digits that a mean of their sums would lose
+    base = shift.mean(axes, keepdims=True)
+    mean = (shift - base) + offset
     whole = mean.mean(axes, keepdims=True)
-    return whole, (var + jnp.square(mean - whole)).mean(axes, keepdims=True)
+    return base + whole, (var + jnp.square(mean - whole)).mean(axes, keepdims=True)
 
 
 # ---- activation
