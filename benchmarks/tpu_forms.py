@@ -68,6 +68,7 @@ def train(config: UNetConfig, params: Any, stats: Any, x: Any, truth: Any) -> An
 
     def objective(params: Any) -> Any:
         logits, updated = _net(config).apply(params, x, stats, train=True)
+        logits = forms.place_logits(logits)
         return losses.loss(logits, truth, config=LossConfig()), updated
 
     (loss, stats), gradients = jax.value_and_grad(objective, has_aux=True)(params)

@@ -23,9 +23,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 LANES = 128  # of a TPU's registers and of its matrix unit
-FEW_CHANNELS = 8  # a TPU's registers have 8 rows
 MOST_COLUMNS = 8  # of one fold: a folded kernel is mostly zeros where channels are few
-OPERATIONS = ("convolve", "max_pool", "up_convolve", "concatenate", "moments", "relu")
+OPERATIONS = ("convolve", "max_pool", "up_convolve", "concatenate", "moments", "relu", "logits")
 PLATFORMS = ("cpu", "tpu")
 """Platforms with forms of their own; all others take those of the CPU."""
 
@@ -151,11 +150,7 @@ def convolve(
         y = lax.conv_general_dilated(
             fold(x, count, parts), wide, strides, (padding[0], (first, last)), **options
         )
-        y = unfold(y, count)
-        if y.shape[3] > FEW_CHANNELS:
-            return y
-        # columns in lanes: few channels would leave most lanes empty in all that follows
-        return with_layout_constraint(y, Layout((0, 1, 3, 2)))
+        return unfold(y, count)
 
     if _count_for_convolution(x, kernel, sum(padding[1]))[0] == 1:
         return plain(x, kernel)
@@ -384,3 +379,18 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     """
     y = _relu_of_output(*primals)
     return y, jnp.where(y != 0, tangents[0], jnp.zeros_like(tangents[0]))
+
+
+# ---- logits
+
+
+def place_logits(logits: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+    """Return logits whose columns lie in a TPU's lanes, for what a training step does with them.
+
+    Else their few classes, or the few images of a batch, leave most lanes empty in every sum of
+    the loss. It is no part of the net, because a program with such a layout cannot be exported.
+    """
+    layout = Layout((0, 1, 3, 2))
+    return choose(
+        "logits", logits, cpu=lambda x: x, tpu=lambda x: with_layout_constraint(x, layout)
+    )
