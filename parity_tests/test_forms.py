@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jax import export
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from parity_tests.planted import around
 from parity_tests.test_layers import assert_both_equal
@@ -344,6 +345,35 @@ def test_remat_and_vmap_give_the_same_gradients(platform):
             scale = np.abs(value).max()
             np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-12 * scale)
             np.testing.assert_allclose(each[name][0], value, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)], ids=["data", "data_and_rows"])
+def test_forms_of_tpu_exchange_no_maps_between_devices(shape, norm):
+    # a bias that a norm takes away again would have a gradient of rounding alone
+    config = replace(FOLDED, widths=(32, 64), norm=norm, groups=4, bias=norm == "none")
+    mesh = Mesh(
+        np.array(jax.devices()[:8]).reshape(shape),
+        ("data", "rows"),
+        axis_types=(AxisType.Auto,) * 2,
+    )
+    images, everywhere = (
+        NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data", "rows"), ())
+    )
+    with jax.enable_x64(True), forms.force_forms("tpu"):
+        loss, params, _ = loss_of(config, Numerics(jnp.float64, jnp.float64, "highest"))
+        params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+        x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3), jnp.float64)
+        truth = jax.jit(jax.grad(loss))(params, x)
+        step = jax.jit(jax.grad(loss), in_shardings=(everywhere, images), out_shardings=everywhere)
+        compiled = step.lower(params, x).compile()
+        ours = compiled(jax.device_put(params, everywhere), jax.device_put(x, images))
+    text = compiled.as_text() or ""
+    assert "all-gather(" not in text
+    assert "all-to-all(" not in text
+    for name, value in truth.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
