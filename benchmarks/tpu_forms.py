@@ -51,15 +51,16 @@ IMAGES, SIZE_PX = 16, 256
 BATCH_NORM = replace(SLIDES, norm="batch", bias=False)
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "the CPU's forms": ("cpu", ()),
-    "convolutions folded": ("cpu", ("convolve",)),
+    "all of TPU's forms": ("tpu", ()),
+    "all that folds": ("cpu", ("convolve", "max_pool", "up_convolve", "concatenate")),
     "pool by slices": ("cpu", ("max_pool",)),
     "up-convolution with a dilated input": ("cpu", ("up_convolve",)),
     "moments in one pass": ("cpu", ("moments",)),
     "ReLU's gradient by its output": ("cpu", ("relu",)),
-    "all of TPU's forms": ("tpu", ()),
     "all but the concatenation": ("tpu", ("concatenate",)),
+    "convolutions folded, and nothing else": ("cpu", ("convolve",)),
+    "all but the place of the logits": ("tpu", ("place_logits",)),
     "all but the moments": ("tpu", ("moments",)),
-    "all but the layout of the logits": ("tpu", ("logits",)),
 }
 """The forms of a row: those of a platform, but those of the other for some operations."""
 
@@ -81,7 +82,6 @@ def train(config: UNetConfig, params: Any, stats: Any, x: Any, truth: Any) -> An
 
     def objective(params: Any) -> Any:
         logits, updated = _net(config).apply(params, x, stats, train=True)
-        logits = forms.place_logits(logits)
         return losses.loss(logits, truth, config=LossConfig()), updated
 
     (loss, stats), gradients = jax.value_and_grad(objective, has_aux=True)(params)

@@ -14,7 +14,6 @@ from jax import Array
 
 from unet_jax import Numerics, functional
 from unet_jax import recipe as optimizers
-from unet_jax.forms import place_logits
 from unet_spec import geometry
 
 from . import losses
@@ -268,7 +267,6 @@ def _differentiate(
 
     def objective(params: Arrays) -> tuple[Array, tuple[Array, Arrays]]:
         logits, updated = apply(params, batch.x, stats, train=True, key=key)
-        logits = place_logits(logits)
         value = losses.loss(
             logits, batch.truth, batch.weight, config=loss_config, output=output, over=over
         )

@@ -19,12 +19,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 LANES = 128  # of a TPU's registers and of its matrix unit
 MOST_COLUMNS = 8  # of one fold: a folded kernel is mostly zeros where channels are few
-OPERATIONS = ("convolve", "max_pool", "up_convolve", "concatenate", "moments", "relu", "logits")
+OPERATIONS = (
+    "convolve",
+    "max_pool",
+    "up_convolve",
+    "concatenate",
+    "moments",
+    "relu",
+    "place_logits",
+)
 PLATFORMS = ("cpu", "tpu")
 """Platforms with forms of their own; all others take those of the CPU."""
 
@@ -385,12 +392,13 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 
 def place_logits(logits: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
-    """Return logits whose columns lie in a TPU's lanes, for what a training step does with them.
+    """Return logits as they are, on a TPU with their columns in its lanes.
 
-    Else their few classes, or the few images of a batch, leave most lanes empty in every sum of
-    the loss. It is no part of the net, because a program with such a layout cannot be exported.
+    Their few classes would leave most lanes empty in all that a loss computes.
     """
-    layout = Layout((0, 1, 3, 2))
-    return choose(
-        "logits", logits, cpu=lambda x: x, tpu=lambda x: with_layout_constraint(x, layout)
-    )
+
+    def turned(x: Array) -> Array:
+        # the compiler moves no computation across the barrier, and lays the last axis in lanes
+        return lax.optimization_barrier(x.swapaxes(2, 3)).swapaxes(2, 3)
+
+    return choose("place_logits", logits, cpu=lambda x: x, tpu=turned)
