@@ -278,7 +278,7 @@ def tpu_forms() -> Iterator[Figure]:
     document = "docs/architecture.md"
     for name, programs in result["rows"].items():
         cells = [_estimate(programs.get(kind)) for kind in ("forward", "step", "step_batch_norm")]
-        moved = programs["step_batch_norm"]["gb_moved"]
+        moved = programs.get("step_batch_norm", {}).get("gb_moved", "")
         yield document, f"| {name} | {' | '.join(cells)} | {moved} |"
     first, best = (result["rows"][name] for name in ("the CPU's forms", "all of TPU's forms"))
     for before, after in ((first["forward"], best["forward"]), (first["step"], best["step"])):
