@@ -324,6 +324,28 @@ def wrong_input() -> Iterator[Figure]:
     assert result["largest_growth_mb"] <= 1000
 
 
+def tpu_forms() -> Iterator[Figure]:
+    result = _result("tpu_forms.json")
+    document = "docs/architecture.md"
+    for name, programs in result["rows"].items():
+        cells = [_estimate(programs.get(kind)) for kind in ("forward", "step", "step_batch_norm")]
+        moved = programs.get("step_batch_norm", {}).get("gb_moved", "")
+        yield document, f"| {name} | {' | '.join(cells)} | {moved} |"
+    first, best = (result["rows"][name] for name in ("the CPU's forms", "all of TPU's forms"))
+    for before, after in ((first["forward"], best["forward"]), (first["step"], best["step"])):
+        share = f"{100 * before['of_flop_bound']:.0f} % to {100 * after['of_flop_bound']:.0f} %"
+        yield document, f"from {share}"
+    yield document, f"libtpu {result['versions']['libtpu']} and JAX {result['versions']['jax']}"
+
+
+def _estimate(program: dict[str, Any] | None) -> str:
+    """An estimate in ms, and what the operations without one take at least."""
+    if program is None:
+        return ""
+    missing = program["without_estimate_at_least_ms"]
+    return f"{program['estimate_ms']:.1f}" + (f" + {missing:.1f}" if missing >= 0.05 else "")
+
+
 def eps() -> Iterator[Figure]:
     flax = inspect.signature(nnx.GroupNorm.__init__).parameters["epsilon"].default
     torchs, of_flax = (
@@ -336,7 +358,7 @@ SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, augmentation, startup,
     more_than_memory, sharding, sharding_tpu, optimizers, verdicts, bounds, recorded_output,
     accelerator, own_net, eps,
-    limits, wrong_input,
+    limits, wrong_input, tpu_forms,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`

@@ -22,9 +22,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 LANES = 128  # of a TPU's registers and of its matrix unit
-FEW_CHANNELS = 8  # a TPU's registers have 8 rows
 MOST_COLUMNS = 8  # of one fold: a folded kernel is mostly zeros where channels are few
-OPERATIONS = ("convolve", "max_pool", "up_convolve", "concatenate", "moments", "relu")
+OPERATIONS = (
+    "convolve",
+    "max_pool",
+    "up_convolve",
+    "concatenate",
+    "moments",
+    "relu",
+    "place_logits",
+)
 PLATFORMS = ("cpu", "tpu")
 """Platforms with forms of their own; all others take those of the CPU."""
 
@@ -398,3 +405,19 @@ def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     """
     y = _relu_of_output(*primals)
     return y, jnp.where(y != 0, tangents[0], jnp.zeros_like(tangents[0]))
+
+
+# ---- logits
+
+
+def place_logits(logits: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+    """Return logits as they are, on a TPU with their columns in its lanes.
+
+    Their few classes would leave most lanes empty in all that a loss computes.
+    """
+
+    def turned(x: Array) -> Array:
+        # the compiler moves no computation across the barrier, and lays the last axis in lanes
+        return lax.optimization_barrier(x.swapaxes(2, 3)).swapaxes(2, 3)
+
+    return choose("place_logits", logits, cpu=lambda x: x, tpu=turned)

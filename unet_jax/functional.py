@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from flax import nnx
 
+from unet_jax.forms import place_logits
 from unet_jax.layers import Numerics
 from unet_jax.model import UNet
 from unet_spec import InputError, UNetConfig
@@ -79,7 +80,7 @@ def functional(config: UNetConfig, *, numerics: Numerics = Numerics()) -> Functi
             return model(x)
         model.train()
         logits = model(x, keep, None if key is None else nnx.Rngs(dropout=key))
-        return logits, split(config, to_arrays(model))[1]
+        return place_logits(logits), split(config, to_arrays(model))[1]
 
     return Functional(init, apply)
 
