@@ -103,7 +103,8 @@ class Guard:
                 self.deeds.append((PROGRAM, f"{event} of {path}"))
         elif event == "open":
             path, _, flags = arguments
-            if isinstance(flags, int) and flags & _WRITES:
+            # a folder is opened for a file without a name, which is gone with its process
+            if isinstance(flags, int) and flags & _WRITES and not os.path.isdir(path):
                 self._check_place(event, os.path.realpath, path)
         else:
             for path in _list_changed(event, arguments):

@@ -128,27 +128,25 @@ def list_collectives(text: str) -> list[Collective]:
 def explain_others(config: TrainConfig, collectives: Sequence[Collective]) -> list[str]:
     """Name the exchanges that are neither a halo nor a sum of something that has no rows.
 
-    A sum has the shape of a parameter, of batch norm's statistics, of the confusion matrix, or of a
-    number. One of another shape could be a map that is put together.
+    A sum over chips is of gradients, of batch norm's moments, of the loss or of scores, in whatever
+    shape the compiler adds them. What has the images and the rows of a map could be a map that is
+    put together.
     """
-    state = jax.eval_shape(lambda: init_state(config))
-    summed = {_sizes(array.shape) for array in jax.tree.leaves((state.params, state.stats))}
-    summed |= {(), _sizes((config.net.mask_classes,) * 2)}
+    heights = {config.data.crop_px >> level for level in range(config.net.depth + 1)}
+    heights |= {height // ROWS for height in heights}
     others = []
     for collective in collectives:
         shapes = [shape for _, shape in collective.arrays]
         if collective.kind == "collective-permute":
             is_known = all(len(shape) == 4 and shape[1] <= HALO_ROWS for shape in shapes)
         else:
-            is_known = collective.kind == "all-reduce" and {_sizes(s) for s in shapes} <= summed
+            has_rows = any(
+                len(shape) > 2 and shape[0] in (1, DATA) and shape[1] in heights for shape in shapes
+            )
+            is_known = collective.kind == "all-reduce" and not has_rows
         if not is_known:
             others.append(f"{collective.kind} of {', '.join(map(str, shapes))}")
     return others
-
-
-def _sizes(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape in whatever order of axes, without those of size 1."""
-    return tuple(sorted(size for size in shape if size > 1))
 
 
 def _item_bytes(kind: str) -> int:

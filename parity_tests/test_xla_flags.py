@@ -24,10 +24,10 @@ print("ynn" in text, os.environ["XLA_FLAGS"])
 
 def run(flags: str) -> tuple[str, str]:
     """Return what a program with such flags prints, and its warnings."""
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+    )
     return process.stdout.strip(), process.stderr
 
 
