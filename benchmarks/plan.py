@@ -16,36 +16,60 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.script import RESULTS, make_parser, write_result
+from unet_plan.largest import find_step
 from unet_plan.topology import parse_topology
 from unet_spec.environment import environment
 
 RESULT = RESULTS / "plan.json"
 TOPOLOGIES = ("v5e:2x2", "v5e:4x4", "v5p:2x2x1", "v6e:2x2")
-# images of a device: those of the first row of SPEED, and the one tile of the paper
-IMAGES = {"paper": 1, "modern": 16}
+BATCHES = {"modern": 64, "paper": 16}
 SMALL = ("--net.widths", "4", "6", "--data.crop-px", "60", "--augment.no-flips",
          "--augment.no-quarter-turns", "--augment.elastic-px", "0", "--augment.rotation-deg", "0",
          "--augment.scale", "0", "--augment.shift-px", "0")  # fmt: skip
-TOO_LARGE = 256
+TOO_LARGE = 128
 """Images of a device that are too many for one chip of v5e."""
 
 
-def list_rows() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name of each row and what is typed after `unet plan`."""
-    for preset, images in IMAGES.items():
+def list_rows(made: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of each row and what is typed after `unet plan`.
+
+    Args:
+        made: the rows that there are already, by name.
+    """
+    for preset, batch in BATCHES.items():
         for topology in TOPOLOGIES:
-            batch = images * parse_topology(topology).devices
             words = [preset, "--topology", topology, "--data.batch", str(batch)]
             yield f"{preset} on {topology}", words
-    for preset, images in IMAGES.items():
-        for topology in TOPOLOGIES:
-            batch = images * parse_topology(topology).devices
-            words = [preset, "--topology", topology, "--data.batch", str(batch), "--largest"]
-            yield f"largest batch of {preset} on {topology}", words
     batch = TOO_LARGE * parse_topology("v5e:2x2").devices
     yield "too large", ["modern", "--topology", "v5e:2x2", "--data.batch", str(batch)]
     rows = ["--data.crop-px", "2048", "--data.batch", "4", "--mesh.data", "4", "--mesh.rows", "4"]
     yield "rows", ["modern", "--topology", "v5e:4x4", *rows]
+
+
+def list_advised(made: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the run that is too large with the batch that its plan advises."""
+    advice = re.search(r"--data\.batch (\d+)", made.get("too large", {}).get("advice") or "")
+    if advice is not None:
+        yield "as advised", ["modern", "--topology", "v5e:2x2", "--data.batch", advice[1]]
+
+
+def list_largest(made: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the rows that look for the largest batch, one for each kind of chip.
+
+    The first batch that is tried is that at which a straight line from the plan that was made
+    meets the limit: every one takes minutes to compile.
+    """
+    for preset in BATCHES:
+        for topology in TOPOLOGIES:
+            row = made.get(f"{preset} on {topology}")
+            if row is None or topology == "v5e:4x4":  # a chip of v5e:2x2 holds as many images
+                continue
+            memory = row["memory"]
+            fixed = sum(memory[name] for name in ("weights", "average", "optimizer", "code"))
+            images = int(row["images"] * (memory["limit"] - fixed) / (memory["needed"] - fixed))
+            batch = (images - images % find_step(images)) * row["data"]
+            words = [preset, "--topology", topology, "--data.batch", str(batch), "--largest"]
+            yield f"largest batch of {preset} on {topology}", words
 
 
 def plan(words: Sequence[str]) -> dict[str, Any]:
@@ -73,20 +97,11 @@ def main() -> None:
     made: dict[str, Any] = {}
     if arguments.out.exists():
         made = json.loads(arguments.out.read_text())["rows"]
-    rows = dict(list_rows())
-    for name, words in rows.items():
-        typed = [*words, *(SMALL if arguments.small else ())]
-        if name.startswith(arguments.rows):
-            make_row(name, typed, made, arguments.out)
-    if (
-        "too large" in made
-        and made["too large"]["advice"]
-        and "as advised".startswith(arguments.rows)
-    ):
-        advice = re.search(r"(--data\.batch) (\d+)", made["too large"]["advice"])
-        if advice is not None:
-            words = [*rows["too large"], *advice.groups(), *(SMALL if arguments.small else ())]
-            make_row("as advised", words, made, arguments.out)
+    for list_kind in (list_rows, list_advised, list_largest):
+        for name, words in list_kind(made):
+            if name.startswith(arguments.rows):
+                typed = [*words, *(SMALL if arguments.small else ())]
+                make_row(name, typed, made, arguments.out)
     print("", *list_lines(made), sep="\n")
 
 

@@ -14,6 +14,7 @@ Compile = Callable[[TrainConfig], Plan]
 def find_largest(config: TrainConfig, compile_plan: Compile) -> Plan | None:
     """Return the plan with the largest batch that fits; None where a single image does not.
 
+    From 16 images of a device on it is the largest of the round numbers that `find_step` leaves.
     Rematerialisation is turned on only where no image fits without it, and rows are spread only
     where that is not enough.
 
@@ -76,21 +77,34 @@ def next_to_try(plans: dict[int, Plan]) -> int | None:
 
     Memory is nearly a straight line over the images, so the next guess is where it meets the limit.
     Near the limit compilers save memory, and the line bends: where guesses stay on one side, the
-    middle of what is left is tried instead.
+    middle of what is left is tried instead. From 16 images on, only round numbers are tried, since
+    each takes minutes to compile.
 
     Args:
         plans: those that were tried, by their images, in that order; at least one.
     """
     fitting = max((n for n, plan in plans.items() if plan.fits), default=0)
     failing = min((n for n, plan in plans.items() if not plan.fits), default=MOST_IMAGES + 1)
-    if failing - fitting == 1:
+    lowest = fitting + find_step(fitting)
+    if lowest >= failing:
         return None
     is_bounded = failing <= MOST_IMAGES
-    lowest, highest = fitting + 1, failing - 1 if is_bounded else max(2, 8 * fitting)
+    highest = failing - 1 if is_bounded else max(2, 8 * fitting)
     last_two = [plan.fits for plan in list(plans.values())[-2:]]
     if is_bounded and fitting and len(plans) > 2 and last_two[0] == last_two[1]:
-        return (lowest + highest) // 2
-    return min(max(_meet_limit(plans), lowest), min(highest, MOST_IMAGES))
+        guess = (lowest + highest) // 2
+    else:
+        guess = min(_meet_limit(plans), highest, MOST_IMAGES)
+    return max(lowest, guess - guess % find_step(guess))
+
+
+def find_step(images: int) -> int:
+    """Return how far apart the numbers of images are that are tried: at most an eighth.
+
+    >>> [find_step(images) for images in (7, 15, 16, 31, 64, 100)]
+    [1, 1, 2, 2, 8, 8]
+    """
+    return 2 ** max(0, images.bit_length() - 4)
 
 
 def _meet_limit(plans: dict[int, Plan]) -> int:
