@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "bench_cpu.json"
+WIDE = ("base 32", "base 64")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -39,6 +40,19 @@ def list_nets(result: Mapping[str, Any]) -> Iterator[str]:
             f"| {case} | {jax_ms} | {torch_ms} ({variant}) | {best['ratio']:.2f} "
             f"| {eager['ratio']:.2f} |"
         )
+
+
+def describe_nets(result: Mapping[str, Any]) -> str:
+    """Return what the table of nets says, in sentences."""
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for line in list_nets(result):
+        case, _, _, ratio, _ = (cell.strip() for cell in line.strip("| ").split(" | "))
+        ratios[case.startswith(WIDE)].append(float(ratio))
+    wide, narrow = (f"{min(r):.2f} to {max(r):.2f}" for r in (ratios[True], ratios[False]))
+    return (
+        f"Nets of base width 32 and 64 take {wide} times as long in JAX as in PyTorch, and the "
+        f"narrower ones {narrow} times."
+    )
 
 
 def list_slopes(result: Mapping[str, Any]) -> Iterator[str]:

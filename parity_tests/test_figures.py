@@ -64,6 +64,7 @@ def timings() -> Iterator[Figure]:
     for lines in (speed_tables.list_layers, speed_tables.list_nets, speed_tables.list_slopes):
         for line in lines(result):
             yield "README.md", line
+    yield "README.md", speed_tables.describe_nets(result)
 
 
 def kills() -> Iterator[Figure]:
@@ -338,6 +339,16 @@ def tpu_forms() -> Iterator[Figure]:
     yield document, f"libtpu {result['versions']['libtpu']} and JAX {result['versions']['jax']}"
 
 
+def gpu_program() -> Iterator[Figure]:
+    programs = _result("gpu_program.json")["programs"]
+    for program in programs.values():
+        assert all(name.endswith("channels last") for name in program["cudnn"])
+        assert program["no_cudnn"] == program["moved_maps"] == []
+    forward, step = (programs[name]["pixel_shuffles"] for name in ("forward", "step"))
+    assert programs["step_batch_norm"]["pixel_shuffles"] == step
+    yield "docs/architecture.md", f"{forward} in the forward pass and {step} in a step"
+
+
 def _estimate(program: dict[str, Any] | None) -> str:
     """An estimate in ms, and what the operations without one take at least."""
     if program is None:
@@ -358,7 +369,7 @@ SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, augmentation, startup,
     more_than_memory, sharding, sharding_tpu, optimizers, verdicts, bounds, recorded_output,
     accelerator, own_net, eps,
-    limits, wrong_input, tpu_forms,
+    limits, wrong_input, tpu_forms, gpu_program,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`

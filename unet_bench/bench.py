@@ -96,7 +96,7 @@ def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[st
 
     Args:
         quick: fewer and smaller cases, fewer rounds, and no `torch.compile`: under a minute on
-            two idle cores, in place of eight minutes.
+            two idle cores, in place of a quarter of an hour.
         say: is called with a line for each row as it is measured.
     """
     plan = QUICK if quick else WHOLE

@@ -258,11 +258,16 @@ def up_convolve(
     """
 
     def multiplied(x: Array, kernel: Array, bias: Array) -> Array:
-        """Multiply once, and shuffle pixels."""
-        b, h, w, _ = x.shape
+        """Multiply once, and shuffle pixels.
+
+        The product is of two matrices: from an einsum over axes JAX derives a gradient for which
+        XLA moves all pixels behind the channels first.
+        """
+        (b, h, w, c), k = x.shape, kernel.shape[3]
+        columns = jnp.moveaxis(kernel, 2, 0).reshape(c, 4 * k)
+        y = lax.dot(x.reshape(-1, c), columns, precision=precision).reshape(b, h, w, 2, 2, k)
         # swapping axes after the product, not in it, takes a fifth to a third less time on CPU
-        y = jnp.einsum("bhwc,ijco->bhwijo", x, kernel, precision=precision)
-        return (y + bias).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
+        return (y + bias).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, k)
 
     def convolved(x: Array, kernel: Array, bias: Array) -> Array:
         """Convolve a dilated input, which moves no pixel: a shuffle is a copy on a TPU."""
