@@ -40,6 +40,10 @@ def list_rows(made: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         for topology in TOPOLOGIES:
             words = [preset, "--topology", topology, "--data.batch", str(batch)]
             yield f"{preset} on {topology}", words
+    yield (
+        "modern, 16 on each on v5e:4x4",
+        ["modern", "--topology", "v5e:4x4", "--data.batch", "256"],
+    )
     batch = TOO_LARGE * parse_topology("v5e:2x2").devices
     yield "too large", ["modern", "--topology", "v5e:2x2", "--data.batch", str(batch)]
     rows = ["--data.crop-px", "2048", "--data.batch", "4", "--mesh.data", "4", "--mesh.rows", "4"]

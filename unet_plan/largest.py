@@ -55,7 +55,7 @@ def _find_largest_batch(config: TrainConfig, compile_plan: Compile) -> Plan | No
     plans: dict[int, Plan] = {}
 
     first = compile_plan(config)
-    images = max(1, first.batch // config.accumulate // first.data)
+    images = max(1, first.at_once)
     plans[images] = first
     following = next_to_try(plans)
     while following is not None:

@@ -129,6 +129,11 @@ class Plan:
         return None if self.estimate_ms is None else self.steps * self.estimate_ms / 3.6e6
 
     @property
+    def at_once(self) -> int:
+        """Return how many images a device computes at once, whole or their part of the rows."""
+        return self.batch // self.accumulate // self.data
+
+    @property
     def bound_ms(self) -> float | None:
         """Return below what a step cannot be, by arithmetic and memory."""
         bounds = [ms for ms in (self.arithmetic_ms, self.memory_ms) if ms is not None]
@@ -249,8 +254,7 @@ def advise(plan: Plan) -> str:
     Where the compiler gave up early, how many images fit is not known.
     """
     fixed = plan.memory.state + plan.memory.code
-    at_once = plan.batch // plan.accumulate // plan.data
-    images = int(at_once * (plan.memory.limit - fixed) / (plan.memory.needed - fixed))
+    images = int(plan.at_once * (plan.memory.limit - fixed) / (plan.memory.needed - fixed))
     options = []
     if not plan.is_whole:
         options.append("a smaller --data.batch, of which --largest finds the largest")
