@@ -1,4 +1,4 @@
-"""A process that keeps freed memory takes no page twice, in any thread, and the user can say no."""
+"""A process that keeps freed memory takes no page twice, and the user can say no."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from unet_spec.allocator import keep_freed_memory
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 FAULTS = """
-import resource, sys, threading
+import resource, sys
 import ctypes
 from unet_spec.allocator import keep_freed_memory
 print(keep_freed_memory().text)
@@ -35,36 +35,32 @@ def count_faults():
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 count_faults()
-thread = threading.Thread(target=count_faults)
-thread.start()
-thread.join()
 """
 PAGES = 220_000_000 // 4096
 
 
 def faults(**variables):
-    """What a process says of its allocator, and the page faults of its second round of buffers, in
-    the first thread and in another."""
+    """What a process says of its allocator, and the page faults of its second round of buffers."""
     clean = {k: v for k, v in os.environ.items() if k != allocator.SWITCH}
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env={**clean, **variables}, check=True,
         capture_output=True, text=True,
     )  # fmt: skip
-    text, *counts = done.stdout.splitlines()
-    return text, [int(count) for count in counts]
+    text, count = done.stdout.splitlines()
+    return text, int(count)
 
 
 @glibc
-def test_memory_that_is_kept_is_not_asked_for_again_in_any_thread(monkeypatch):
+def test_memory_that_is_kept_is_not_asked_for_again():
     if allocator.find_reason_against({}) is not None:
         pytest.skip("the machine has an accelerator")
-    text, counts = faults()
+    text, count = faults()
     assert text.startswith("freed memory is kept")
-    assert max(counts) < PAGES / 100
+    assert count < PAGES / 100
     # and without it every page is
-    text, counts = faults(**{allocator.SWITCH: "0"})
+    text, count = faults(**{allocator.SWITCH: "0"})
     assert text == "freed memory goes back to the system, because UNET_KEEP_FREED_MEMORY is 0"
-    assert min(counts) > PAGES / 2
+    assert count > PAGES / 2
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,12 @@ SWITCH = "UNET_KEEP_FREED_MEMORY"
 DEVICES = Path("/dev")
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg", "accel*", "vfio/[0-9]*")
 """The files of /dev that NVIDIA's, AMD's and Google's devices have."""
-LARGEST = 2**31 - 1
 OPTIONS = {
-    # mallopt's numbers, from glibc's malloc.h
-    "M_ARENA_MAX": (-8, 1),  # the other arenas give blocks above 64 MiB back in any case
+    # mallopt's numbers, from glibc's malloc.h; M_ARENA_MAX stays as it is, because threads that
+    # share one arena took up to a third longer
     # no threshold in its place: glibc before 2.35 takes none above 32 MiB
     "M_MMAP_MAX": (-4, 0),
-    "M_TRIM_THRESHOLD": (-1, LARGEST),
+    "M_TRIM_THRESHOLD": (-1, -1),  # never
 }
 """What is set, by its name in glibc: a number for `mallopt`, and a value."""
 
