@@ -120,11 +120,12 @@ def list_lines(rows: Mapping[str, Any]) -> list[str]:
     for name, row in rows.items():
         if name not in largest:
             lines.append(_describe_row(name.partition(" on ")[0], row))
-    lines += [
-        "| preset | topology | largest batch | images of a device | needs "
-        "| memory of a device, GB |",
-        "|---|---|---|---|---|---|",
-    ]
+    if largest:
+        lines += [
+            "| preset | topology | largest batch | images of a device | needs "
+            "| memory of a device, GB |",
+            "|---|---|---|---|---|---|",
+        ]
     for name, row in largest.items():
         preset = name.removeprefix("largest batch of ").partition(" on ")[0]
         needs = ["remat"] if row["remat"] else []

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from torch import nn
 
-from benchmarks import speed_tables
+from benchmarks import plan, speed_tables
 from benchmarks.watched import FAULTS
 from parity_tests.shown import DOCUMENTS, ROOT
 from unet_convert import names_map
@@ -339,6 +339,11 @@ def tpu_forms() -> Iterator[Figure]:
     yield document, f"libtpu {result['versions']['libtpu']} and JAX {result['versions']['jax']}"
 
 
+def plans() -> Iterator[Figure]:
+    for line in plan.list_lines(_result("plan.json")["rows"]):
+        yield "docs/plan.md", line
+
+
 def gpu_program() -> Iterator[Figure]:
     programs = _result("gpu_program.json")["programs"]
     for program in programs.values():
@@ -369,7 +374,7 @@ SOURCES: tuple[Callable[[], Iterator[Figure]], ...] = (
     exact_proof, nuclei, timings, kills, continued, pipeline, augmentation, startup,
     more_than_memory, sharding, sharding_tpu, optimizers, verdicts, bounds, recorded_output,
     accelerator, own_net, eps,
-    limits, wrong_input, tpu_forms, gpu_program,
+    limits, wrong_input, tpu_forms, gpu_program, plans,
 )  # fmt: skip
 CONSTANTS = {
     "docs/training.md": ("momentum 0.99", "1e-3 is ours"),  # of the preset `paper`
