@@ -1,18 +1,18 @@
 """A stricter world than the user's: shapes in signatures are checked, and there are 8 devices."""
 
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
 DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 # tests measure what a process takes, and commands that they run must not change this process
 os.environ["UNET_KEEP_FREED_MEMORY"] = "0"
 
-# what one test, worker or subprocess has compiled, no other compiles again
+# what one test, worker or subprocess has compiled, no other compiles again, nor the next run
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unet-twins" / "tests"
 if not WORKER:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
 import jax  # noqa: E402
@@ -43,6 +43,11 @@ install_import_hook(
     + [f"{package}.{name}" for package, names in CHECKED.items() for name in names],
     f"{parity_tests.strict.__name__}.typechecked",
 )
+
+from unet_command.compilations import LARGEST_MB, remove_oldest  # noqa: E402
+
+if not WORKER:
+    remove_oldest(CACHE, largest_bytes=10**6 * LARGEST_MB)
 
 settings.register_profile("parity", deadline=None)
 settings.load_profile("parity")
@@ -93,8 +98,3 @@ def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.section("what is shown to people")
     for line in shown.count_blocks():
         terminalreporter.write_line(line)
-
-
-def pytest_unconfigure() -> None:
-    if not WORKER:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -74,7 +74,7 @@ WHOLE = Plan(
     image=(NARROW, 1024, 2304),
     step=NUCLEI,
     layer_s=2,
-    net_s=8,
+    net_s=12,
     slope_s=3,
     is_compiled=True,
 )

@@ -116,9 +116,12 @@ def time_case(
     peak_gflops: float,
     budget_s: float,
 ) -> Iterator[NetRow]:
-    """Time one computation in turns, and yield a row for each variant of torch.
+    """Time one computation, and yield a row for each variant of torch.
+
+    JAX takes turns with each variant by itself, so that it follows no other's threads and caches.
 
     Args:
+        budget_s: for all variants together.
         theirs: by the name of each variant, what builds its run; empty where torch cannot use the
             device.
 
@@ -135,10 +138,13 @@ def time_case(
         peaks_mb[variant] = _peak_mb(runs[variant], held)
     apart = check_equal(first, rounding=case.rounding)
     del first
-    times = alternate(runs, budget_s=budget_s)
-    best = min(theirs, key=times.ms, default="none")
-    gflops = case.gflop / (times.ms("jax") / 1e3)
+    pairs = {}
     for variant in list(theirs) or ["none"]:
+        pair = {name: runs[name] for name in ("jax", variant) if name in runs}
+        pairs[variant] = alternate(pair, budget_s=budget_s / max(1, len(theirs)))
+    best = min(theirs, key=lambda variant: pairs[variant].ms(variant), default="none")
+    for variant, times in pairs.items():
+        gflops = case.gflop / (times.ms("jax") / 1e3)
         yield NetRow(
             case.name, variant, variant == best, times.ms("jax"), *_torch_times(times, variant),
             gflops, gflops / peak_gflops, case.gflop, case.megapixels,
