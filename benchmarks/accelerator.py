@@ -52,6 +52,7 @@ class Sizes:
 
     Attributes:
         budget_s: of timing each case.
+        side: of the matrices that are multiplied.
         repeat: matrix products that are timed as one.
         copied_bytes: of an array that is copied.
         presets: steps of each.
@@ -64,6 +65,7 @@ class Sizes:
     batch: int = 16
     verify_steps: int = 3
     budget_s: float = 1.5
+    side: int = 8192
     repeat: int = 10
     copied_bytes: int = 2**31
     presets: Mapping[str, int] = field(default_factory=lambda: {"modern": 300})
@@ -80,7 +82,7 @@ def small() -> Sizes:
     tiny = ("--net.widths", "4", "8", "--data.synthetic", "4", "--data.batch", "2")
     return Sizes(
         net=UNetConfig(widths=(4, 8, 16)), size_px=32, batch=2, verify_steps=2, budget_s=0.2,
-        repeat=1, copied_bytes=2**24, presets={"modern": 41},
+        side=512, repeat=1, copied_bytes=2**24, presets={"modern": 41},
         preset_flags={"modern": (*tiny, "--data.crop-px", "32")},
         kill_flags=(*tiny, "--data.crop-px", "32"),
     )  # fmt: skip
@@ -290,7 +292,11 @@ def _measure_peak(sizes: Sizes, arithmetic: "Arithmetic") -> float:
 
     if arithmetic.name not in _PEAKS:
         _PEAKS[arithmetic.name] = ceilings.matmul_gflops(
-            *steps.devices(), budget_s=sizes.budget_s, arithmetic=arithmetic, repeat=sizes.repeat
+            *steps.devices(),
+            side=sizes.side,
+            budget_s=sizes.budget_s,
+            arithmetic=arithmetic,
+            repeat=sizes.repeat,
         )
     return _PEAKS[arithmetic.name]
 

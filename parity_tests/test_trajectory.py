@@ -27,9 +27,9 @@ RECIPES = {
 }
 
 
-def run(config, recipe, *, steps, dtype="float64"):
+def run(config, recipe, *, steps, dtype="float64", size=None):
     return training.train_side_by_side(
-        config, random_tensors(config, seed=1), recipe, steps=steps, dtype=dtype
+        config, random_tensors(config, seed=1), recipe, steps=steps, dtype=dtype, size=size
     )
 
 
@@ -53,7 +53,8 @@ def test_steps_of_a_single_channel_stay_together():
 
 @pytest.mark.parametrize("recipe", [RECIPES["adamw, cosine"], RECIPES["sgd"]], ids=["adamw", "sgd"])
 def test_in_float32_jax_is_as_far_from_torch_as_each_from_itself(optimised, recipe):
-    result = run(PLAIN, recipe, steps=20, dtype="float32")
+    # of fewer pixels, two images reversed may be added up in the same order
+    result = run(PLAIN, recipe, steps=20, dtype="float32", size=(16, 16))
     assert training.list_problems(result) == ()
     assert max(result.torch_yardstick) > 0, "a yardstick of length 0 measures nothing"
     assert max(result.jax_yardstick) > 0

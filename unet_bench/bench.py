@@ -117,7 +117,8 @@ def bench(*, quick: bool = False, say: Callable[[str], None] = print) -> dict[st
     for note in notes:
         say(note)
     with torch_tf32(False):
-        peak = matmul_gflops(jax_device, torch_device, budget_s=1 if quick else 3)
+        side = 2048 if jax_device.platform == "cpu" else 8192
+        peak = matmul_gflops(jax_device, torch_device, side=side, budget_s=1 if quick else 3)
         say(f"float32 matrix product: {peak:.0f} GFLOP/s")
         layers = []
         for layer in layer_times.time_layers(jax_device, budget_s=plan.layer_s, quick=quick):

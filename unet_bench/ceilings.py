@@ -13,6 +13,7 @@ def matmul_gflops(
     jax_device: jax.Device,
     torch_device: torch.device | None,
     *,
+    side: int,
     budget_s: float,
     arithmetic: Arithmetic = FLOAT32,
     repeat: int = 1,
@@ -20,9 +21,9 @@ def matmul_gflops(
     """Return the 10^9 operations per second of the quickest product of two matrices.
 
     Args:
+        side: of the matrices, which are square.
         repeat: products that are timed as one, so that starting them hardly counts.
     """
-    side = 2048 if jax_device.platform == "cpu" else 8192
     square = np.random.default_rng(0).standard_normal((side, side), np.float32)
     a = jax.device_put(square, jax_device).astype(arithmetic.dtype)
     product = jax.jit(lambda a: jnp.dot(a, a, precision=arithmetic.precision))

@@ -260,12 +260,14 @@ def up_convolve(
     def multiplied(x: Array, kernel: Array, bias: Array) -> Array:
         """Multiply once, and shuffle pixels.
 
-        The product is of two matrices: from an einsum over axes JAX derives a gradient for which
-        XLA moves all pixels behind the channels first.
+        The kernel is one matrix: from an einsum with its four axes JAX derives a gradient for which
+        XLA moves all pixels behind the channels first. The map keeps its axes: rows and images
+        that are spread over devices would be gathered to be one axis.
         """
         (b, h, w, c), k = x.shape, kernel.shape[3]
         columns = jnp.moveaxis(kernel, 2, 0).reshape(c, 4 * k)
-        y = lax.dot(x.reshape(-1, c), columns, precision=precision).reshape(b, h, w, 2, 2, k)
+        along = (((3,), (0,)), ((), ()))
+        y = lax.dot_general(x, columns, along, precision=precision).reshape(b, h, w, 2, 2, k)
         # swapping axes after the product, not in it, takes a fifth to a third less time on CPU
         return (y + bias).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, k)
 
