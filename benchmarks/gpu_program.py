@@ -12,22 +12,18 @@ import os
 import re
 from collections import Counter
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.script import RESULTS, parse_arguments, write_result
-from benchmarks.tpu_forms import IMAGES, PROGRAMS, SIZE_PX
-from unet_jax import Numerics, functional
+from benchmarks.tpu_forms import IMAGES, PROGRAMS, SIZE_PX, list_arguments
 from unet_plan import compiler
 from unet_plan.topology import parse_topology
-from unet_spec import UNetConfig
+from unet_spec import InputError, UNetConfig
 
 RESULT = RESULTS / "gpu_program.json"
 CHIP = "h100"
@@ -38,23 +34,10 @@ CHANNELS_LAST = "b01f"
 def compile_program(name: str) -> str:
     """Return the text of a compiled program of `PROGRAMS`."""
     run, config = PROGRAMS[name]
-    topology = parse_topology(f"{CHIP}:1")
-    mesh = Mesh(np.array(compiler.list_devices(topology)), ("data",), axis_types=(AxisType.Auto,))
-    sharding = NamedSharding(mesh, PartitionSpec())
-    net = functional(config, numerics=Numerics(dtype=jnp.bfloat16))
-    params, stats = jax.eval_shape(net.init, jax.random.key(0))
-    image = (IMAGES, SIZE_PX, SIZE_PX)
-    x = jax.ShapeDtypeStruct((*image, config.in_channels), jnp.float32)
-    truth = jax.ShapeDtypeStruct(image, jnp.uint8)
-    arguments = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-        (params, stats, x, truth),
-    )
-    # algorithms are chosen by trying them on the device, which is not here
-    options: dict[str, Any] = {"xla_gpu_autotune_level": 0}
+    (device,) = compiler.list_devices(parse_topology(f"{CHIP}:1"))
+    lowered = jax.jit(partial(run, config)).lower(*list_arguments(config, device))
     with compiler.quiet_stderr():
-        lowered = jax.jit(partial(run, config)).lower(*arguments)
-        text = lowered.compile(compiler_options=options).as_text()
+        text = lowered.compile(compiler_options=compiler.OPTIONS["gpu"]).as_text()
     assert text is not None
     return text
 
@@ -106,19 +89,17 @@ def main() -> None:
     compiler.prepare_jax()
     programs = {}
     for name, (_, config) in PROGRAMS.items():
-        programs[name] = read_convolutions(compile_program(name), config)
-        print(name, programs[name], flush=True)
-    versions = {}
-    for package in ("jax", "jaxlib", "jax-cuda12-plugin"):
         try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+            text = compile_program(name)
+        except InputError as error:  # the wheels are not installed
+            raise SystemExit(str(error)) from None
+        programs[name] = read_convolutions(text, config)
+        print(name, programs[name], flush=True)
     result = {
         "command": "python -m benchmarks.gpu_program",
         "what": f"compiled for {CHIP} without a GPU; algorithms are chosen on the device",
         "problem": f"{IMAGES} images of {SIZE_PX}x{SIZE_PX}, base 64, bfloat16",
-        "versions": versions,
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "jax-cuda12-plugin")},
         "programs": programs,
     }
     write_result(out, result)

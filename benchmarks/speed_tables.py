@@ -22,42 +22,43 @@ def list_layers(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def list_nets(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each computation of a net, with torch's best variant, and with eager.
-
-    What was timed for the slopes alone is left out.
-    """
-    further = result.get("only_for_slopes", ())  # earlier results have no slopes
-    cases: dict[str, list[Mapping[str, Any]]] = {}
-    for row in result["rows"]:
-        if row.get("torch_ms") is not None and row["case"] not in further:
-            cases.setdefault(row["case"], []).append(row)
-    for case, rows in cases.items():
-        best = min(rows, key=lambda row: row["torch_ms"])
-        eager = next(row for row in rows if row["torch_variant"] == "eager")
-        variant, times = best["torch_variant"], (best["jax_ms"], best["torch_ms"])
-        jax_ms, torch_ms = (f"{ms:,.0f}" for ms in times)
+    """Yield a line for each computation of a net, with torch's best variant, and with eager."""
+    for case, rows in _group_nets(result).items():
+        best, eager = _find_best(rows), next(r for r in rows if r["torch_variant"] == "eager")
+        jax_ms, torch_ms = (f"{best[name]:,.0f}" for name in ("jax_ms", "torch_ms"))
         yield (
-            f"| {case} | {jax_ms} | {torch_ms} ({variant}) | {best['ratio']:.2f} "
+            f"| {case} | {jax_ms} | {torch_ms} ({best['torch_variant']}) | {best['ratio']:.2f} "
             f"| {eager['ratio']:.2f} |"
         )
 
 
 def describe_nets(result: Mapping[str, Any]) -> str:
-    """Return what the table of nets says, in sentences."""
-    ratios: dict[bool, list[float]] = {True: [], False: []}
-    for line in list_nets(result):
-        case, _, _, ratio, _ = (cell.strip() for cell in line.strip("| ").split(" | "))
-        ratios[case.startswith(WIDE)].append(float(ratio))
-    wide, narrow = (f"{min(r):.2f} to {max(r):.2f}" for r in (ratios[True], ratios[False]))
+    """Return what the table of nets says, in a sentence."""
+    best = {case: _find_best(rows)["ratio"] for case, rows in _group_nets(result).items()}
+    wide = [ratio for case, ratio in best.items() if case.startswith(WIDE)]
+    narrow = [ratio for case, ratio in best.items() if not case.startswith(WIDE)]
     return (
-        f"Nets of base width 32 and 64 take {wide} times as long in JAX as in PyTorch, and the "
-        f"narrower ones {narrow} times."
+        f"Nets of base width 32 and 64 take {min(wide):.2f} to {max(wide):.2f} times as long in "
+        f"JAX as in PyTorch, and the narrower ones {min(narrow):.2f} to {max(narrow):.2f} times."
     )
+
+
+def _group_nets(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of each computation of a net, without those for the slopes alone."""
+    cases: dict[str, list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        if row.get("torch_ms") is not None and row["case"] not in result["only_for_slopes"]:
+            cases.setdefault(row["case"], []).append(row)
+    return cases
+
+
+def _find_best(rows: Rows) -> Mapping[str, Any]:
+    return min(rows, key=lambda row: row["torch_ms"])
 
 
 def list_slopes(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each slope."""
-    for slope in result.get("slopes", ()):
+    for slope in result["slopes"]:
         lines = [
             f"{slope[name]['constant_ms']:.1f} + {slope[name]['slope_ms']:.1f}"
             for name in ("jax", "torch")
@@ -75,6 +76,7 @@ def main() -> None:
     result = json.loads(RESULT.read_text())
     for lines in (list_layers, list_nets, list_slopes):
         print("\n".join(lines(result)), end="\n\n")
+    print(describe_nets(result))
 
 
 if __name__ == "__main__":

@@ -102,12 +102,10 @@ def estimate(program: str, platform: str, others: tuple[str, ...]) -> dict[str, 
     """Compile a program for the chip, and add up the estimates in it."""
     run, config = PROGRAMS[program]
     other = {"cpu": "tpu", "tpu": "cpu"}[platform]
-    params, stats = jax.eval_shape(_net(config).init, jax.random.key(0))
-    image = (IMAGES, SIZE_PX, SIZE_PX)
-    x = jax.ShapeDtypeStruct((*image, config.in_channels), jnp.float32)
-    truth = jax.ShapeDtypeStruct(image, jnp.uint8)
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIP["topology"])
+    arguments = list_arguments(config, topology.devices[0])
     with forms.force_forms(platform, **dict.fromkeys(others, other)):
-        lowered = jax.jit(partial(run, config)).lower(*_on_chip((params, stats, x, truth)))
+        lowered = jax.jit(partial(run, config)).lower(*arguments)
     compiled = lowered.compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     if text is None or memory is None:
@@ -169,11 +167,18 @@ def _net(config: UNetConfig) -> Any:
     return functional(config, numerics=Numerics(dtype=jnp.bfloat16))
 
 
-def _on_chip(tree: Any) -> Any:
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIP["topology"])
-    mesh = Mesh(np.array(topology.devices)[:1], ("data",), axis_types=(AxisType.Auto,))
+def list_arguments(config: UNetConfig, device: Any) -> Any:
+    """Return what a program takes, as shapes on a device: params, stats, images and their truth."""
+    params, stats = jax.eval_shape(_net(config).init, jax.random.key(0))
+    image = (IMAGES, SIZE_PX, SIZE_PX)
+    x = jax.ShapeDtypeStruct((*image, config.in_channels), jnp.float32)
+    truth = jax.ShapeDtypeStruct(image, jnp.uint8)
+    mesh = Mesh(np.array([device]), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+        (params, stats, x, truth),
+    )
 
 
 def _rows(programs: list[str], rows: list[str]) -> Iterator[tuple[str, str]]:

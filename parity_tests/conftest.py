@@ -1,7 +1,8 @@
 """A stricter world than the user's: shapes in signatures are checked, and there are 8 devices."""
 
 import os
-from pathlib import Path
+
+from unet_command.compilations import LARGEST_MB, find_cache, remove_oldest
 
 DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -10,9 +11,9 @@ os.environ["UNET_KEEP_FREED_MEMORY"] = "0"
 
 # what one test, worker or subprocess has compiled, no other compiles again, nor the next run
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unet-twins" / "tests"
 if not WORKER:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+    remove_oldest(find_cache("tests"), largest_bytes=10**6 * LARGEST_MB)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(find_cache("tests"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
 import jax  # noqa: E402
@@ -43,11 +44,6 @@ install_import_hook(
     + [f"{package}.{name}" for package, names in CHECKED.items() for name in names],
     f"{parity_tests.strict.__name__}.typechecked",
 )
-
-from unet_command.compilations import LARGEST_MB, remove_oldest  # noqa: E402
-
-if not WORKER:
-    remove_oldest(CACHE, largest_bytes=10**6 * LARGEST_MB)
 
 settings.register_profile("parity", deadline=None)
 settings.load_profile("parity")

@@ -132,11 +132,18 @@ def test_another_net_is_not_timed_as_a_prediction():
 
 def test_the_best_variant_of_torch_is_the_quickest(monkeypatch):
     rounds = {"jax": (2.0,), "slow": (12.0,), "quick": (4.0, 90.0, 3.0), "slower": (20.0,)}
-    monkeypatch.setattr(net_times, "alternate", lambda runs, budget_s: Timings(rounds))
+    turns = []
+
+    def alternate(runs, budget_s):
+        turns.append((tuple(runs), budget_s))
+        return Timings(rounds)
+
+    monkeypatch.setattr(net_times, "alternate", alternate)
     ours = CompiledRun(lambda: torch.ones(1), 0.5, None)
     theirs = {name: (lambda: ours.run) for name in rounds if name != "jax"}
     case = Case("a", gflop=3.0, megapixels=2.0, rounding=0.0)
-    rows = list(time_case(case, ours, theirs, peak_gflops=9000, budget_s=0))
+    rows = list(time_case(case, ours, theirs, peak_gflops=9000, budget_s=6))
+    assert turns == [(("jax", name), 2) for name in theirs]
     assert [(row.torch_variant, row.best) for row in rows] == [
         ("slow", False), ("quick", True), ("slower", False),
     ]  # fmt: skip

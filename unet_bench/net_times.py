@@ -138,10 +138,14 @@ def time_case(
         peaks_mb[variant] = _peak_mb(runs[variant], held)
     apart = check_equal(first, rounding=case.rounding)
     del first
-    pairs = {}
-    for variant in list(theirs) or ["none"]:
-        pair = {name: runs[name] for name in ("jax", variant) if name in runs}
-        pairs[variant] = alternate(pair, budget_s=budget_s / max(1, len(theirs)))
+    if theirs:
+        share_s = budget_s / len(theirs)
+        pairs = {
+            name: alternate({"jax": ours.run, name: runs[name]}, budget_s=share_s)
+            for name in theirs
+        }
+    else:
+        pairs = {"none": alternate(runs, budget_s=budget_s)}
     best = min(theirs, key=lambda variant: pairs[variant].ms(variant), default="none")
     for variant, times in pairs.items():
         gflops = case.gflop / (times.ms("jax") / 1e3)

@@ -20,13 +20,18 @@ def keep_compilations() -> None:
 
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        folder = home / "unet-twins" / "jax"
+        folder = find_cache("jax")
         remove_oldest(folder, largest_bytes=10**6 * LARGEST_MB)
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # JAX's default of 1 s leaves out the forward pass of most nets on a CPU
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def find_cache(name: str) -> Path:
+    """Return the folder of this name among the user's caches, which need not exist."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return home / "unet-twins" / name
 
 
 def remove_oldest(folder: Path, *, largest_bytes: int) -> None:

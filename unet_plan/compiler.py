@@ -29,8 +29,8 @@ _LIBTPU = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
-# algorithms are chosen by trying them on the device, which is not here
-_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_autotune_level": 0}}
+OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_autotune_level": 0}}
+"""XLA's options by platform. For a GPU it would try algorithms on the device, which is not here."""
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
 _TEMPORARIES = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
@@ -136,7 +136,7 @@ def compile_step(config: TrainConfig, placement: Any) -> Compiled:
     outcome: Any
     try:
         with quiet_stderr():
-            outcome = lowered.compile(compiler_options=_OPTIONS.get(placement.platform))
+            outcome = lowered.compile(compiler_options=OPTIONS.get(placement.platform))
     except jax.errors.JaxRuntimeError as error:
         outcome = parse_refusal(str(error))
         if outcome is None:

@@ -18,9 +18,9 @@ DEVICES = Path("/dev")
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg", "accel*", "vfio/[0-9]*")
 """The files of /dev that NVIDIA's, AMD's and Google's devices have."""
 OPTIONS = {
-    # mallopt's numbers, from glibc's malloc.h; M_ARENA_MAX stays as it is, because threads that
-    # share one arena took up to a third longer
-    # no threshold in its place: glibc before 2.35 takes none above 32 MiB
+    # numbers from glibc's malloc.h. M_ARENA_MAX is not among them: threads that shared one arena
+    # took up to a third longer for narrow nets. M_MMAP_THRESHOLD is not, because glibc before 2.35
+    # takes none above 32 MiB
     "M_MMAP_MAX": (-4, 0),
     "M_TRIM_THRESHOLD": (-1, -1),  # never
 }
