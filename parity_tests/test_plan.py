@@ -275,24 +275,33 @@ def test_rows_and_remat_are_used_only_where_nothing_fits_without():
 
 @pytest.mark.parametrize("batch", [16, 48, 400])
 def test_advice_makes_a_plan_fit_whose_memory_grows_with_its_images(batch):
-    def needed(images):
-        return 240 + 70 * images
+    assert_fits_as_advised(batch, lambda images: 240 + 70 * images)
 
+
+@pytest.mark.parametrize("batch", [508, 512, 604])
+def test_advice_makes_a_plan_fit_whose_images_are_padded_to_eight(batch):
+    advice = assert_fits_as_advised(batch, lambda images: 240 + 6 * (-(-images // 8) * 8))
+    assert "--data.batch 480" in advice
+    assert ("--accumulate 2" in advice) == (batch == 512)
+
+
+def assert_fits_as_advised(batch, needed):
+    """Return the advice for a batch that is too large, by the memory that images need."""
     images = batch // 4
     memory = Memory(1000, 60, 20, 120, 0, needed(images) - 240, 40)
     plan = make(batch=batch, images=float(images), fits=False, memory=memory)
     advice = advise(plan)
     smaller = re.search(r"--data\.batch (\d+)", advice)
-    if smaller is None:
-        assert needed(1) > 1000
-        return
-    assert needed(int(smaller[1]) // 4) <= 1000 < needed(int(smaller[1]) // 4 + 1)
+    assert smaller is not None
+    fitting = int(smaller[1]) // 4
+    assert needed(fitting) <= 1000 < needed(fitting + (8 if fitting >= 8 else 1))
     parts = re.search(r"--accumulate (\d+)", advice)
     if parts is not None:
         assert images % int(parts[1]) == 0
         assert needed(images // int(parts[1])) <= 1000
     assert "--remat" in advice
     assert "--mesh.rows 2" in advice
+    return advice
 
 
 TYPED = ("plan", "modern", "--topology", "v5e:2x2", "v5e:4x4", "--steps", "7", "--json", "a.json",

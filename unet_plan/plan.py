@@ -12,6 +12,8 @@ from unet_spec.flops import forward_gflop
 from unet_train.config import TrainConfig
 
 COSTLIEST = 5
+SIDE_BY_SIDE = 8
+"""Images that lie side by side in a TPU's registers: 127 take the memory of 128 there."""
 PASSES = 3
 """A step computes about three times what a forward pass does: each convolution has a gradient of
 its input and one of its kernel."""
@@ -251,10 +253,13 @@ def measure_memory(topology: Topology, placement: Any, compiled: Compiled) -> Me
 def advise(plan: Plan) -> str:
     """Return what would make a plan fit: what is not the state grows with the images.
 
+    From `SIDE_BY_SIDE` images on it names a multiple of them: compilers pad others to the next.
     Where the compiler gave up early, how many images fit is not known.
     """
     fixed = plan.memory.state + plan.memory.code
     images = int(plan.at_once * (plan.memory.limit - fixed) / (plan.memory.needed - fixed))
+    if images > SIDE_BY_SIDE:
+        images -= images % SIDE_BY_SIDE
     options = []
     if not plan.is_whole:
         options.append("a smaller --data.batch, of which --largest finds the largest")
@@ -273,10 +278,13 @@ def advise(plan: Plan) -> str:
 
 
 def _divide_batch(plan: Plan, images: int) -> int | None:
-    """Return in how many parts a batch has so few images of a device at once; None for none."""
+    """Return in how many parts a batch has so few images of a device at once.
+
+    None where no number of parts leaves at least half of them.
+    """
     of_device = plan.batch // plan.data
     parts = [n for n in range(plan.accumulate + 1, of_device + 1) if of_device % n == 0]
-    return next((n for n in parts if of_device // n <= images), None)
+    return next((n for n in parts if images / 2 <= of_device // n <= images), None)
 
 
 def _bytes_of(arrays: Any, shardings: Any) -> int:
