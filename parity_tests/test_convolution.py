@@ -31,6 +31,10 @@ def winograd(x: Any, kernel: Any, *, pad: int, precision: Any) -> Any:
     return cpu_convolution._winograd(x, kernels, pad, precision, contract=0)
 
 
+def output_by_one_product(x: Any, kernel: Any, *, pad: int, precision: Any) -> Any:
+    return cpu_convolution._one_product_of_copies(x, kernel, pad, precision)
+
+
 def input_gradient_by_winograd(g: Any, kernel: Any, *, pad: int, precision: Any) -> Any:
     kernels = cpu_convolution._transform_kernel(kernel[::-1, ::-1])
     return cpu_convolution._winograd(g, kernels, 2 - pad, precision, contract=1)
@@ -50,6 +54,7 @@ def kernel_gradient_by_columns(x: Any, g: Any, *, pad: int, precision: Any) -> A
 
 
 FORMS: dict[str, tuple[Form, str]] = {
+    "one product of copies": (output_by_one_product, "output"),
     "winograd": (winograd, "output"),
     "input gradient by winograd": (input_gradient_by_winograd, "input gradient"),
     "input gradient by one product": (input_gradient_by_one_product, "input gradient"),
@@ -136,6 +141,11 @@ SLIPS = {
         "_read_window(x, first - pad, 2 * rows + 2, pad, 2 * columns + 2)",
         "_read_window(x, first - pad + 1, 2 * rows + 2, pad, 2 * columns + 2)",
     ),
+    "a copy in another's place": (
+        "one product of copies",
+        "for i in range(3) for j in range(3)]",
+        "for j in range(3) for i in range(3)]",
+    ),
     "a sign in the tiles": (
         "kernel gradient by winograd",
         "return a, a + b, a - b, -b",
@@ -158,7 +168,7 @@ def test_a_slip_in_a_form_is_seen(slip: str, monkeypatch: pytest.MonkeyPatch) ->
     exec(compile(source.replace(before, after), "broken", "exec"), broken)
     broken["_count_rows"] = cpu_convolution._count_rows
     for name in ("_winograd", "_transform_kernel", "_kernel_gradient_by_winograd",
-                 "_kernel_gradient_by_columns"):  # fmt: skip
+                 "_kernel_gradient_by_columns", "_one_product_of_copies"):  # fmt: skip
         monkeypatch.setattr(cpu_convolution, name, broken[name])
     function, what = FORMS[form]
     if form.startswith("chosen"):
@@ -207,6 +217,21 @@ def test_the_rule_takes_another_form_for_large_maps(size: str) -> None:
             "one product": [False, True, True],
         }[size]
     )
+
+
+def test_in_float64_no_convolution_is_left_to_xlas_loops() -> None:
+    settings: Any = {"pad": 1, "precision": HIGHEST}
+    with jax.enable_x64(True):
+        x, kernel, g = (array.astype(jnp.float64) for array in draw((2, 32, 48, 16, 64), 1))
+        answers = torch_answers(x, kernel, g, 1)
+        for form, operands, what in (
+            (cpu_convolution.convolve, (x, kernel), "output"),
+            (cpu_convolution.input_gradient, (g, kernel), "input gradient"),
+            (cpu_convolution.kernel_gradient, (x, g), "kernel gradient"),
+        ):
+            compute = jax.jit(partial(form, **settings))
+            assert "convolution" not in compute.lower(*operands).as_text()
+            np.testing.assert_array_equal(np.asarray(compute(*operands)), answers[what])
 
 
 @pytest.mark.parametrize("of", ["x", "kernel"])

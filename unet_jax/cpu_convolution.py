@@ -7,6 +7,8 @@ the full speed of the cores, in bands of rows, so that what a product reads is s
   are halves, so in integers it rounds nothing (Lavin and Gray, 2015, arXiv 1509.09308).
 - The kernel gradient as three products, one for each row of the kernel, of one map and of three
   copies of the other, side by side, each moved by a column.
+- In float64, for which XLA has plain loops alone, one product of the kernel and of nine copies of
+  the map, side by side.
 - The input gradient at a net's lowest level, of few pixels and many channels, as one product of
   all values of the kernel and all of the map, before what belongs together is added.
 
@@ -35,6 +37,8 @@ def convolve(
     pixels = b * (h + 2 * pad - 2) * (w + 2 * pad - 2)
     if _prefers_winograd(x, pixels, c, k):
         return _winograd(x, _transform_kernel(kernel), pad, precision, contract=0)
+    if _prefers_products(x, pixels, c, k) and x.dtype == jnp.float64:
+        return _one_product_of_copies(x, kernel, pad, precision)
     return _directly(x, kernel, pad, precision)
 
 
@@ -49,7 +53,10 @@ def input_gradient(
         return _winograd(g, _transform_kernel(turned), around, precision, contract=1)
     if _prefers_products(g, pixels, k, c) and pixels <= 512:
         return _one_product_of_kernel(g, turned, around, precision)
-    return _directly(g, turned.swapaxes(2, 3), around, precision)
+    turned = turned.swapaxes(2, 3)
+    if _prefers_products(g, pixels, k, c) and g.dtype == jnp.float64:
+        return _one_product_of_copies(g, turned, around, precision)
+    return _directly(g, turned, around, precision)
 
 
 def kernel_gradient(
@@ -71,7 +78,8 @@ def _prefers_products(x: Array, pixels: int, c: int, k: int) -> bool:
 
     In bfloat16 sums of values would lose half of their digits.
     """
-    return x.dtype in (jnp.float32, jnp.float64) and pixels * c * k >= 2**23
+    least = {"float32": 2**23, "float64": 2**20}
+    return x.dtype.name in least and pixels * c * k >= least[x.dtype.name]
 
 
 def _prefers_winograd(x: Array, pixels: int, c: int, k: int) -> bool:
@@ -102,6 +110,17 @@ def _kernel_gradient_directly(x: Array, g: Array, pad: int, precision: Any) -> A
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         precision=precision,
     )
+
+
+def _one_product_of_copies(x: Array, kernel: Array, pad: int, precision: Any) -> Array:
+    """Convolve by a product of the kernel and of nine copies of x, each moved to its place."""
+    _, h, w, c = x.shape
+    height, width = h + 2 * pad - 2, w + 2 * pad - 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    copies = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    columns = kernel.reshape(9 * c, kernel.shape[3])
+    along = (((3,), (0,)), ((), ()))
+    return lax.dot_general(jnp.concatenate(copies, -1), columns, along, precision=precision)
 
 
 def _one_product_of_kernel(g: Array, kernel: Array, pad: int, precision: Any) -> Array:
