@@ -37,26 +37,28 @@ NORMS = {
 AXES = (PADDINGS, tuple(NORMS), UPS, (True, False), ("relu", "leaky_relu"), CONCATS)  # fmt: skip
 
 
-def _quarter():
+def _eighth():
     """Of all combinations of the axes those in which any three axes still meet in every way."""
     places = product(*(range(len(values)) for values in AXES))
     return [
         tuple(values[place] for values, place in zip(AXES, (p, n, u, b, a, c), strict=True))
         for p, n, u, b, a, c in places
-        if (p + n + b + a) % 2 == 0 and (u + b + a + c) % 2 == 0
+        if (p + b + u + n) % 2 == 0
+        and (p + a + u // 2 + n // 2) % 2 == 0
+        and (p + c + u + u // 2 + n // 4) % 2 == 0
     ]
 
 
-QUARTER = _quarter()
+EIGHTH = _eighth()
 
 
 def test_any_three_axes_meet_in_every_way():
     for three in combinations(range(len(AXES)), 3):
-        met = {tuple(case[axis] for axis in three) for case in QUARTER}
+        met = {tuple(case[axis] for axis in three) for case in EIGHTH}
         assert met == set(product(*(AXES[axis] for axis in three)))
 
 
-@pytest.mark.parametrize(("padding", "norm", "up", "bias", "activation", "concat"), QUARTER)
+@pytest.mark.parametrize(("padding", "norm", "up", "bias", "activation", "concat"), EIGHTH)
 def test_torch_equals_jax_in_training(padding, norm, up, bias, activation, concat):
     config = replace(
         NORMS[norm], widths=(6, 8), padding=padding, up=up, bias=bias, activation=activation,

@@ -18,6 +18,7 @@ import unet_torch
 from parity_tests import shown
 from parity_tests.shown import ELSEWHERE, Block, run_unet
 from unet_command.parsing import Command, parse
+from unet_command.usage import list_kinds
 from unet_spec import UNetConfig
 
 NET = UNetConfig(widths=(4, 6))
@@ -203,7 +204,9 @@ def test_every_command_and_flag_in_running_text_is_one_that_unet_takes(span, cap
     if len(words) == 1:  # alone, it may need a value
         assert words[0] in shown.flags()
         return
-    assert any(is_accepted([*verb.split(), *words]) for verb in VERBS)
+    # the parser takes a third of a second
+    takers = [v for v in VERBS if words[0] in list_kinds(unet_cli.VERBS[v.split()[0]])]
+    assert any(is_accepted([*verb.split(), *words]) for verb in takers)
 
 
 def _modules() -> list[str]:

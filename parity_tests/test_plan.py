@@ -285,6 +285,15 @@ def test_advice_makes_a_plan_fit_whose_images_are_padded_to_eight(batch):
     assert ("--accumulate 2" in advice) == (batch == 512)
 
 
+def test_advice_makes_a_plan_fit_that_a_compiler_refused_after_saving_memory():
+    memory = Memory(1000, 60, 20, 120, 0, 804, 0)  # 4 too few; without saving they would be 224
+    plan = make(batch=512, images=128.0, fits=False, memory=memory, program_flops=None)
+    advice = advise(plan)
+    smaller = re.search(r"--data\.batch (\d+)", advice)
+    assert smaller is not None
+    assert 200 + 8 * int(smaller[1]) // 4 <= 1000
+
+
 def assert_fits_as_advised(batch, needed):
     """Return the advice for a batch that is too large, by the memory that images need."""
     images = batch // 4

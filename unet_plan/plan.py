@@ -69,7 +69,7 @@ class Plan:
         fits: whether each device can hold the program.
         is_whole: `memory` is all of it; otherwise the compiler gave up early, and there is more.
         flops: that the net's convolutions need on each device, by arithmetic.
-        program_flops: that the compiler counts, everything included.
+        program_flops: that the compiler counts, everything included; None where it refused.
         bytes_moved: between a device's memory and its units, as the compiler counts them.
         exchanges: what devices send each other.
         arithmetic_ms: `flops` at the chip's peak.
@@ -129,6 +129,11 @@ class Plan:
         """Return what the steps of the run take, by the estimate; input, validation and
         compiling come on top."""
         return None if self.estimate_ms is None else self.steps * self.estimate_ms / 3.6e6
+
+    @property
+    def is_refused(self) -> bool:
+        """Say whether the compiler refused the program, and so counted nothing in it."""
+        return self.program_flops is None
 
     @property
     def at_once(self) -> int:
@@ -254,10 +259,14 @@ def advise(plan: Plan) -> str:
     """Return what would make a plan fit: what is not the state grows with the images.
 
     From `SIDE_BY_SIDE` images on it names a multiple of them: compilers pad others to the next.
-    Where the compiler gave up early, how many images fit is not known.
+    Before a compiler refuses, it has saved what memory it could, and hides so how much images
+    take: then a quarter fewer are named than the refusal allows. Where it gave up early, how many
+    images fit is not known.
     """
     fixed = plan.memory.state + plan.memory.code
     images = int(plan.at_once * (plan.memory.limit - fixed) / (plan.memory.needed - fixed))
+    if plan.is_refused:
+        images = images * 3 // 4
     if images > SIDE_BY_SIDE:
         images -= images % SIDE_BY_SIDE
     options = []
