@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.families import OWN
@@ -366,24 +368,33 @@ def run(
     Args:
         watch: paths of modules, and a dict that gets their outputs.
     """
-    with torch.device("meta"):
-        model = UNet(config)
     kind = getattr(torch, dtype)
     state = {
         # a copy: in training batch norm writes into its statistics
         name: torch.tensor(np.asarray(t), dtype=kind if t.dtype.kind == "f" else None)
         for name, t in tensors.items()
     }
-    model.load_state_dict(state, strict=True, assign=True)
-    watch_modules(model, dict(zip(watch[0], watch[0], strict=True)), watch[1])
-    y = model.train(in_training)(torch.from_numpy(x).to(kind))
+    model = _build_skeleton(config).train(in_training)
+    handles = watch_modules(model, dict(zip(watch[0], watch[0], strict=True)), watch[1])
+    try:
+        y = functional_call(model, state, torch.from_numpy(x).to(kind), strict=True)
+    finally:
+        for handle in handles:
+            handle.remove()
     return (y if dtype in ("float32", "float64") else y.double()).numpy()
+
+
+@cache
+def _build_skeleton(config: UNetConfig) -> UNet:
+    """Return a net without values: to build one takes longer than to run a small one."""
+    with torch.device("meta"):
+        return UNet(config)
 
 
 def watch_modules(
     model: nn.Module, paths: Mapping[str, str], outputs: dict[str, np.ndarray]
-) -> None:
-    """Let modules write their outputs into a dict when they run.
+) -> list[RemovableHandle]:
+    """Let modules write their outputs into a dict when they run, until the handles are removed.
 
     Args:
         paths: the name in the dict by the module's path.
@@ -393,8 +404,10 @@ def watch_modules(
         if isinstance(output, torch.Tensor):
             outputs[name] = output.detach().clone().numpy()
 
-    for path, name in paths.items():
+    return [
         model.get_submodule(path).register_forward_hook(partial(write, name))
+        for path, name in paths.items()
+    ]
 
 
 def _relative(output: np.ndarray, y: np.ndarray) -> float:
