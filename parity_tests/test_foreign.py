@@ -164,6 +164,19 @@ def test_the_pair_tells_each_hidden_fact(plant):
     assert found.best.config == original
 
 
+def test_one_run_leaves_nothing_to_the_next():
+    """Nets of one config share a skeleton: neither its hooks nor its values may stay."""
+    x = np.ones((1, 2, 8, 8), np.float32)
+    seen: list[dict[str, np.ndarray]] = [{}, {}]
+    first, second = (
+        hidden.run(BASE, random_tensors(BASE, seed=seed), x, "float32", watch=(("out",), outputs))
+        for seed, outputs in enumerate(seen)
+    )
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(seen[0]["out"], first)
+    np.testing.assert_array_equal(seen[1]["out"], second)
+
+
 def test_what_the_first_pair_does_not_tell_the_second_does():
     """Planted: a few finalists only. Of positive numbers no activation shows its slope, so in the
     first pair all slopes are equally near."""

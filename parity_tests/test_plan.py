@@ -282,7 +282,7 @@ def test_advice_makes_a_plan_fit_whose_memory_grows_with_its_images(batch):
 def test_advice_makes_a_plan_fit_whose_images_are_padded_to_eight(batch):
     advice = assert_fits_as_advised(batch, lambda images: 240 + 6 * (-(-images // 8) * 8))
     assert "--data.batch 480" in advice
-    assert ("--accumulate 2" in advice) == (batch == 512)
+    assert ("--accumulate" in advice) == (batch == 512)
 
 
 def test_advice_makes_a_plan_fit_that_a_compiler_refused_after_saving_memory():

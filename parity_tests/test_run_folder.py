@@ -156,7 +156,7 @@ def test_no_two_processes_hold_a_lock_whose_file_comes_and_goes(tmp_path):
     """Each makes the folder and the file, and removes both: nobody may lock a removed file."""
     words = [sys.executable, "-c", LOCKS, "50"]
     racing = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(3)]
-    assert [process.communicate()[0] for process in racing] == 3 * [b"done\n"]
+    assert [process.communicate(timeout=120)[0] for process in racing] == 3 * [b"done\n"]
     taken = (tmp_path / "holders").read_text()
     assert taken == 150 * "+-", "two held it at once"
 

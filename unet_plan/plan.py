@@ -258,10 +258,10 @@ def measure_memory(topology: Topology, placement: Any, compiled: Compiled) -> Me
 def advise(plan: Plan) -> str:
     """Return what would make a plan fit: what is not the state grows with the images.
 
-    From `SIDE_BY_SIDE` images on it names a multiple of them: compilers pad others to the next.
-    Before a compiler refuses, it has saved what memory it could, and hides so how much images
-    take: then a quarter fewer are named than the refusal allows. Where it gave up early, how many
-    images fit is not known.
+    Above `SIDE_BY_SIDE` images the advice is a multiple of them, because a TPU pads to the next.
+    A compiler saves what memory it can before it refuses, so its figure is less than these images
+    take without saving; the advice is a quarter below what the figure would allow. Where the
+    compiler gave up early, how many images fit is not known.
     """
     fixed = plan.memory.state + plan.memory.code
     images = int(plan.at_once * (plan.memory.limit - fixed) / (plan.memory.needed - fixed))
