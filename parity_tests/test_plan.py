@@ -210,18 +210,18 @@ def make(**changes) -> Plan:
     return replace(plan, **changes)
 
 
-def compile_by(needed, *, limit=1000, rows_divide=(1, 2, 4), early=np.inf):
+def compile_by(needed, *, limit=1000, rows_divide=(1, 2, 4), early=np.inf, more=0):
     """Return what plays the compiler: memory by (images of a device, remat, rows), and gives
-    up `early`."""
+    up `early`; in full it needs `more`."""
     calls = []
 
-    def compile_plan(config):
+    def compile_plan(config, quick):
         if config.mesh.rows not in rows_divide:
             raise InputError("these rows do not divide")
         data = config.mesh.data or 4 // config.mesh.rows
         images = config.data.batch // config.accumulate // data
-        total = needed(images, config.remat, config.mesh.rows)
-        calls.append(images)
+        total = needed(images, config.remat, config.mesh.rows) + more * (not quick)
+        calls.append((images, quick))
         memory = Memory(limit, 60, 20, 120, 0, total - 200, 0)
         return make(
             batch=config.data.batch, data=data, rows=config.mesh.rows, remat=config.remat,
@@ -257,7 +257,20 @@ def test_the_largest_batch_is_the_last_one_that_fits(bend, first, early):
     images = plan.batch // plan.data
     assert needed(images) <= 1000 < needed(images + find_step(images))
     assert not plan.remat
-    assert len(calls) <= 10, calls
+    assert len(calls) <= 11, calls
+    assert [images for images, quick in calls if not quick] == [images]
+
+
+@pytest.mark.parametrize("more", [1, 40, 200])
+def test_the_largest_batch_fits_when_it_is_compiled_in_full(more):
+    compile_plan, calls = compile_by(lambda images, remat, rows: 200 + 13 * images, more=more)
+    config = replace(MODERN, data=DataConfig(batch=4, crop_px=256))
+    plan = find_largest(config, compile_plan)
+    assert plan is not None
+    images = plan.batch // plan.data
+    assert (images, False) in calls
+    assert plan.memory.needed == 200 + 13 * images + more <= 1000
+    assert 200 + 13 * (images + find_step(images)) + more > 1000
 
 
 def test_rows_and_remat_are_used_only_where_nothing_fits_without():

@@ -99,11 +99,12 @@ def _find_largest(config: TrainConfig, topology: "Topology", say: Callable[[str]
 
     tried: list[Plan] = []
 
-    def compile_plan(sized: TrainConfig) -> "Plan":
-        one = make_plan(sized, topology, place(sized, topology))
+    def compile_plan(sized: TrainConfig, quick: bool) -> "Plan":
+        one = make_plan(sized, topology, place(sized, topology), quick=quick)
         with_remat = ", remat" if one.remat else ""
         say(
-            f"{topology.name}: batch {one.batch}, data {one.data} x rows {one.rows}{with_remat}: "
+            f"{topology.name}: {'' if quick else 'in full, '}batch {one.batch}, "
+            f"data {one.data} x rows {one.rows}{with_remat}: "
             f"{'fits' if one.fits else 'does not fit'} "
             f"({size(one.memory.needed)} of {size(one.memory.limit)})"
         )

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ _LIBTPU = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_autotune_level": 0}}
 """XLA's options by platform. For a GPU it would try algorithms on the device, which is not here."""
+QUICK = "O0"
+"""The level of optimisation at which a TPU's compiler places a program in memory, and takes a sixth
+of the time: for `modern` the sum is 5 % less, because the code is shorter."""
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
 _TEMPORARIES = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
@@ -123,8 +126,12 @@ def list_devices(topology: Topology) -> list[Any]:
     return list(description.devices)
 
 
-def compile_step(config: TrainConfig, placement: Any) -> Compiled:
-    """Compile the step that `unet train` runs, for the devices of a placement."""
+def compile_step(config: TrainConfig, placement: Any, *, quick: bool = False) -> Compiled:
+    """Compile the step that `unet train` runs, for the devices of a placement.
+
+    Args:
+        quick: for a TPU, do not make it fast: its memory is known sooner, within a few percent.
+    """
     import jax
 
     from unet_train.step import lower_step
@@ -135,13 +142,27 @@ def compile_step(config: TrainConfig, placement: Any) -> Compiled:
     arguments, _ = lowered.args_info
     outcome: Any
     try:
-        with quiet_stderr():
+        level = _optimise(QUICK) if quick and placement.platform == "tpu" else nullcontext()
+        with quiet_stderr(), level:
             outcome = lowered.compile(compiler_options=OPTIONS.get(placement.platform))
     except jax.errors.JaxRuntimeError as error:
         outcome = parse_refusal(str(error))
         if outcome is None:
             raise
     return Compiled(arguments, outcome, time.monotonic() - start)
+
+
+@contextmanager
+def _optimise(level: str) -> Iterator[None]:
+    """Compile at a level of optimisation in the block."""
+    import jax
+
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
 
 
 def parse_refusal(text: str) -> Refusal | None:

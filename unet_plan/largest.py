@@ -8,7 +8,8 @@ from unet_spec import InputError
 from unet_train.config import TrainConfig
 
 MOST_IMAGES = 2**16
-Compile = Callable[[TrainConfig], Plan]
+Compile = Callable[[TrainConfig, bool], Plan]
+"""Returns the plan of a config; whether it is compiled quickly, as in `compile_step`."""
 
 
 def find_largest(config: TrainConfig, compile_plan: Compile) -> Plan | None:
@@ -20,7 +21,7 @@ def find_largest(config: TrainConfig, compile_plan: Compile) -> Plan | None:
 
     Args:
         config: a run, of whose batch nothing is taken but where to begin.
-        compile_plan: returns the plan of a config.
+        compile_plan: is asked for quick plans, and at last for that of the batch that they find.
 
     Raises:
         InputError: the run does not fit the devices.
@@ -52,24 +53,25 @@ def _list_variants(config: TrainConfig) -> Iterator[TrainConfig]:
 
 def _find_largest_batch(config: TrainConfig, compile_plan: Compile) -> Plan | None:
     """Return the plan with the largest batch that fits by a config that is otherwise this one."""
-    plans: dict[int, Plan] = {}
+    first = compile_plan(config, True)
+    plans = {max(1, first.at_once): first}
+    confirmed: set[int] = set()
 
-    first = compile_plan(config)
-    images = max(1, first.at_once)
-    plans[images] = first
-    following = next_to_try(plans)
-    while following is not None:
-        batch = following * first.data * config.accumulate
-        plans[following] = compile_plan(
-            replace(
-                config,
-                data=replace(config.data, batch=batch),
-                mesh=replace(config.mesh, data=first.data),
-            )
-        )
+    def compile_batch(images: int, quick: bool) -> None:
+        batch = images * first.data * config.accumulate
+        data, mesh = replace(config.data, batch=batch), replace(config.mesh, data=first.data)
+        plans[images] = compile_plan(replace(config, data=data, mesh=mesh), quick)
+
+    while True:
         following = next_to_try(plans)
-    fitting = [number for number, plan in plans.items() if plan.fits]
-    return plans[max(fitting)] if fitting else None
+        if following is not None:
+            compile_batch(following, True)
+            continue
+        largest = max((number for number, plan in plans.items() if plan.fits), default=0)
+        if not largest or largest in confirmed:
+            return plans.get(largest)
+        confirmed.add(largest)
+        compile_batch(largest, False)
 
 
 def next_to_try(plans: dict[int, Plan]) -> int | None:

@@ -167,9 +167,15 @@ def place(config: TrainConfig, topology: Topology) -> Any:
     return make_placement(config, compiler.list_devices(topology))
 
 
-def make_plan(config: TrainConfig, topology: Topology, placement: Any) -> Plan:
-    """Compile the step of a run for a topology, and say what it needs and takes."""
-    compiled = compiler.compile_step(config, placement)
+def make_plan(
+    config: TrainConfig, topology: Topology, placement: Any, *, quick: bool = False
+) -> Plan:
+    """Compile the step of a run for a topology, and say what it needs and takes.
+
+    Args:
+        quick: as of `compile_step`; only the memory means anything then.
+    """
+    compiled = compiler.compile_step(config, placement, quick=quick)
     with compiler.quiet_stderr():
         return describe(config, topology, placement, compiled)
 
