@@ -291,6 +291,10 @@ def verify(
     recorded: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
     reference: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
     reference_arguments: Annotated[str, arg(metavar="'3, 2'")] = "",
+    port: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
+    convert: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
+    inputs: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
+    names: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
     steps: int = 10,
     precision: Literal["highest", "high", "default"] = "highest",
     report: Annotated[Path | None, arg(metavar="PAGE.html")] = None,
@@ -312,6 +316,13 @@ def verify(
         reference: Compare with this torch module of your own too; the file is run. It has the
             slides' names, or those that the weight file came with.
         reference_arguments: Give the constructor of the reference these arguments.
+        port: Compare the reference with this JAX net of your own, whatever net it is: a function of
+            (params, *inputs), an nnx.Module or a linen.Module; the file is run.
+        convert: This function gives the port's params, or the port itself as an nnx.Module, for the
+            reference's state_dict; the file is run.
+        inputs: Give both the arrays in this file, as the reference takes them.
+        names: The port has the reference's tensors where this file says, in lines such as
+            "their.name" = "our.name"; --convert needs none.
         steps: Train both for this many steps, side by side; with 0 there is no training.
         precision: JAX multiplies in this precision, which matters on accelerators.
         report: Write a page there with every module, gradient and step, and with pictures.
@@ -320,13 +331,31 @@ def verify(
     """
     check_bounds(config)
     _check_arguments(reference, reference_arguments)
-    check_target(json, others=(weights, image, recorded))
-    check_target(report, ".html", others=(weights, image, recorded))
+    check_target(json, others=(weights, image, recorded, inputs, names))
+    check_target(report, ".html", others=(weights, image, recorded, inputs, names))
     check_number("--steps", steps, STEPS_OF_A_PROOF)
     for side in size or ():
         check_number("--size", side, SIDE)
     need("jax", "torch", *(["images"] if image or report else []))
     allocator = keep_freed_memory()
+    if port is not None or convert is not None:
+        others = {"WEIGHTS": weights, "--size": size, "--image": image, "--recorded": recorded}
+        given = [flag for flag, value in others.items() if value is not None]
+        if given:
+            raise InputError(f"{given[0]} is of a U-Net here, and --port of any net; leave one out")
+        if reference is None or inputs is None:
+            flag = "--reference" if reference is None else "--inputs"
+            raise InputError(f"a port of your own needs {flag} beside it; give it")
+        keep_compilations()
+        from unet_command import pairs
+
+        return pairs.verify(
+            reference=reference, arguments=reference_arguments, port=port, convert=convert,
+            inputs=inputs, names=names, steps=steps, report=report, json=json, command=command,
+        )  # fmt: skip
+    for flag, value in {"--inputs": inputs, "--names": names}.items():
+        if value is not None:
+            raise InputError(f"{flag} is of a port of your own; give --port or --convert too")
     sources = {"--size": size, "--image": image, "--recorded": recorded}
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) > 1:
@@ -335,8 +364,9 @@ def verify(
     from rich.console import Console
 
     from unet_convert.conversion import refuse_contradiction
-    from unet_parity import inputs, verify
+    from unet_parity import inputs as net_inputs
     from unet_parity import report as tables
+    from unet_parity import verify
     from unet_spec import weight_file
 
     loaded = None if weights is None else weight_file.read(weights)
@@ -344,7 +374,7 @@ def verify(
         refuse_contradiction(config, loaded.config, source=weights)
         config = loaded.config
     if size is not None:
-        inputs.check_size(config, size)
+        net_inputs.check_size(config, size)
     x, y = _read_input(image, recorded, loaded, config)
     origin = None if loaded is None else loaded.origin
     module = None

@@ -94,7 +94,8 @@ def test_every_block_of_a_document_runs_in_its_order(document, tmp_path, monkeyp
     names = prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_unet", raising=False)
+    for own in ("my_unet", "series", "series_jax", "layers"):
+        monkeypatch.delitem(sys.modules, own, raising=False)
     for block in shown.blocks(document):
         if block.file is not None:
             (tmp_path / block.file).write_text(block.text)
@@ -154,7 +155,7 @@ def test_commands_that_run_elsewhere_are_shown_and_run_there():
     integration = (shown.ROOT / ".ci" / "run").read_text().splitlines()
     for command in ("make demo", "make test"):
         assert command in integration
-    assert any(line.startswith(".venv/bin/unet verify ") for line in integration)
+    assert any(line.startswith("(.venv/bin/unet verify ") for line in integration)
     assert "-m venv .venv" in (shown.ROOT / "Makefile").read_text()
 
 

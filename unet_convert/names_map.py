@@ -26,22 +26,7 @@ def read(path: Path, tensors: Tensors) -> dict[str, str]:
         InputError: not TOML, a name that the file of weights does not have, or a right side that
             does not name a whole net.
     """
-    refuse_no_file(path)
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(f"{path}: a map of names has at most {MOST_BYTES:,} bytes; shorten it")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
-            raise ValueError(f"a line of more than {_LONGEST_LINE:,} characters")
-        entries = _flatten(tomllib.loads(text))
-    except RecursionError as error:
-        raise InputError(
-            f'{path}: it is nested too deeply; write lines such as "their.name" = "out"'
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f'{path}: not a map of names ({error}); write lines such as "their.name" = "out"'
-        ) from error
+    entries = read_lines(path)
     names: dict[str, str] = {}
     for theirs, ours in entries.items():
         inside = [n for n in tensors if n == theirs or n.startswith(f"{theirs}.")]
@@ -54,6 +39,30 @@ def read(path: Path, tensors: Tensors) -> dict[str, str]:
     mapped = {name: names[name] for name in tensors if name in names}
     _check(mapped, path)
     return mapped
+
+
+def read_lines(path: Path) -> dict[str, str]:
+    """Return the lines of a TOML file that maps names, as they stand.
+
+    Raises:
+        InputError: not TOML, or not a map of names.
+    """
+    refuse_no_file(path)
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path}: a map of names has at most {MOST_BYTES:,} bytes; shorten it")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
+            raise ValueError(f"a line of more than {_LONGEST_LINE:,} characters")
+        return _flatten(tomllib.loads(text))
+    except RecursionError as error:
+        raise InputError(
+            f'{path}: it is nested too deeply; write lines such as "their.name" = "out"'
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'{path}: not a map of names ({error}); write lines such as "their.name" = "out"'
+        ) from error
 
 
 def _check(names: Mapping[str, str], path: Path) -> None:

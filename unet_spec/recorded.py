@@ -7,6 +7,8 @@ checked before, and no more is inflated than the array's own header says.
 import math
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -34,16 +36,52 @@ def read_recorded(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: not an .npz, without these arrays, or with other values than finite numbers.
     """
+    with _open(path) as archive:
+        entries = _list_entries(archive)
+        x_name, y_name = _choose(entries, path=path)
+        headers = {name: _read_header(archive, entries[name]) for name in (x_name, y_name)}
+        _check_batches(headers, path=path)
+        _check_sizes(headers, path=path)
+        x, y = (_read_array(archive, entries[name]) for name in (x_name, y_name))
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        x = x.astype(np.float32)
+    _refuse_infinite({x_name: x, y_name: y}, path=path)
+    return x, y
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of numbers of an .npz, in their order.
+
+    Raises:
+        InputError: not an .npz, none in it, or with other values than finite numbers.
+    """
+    with _open(path) as archive:
+        entries = _list_entries(archive)
+        if not entries:
+            raise InputError(f"{path}: it holds no array; record them with numpy.savez(FILE, x=x)")
+        headers = {name: _read_header(archive, entry) for name, entry in entries.items()}
+        for name, (_, dtype) in headers.items():
+            if dtype.kind not in "fiub":
+                raise InputError(f"{path}: {name} is of type {dtype}, and numbers are needed")
+        _check_sizes(headers, path=path)
+        arrays = {name: _read_array(archive, entry) for name, entry in entries.items()}
+    _refuse_infinite({n: a for n, a in arrays.items() if a.dtype.kind == "f"}, path=path)
+    return arrays
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an .npz for a block, and word what goes wrong in it.
+
+    Raises:
+        InputError: it is no file, no .npz, or not whole.
+    """
     refuse_no_file(path)
     # opened here: numpy and zipfile leave a damaged file open
     stream = path.open("rb")
     try:
         with stream, zipfile.ZipFile(stream) as archive:
-            entries = _list_entries(archive)
-            x_name, y_name = _choose(entries, path=path)
-            headers = {name: _read_header(archive, entries[name]) for name in (x_name, y_name)}
-            _check_sizes(headers, path=path)
-            x, y = (_read_array(archive, entries[name]) for name in (x_name, y_name))
+            yield archive
     except InputError:
         raise
     except MemoryError as error:
@@ -53,15 +91,15 @@ def read_recorded(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{path}: not a whole .npz file{reason}; record it with numpy.savez"
         ) from error
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
-        x = x.astype(np.float32)
-    for name, values in ((x_name, x), (y_name, y)):
+
+
+def _refuse_infinite(arrays: dict[str, np.ndarray], *, path: Path) -> None:
+    for name, values in arrays.items():
         if lost := values.size - int(np.isfinite(values).sum()):
             raise InputError(
                 f"{path}: {lost} of the {values.size} values of {name} are not finite float32 "
                 "numbers; record another input"
             )
-    return x, y
 
 
 def _list_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -116,13 +154,12 @@ def _read_form(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _check_sizes(headers: dict[str, tuple[tuple[int, ...], np.dtype]], *, path: Path) -> None:
-    """Refuse arrays of other values than a net takes and gives, or of too many.
+def _check_batches(headers: dict[str, tuple[tuple[int, ...], np.dtype]], *, path: Path) -> None:
+    """Refuse arrays of other values than a net takes and gives.
 
     Raises:
         InputError: naming the array.
     """
-    total = 0
     for name, (shape, dtype) in headers.items():
         needed = "real numbers" if name == "x" else "floats"
         if dtype.kind not in ("fiub" if name == "x" else "f"):
@@ -134,7 +171,15 @@ def _check_sizes(headers: dict[str, tuple[tuple[int, ...], np.dtype]], *, path: 
                 f"{path}: {name} has the shape {shape}, and a batch is needed: (b, c, h, w), with "
                 "at least one value"
             )
-        total += math.prod(shape) * max(dtype.itemsize, 4)
+
+
+def _check_sizes(headers: dict[str, tuple[tuple[int, ...], np.dtype]], *, path: Path) -> None:
+    """Refuse arrays of too many values.
+
+    Raises:
+        InputError: with both figures.
+    """
+    total = sum(math.prod(shape) * max(dtype.itemsize, 4) for shape, dtype in headers.values())
     most = MOST_BYTES + 4 * path.stat().st_size
     if total > most:
         raise InputError(

@@ -74,18 +74,11 @@ def build(place: str, arguments: str = "") -> nn.Module:
     Raises:
         InputError: no such file or name, an error in it, or what it gives is no module.
     """
-    file, _, name = place.rpartition(":")
-    path = Path(file)
-    if file and not path.is_file():
-        raise InputError(f"{place}: there is no file {file}; name it: --reference net.py:UNet")
-    if not file:
-        raise InputError(f"{place}: name a file and what it defines: --reference net.py:UNet")
+    path, name = _split_place(place, example="--reference net.py:UNet")
     positional, named = _parse_arguments(arguments)
     try:
         with _importing(path) as module:
-            made = getattr(module, name, None)
-            if made is None:
-                raise InputError(f"{place}: {path.name} defines no {name}{_list_modules(module)}")
+            made = _find_name(module, name, place=place)
             if not isinstance(made, nn.Module):
                 _check_call(place, made, positional, named)
                 made = made(*positional, **named)
@@ -95,6 +88,47 @@ def build(place: str, arguments: str = "") -> nn.Module:
         raise InputError(f"{place}: {type(error).__name__}: {error}; mend the file") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"{place}: it gives a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def load_name(place: str, *, flag: str) -> Any:
+    """Return what FILE.py:NAME is; the file is run.
+
+    Args:
+        flag: that names it.
+
+    Raises:
+        InputError: no such file or name, or an error in it.
+    """
+    path, name = _split_place(place, example=f"{flag} net.py:name")
+    try:
+        with _importing(path) as module:
+            return _find_name(module, name, place=place)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's file raises
+        raise InputError(f"{place}: {type(error).__name__}: {error}; mend the file") from error
+
+
+def _split_place(place: str, *, example: str) -> tuple[Path, str]:
+    """Return the file and the name of FILE.py:NAME.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file, _, name = place.rpartition(":")
+    if file and not Path(file).is_file():
+        raise InputError(f"{place}: there is no file {file}; name it: {example}")
+    if not file:
+        raise InputError(f"{place}: name a file and what it defines: {example}")
+    return Path(file), name
+
+
+def _find_name(module: Any, name: str, *, place: str) -> Any:
+    made = getattr(module, name, None)
+    if made is None:
+        file = Path(place.rpartition(":")[0]).name
+        raise InputError(f"{place}: {file} defines no {name}{_list_modules(module)}")
     return made
 
 

@@ -1,0 +1,329 @@
+"""Any pair of nets: those that are the same are told so, and bugs are found and named."""
+
+import re
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen, nnx
+from torch import nn
+
+from parity_tests.pairs import table
+from parity_tests.pairs.bugs import BUGS
+from parity_tests.pairs.catalogue import PAIRS, WIDTHS, draw_inputs, load_port
+from unet_parity import verify_pair
+from unet_parity.pair.correspondence import match_tensors, read_converter
+from unet_parity.pair.integers import prove
+from unet_parity.pair.steps import train_side_by_side
+from unet_parity.pair.verify import RECIPE, compare_seed, draw_tensors, prepare_pair
+from unet_parity.testing import assert_equivalent
+from unet_spec import InputError
+
+SEEDS = 5
+NAMES = [pair.name for pair in PAIRS]
+EXACT = "mixer"
+"""The pair of which no operation rounds integers."""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_right_port_has_no_problem_at_any_width_and_seed(name, width):
+    comparers, inputs, outputs = table.make_comparers(name, width=width)
+    assert [comparer.train for comparer in comparers] == [False, True][: 1 + (name == "residual")]
+    for comparer in comparers:
+        for seed in range(SEEDS):
+            comparison = compare_seed(comparer, inputs, outputs, seed=seed)
+            assert comparison.problems == ()
+            assert 0 < comparison.torch_error < 1e-5
+    proof = prove(comparers[0], inputs, outputs)
+    assert proof.holds == (name == EXACT), proof
+    assert bool(proof.refused) == (name != EXACT)
+
+
+def test_the_exact_proof_says_which_operation_rounds():
+    refusals = {}
+    for name in set(NAMES) - {EXACT}:
+        comparers, inputs, outputs = table.make_comparers(name)
+        refusals[name] = prove(comparers[0], inputs, outputs).refused
+    assert refusals == {
+        "residual": "native_batch_norm in norm rounds",
+        "transformer": "native_layer_norm in norm1 rounds",
+        "lstm": "sigmoid in cell rounds",
+    }
+
+
+# ---- planted bugs
+
+TRIED = BUGS[::2]
+"""The others are tried when the table is written."""
+
+
+@pytest.mark.parametrize("bug", TRIED, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_found_and_named_as_the_table_says(bug):
+    comparison = table.compare_bug(bug)
+    assert comparison.problems
+    assert table.describe(bug, comparison) in table.TABLE.read_text()
+    if bug.mode == "gradient":
+        assert comparison.output <= 1e-12
+    assert comparison.mode == ("training" if bug.mode == "training" else "inference")
+
+
+def test_the_table_has_every_bug_and_counts_what_is_named():
+    _, rest = table.TABLE.read_text().split(table.BEGIN)
+    text, _ = rest.split(table.END)
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[1] for row in rows] == [bug.name for bug in BUGS]
+    named = len(rows) - text.count("(not named)")
+    assert f"All {len(BUGS)} mistakes are found, and {named} of them are named" in text
+    assert named >= 0.9 * len(BUGS)
+
+
+def test_the_exact_proof_finds_one_bit_that_nothing_else_sees():
+    """In float32, and only there, a row of pixels is wrong by one unit in the last place."""
+    module = load_port(EXACT)
+    right = module.make_port(6)
+
+    def port(params, x):
+        y = right.apply(params, x)
+        return y.at[0, 0].multiply(1 + 2.0**-23) if y.dtype == jnp.float32 else y
+
+    torch.manual_seed(0)
+    reference = table.MAKERS[EXACT](6)
+    inputs = draw_inputs(EXACT, 6, 0)
+    report = verify_pair(reference, port, inputs=inputs, convert=module.convert, seeds=1, steps=0)
+    assert report.verdict == "different"
+    (reason,) = report.reasons
+    assert reason.startswith("in exact arithmetic output 1, gradient of ")
+
+
+# ---- matching
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))
+
+
+STATE = {name: t.numpy() for name, t in net().state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda s: {"a": s["0.weight"].T, "b": s["0.bias"], "c": s["2.weight"].T},
+        lambda s: [np.concatenate([s["0.weight"].ravel(), s["0.bias"], s["2.weight"].ravel()])],
+        lambda s: {"a": s["0.weight"][::-1], "b": s["0.bias"].reshape(1, 3, 1),
+                   "c": np.pad(s["2.weight"], 1), "d": np.ones(5)},
+        lambda s: {"a": s["0.weight"].astype(jnp.bfloat16), "b": s["0.bias"], "c": s["2.weight"]},
+        lambda s: {"a": s["0.weight"].permute(1, 0), "b": s["0.bias"].clone(), "c": s["2.weight"]},
+    ],
+    ids=["transposed", "joined", "mirrored and padded", "narrow", "of torch's tensors"],
+)  # fmt: skip
+def test_a_converter_is_read_from_where_it_moves_values(convert):
+    match = read_converter(convert, STATE)
+    other = {name: array + 1 for name, array in STATE.items()}
+    moved = match.to_port(other)
+    try:
+        expected = jax.tree.leaves(convert(other))
+    except AttributeError:
+        expected = jax.tree.leaves(convert({n: torch.tensor(a) for n, a in other.items()}))
+    for ours, theirs in zip(moved.values(), expected, strict=True):
+        # values that the converter put there itself are those of the state it was read with
+        np.testing.assert_allclose(ours, np.asarray(theirs, np.float32), rtol=1e-2)
+    assert match.missing() == []
+    back = match.to_reference(moved)
+    for name, array in other.items():
+        np.testing.assert_allclose(back[name], array, rtol=1e-2)
+
+
+def test_a_converter_that_computes_is_refused():
+    with pytest.raises(InputError, match=r"does not only move values: it computes those of a\b"):
+        read_converter(lambda s: {"a": 2 * s["0.weight"], "b": s["0.bias"]}, STATE)
+    with pytest.raises(InputError, match="KeyError: 'conv1'"):
+        read_converter(lambda s: s["conv1"], STATE)
+
+
+def test_a_tensor_that_the_converter_leaves_out_is_missing():
+    match = read_converter(lambda s: {"a": s["0.weight"], "c": s["2.weight"]}, STATE)
+    assert match.missing() == ["0.bias"]
+    assert match.sources("c") == ["2.weight"]
+
+
+@pytest.mark.parametrize("names", [None, {"0": "first", "2.weight": "second.kernel"}])
+def test_tensors_are_matched_by_values_and_names(names):
+    leaves = {
+        "first.kernel": STATE["0.weight"].T,
+        "first.bias": STATE["0.bias"],
+        "second.kernel": STATE["2.weight"].T,
+    }
+    match = match_tensors(STATE, leaves, names)
+    other = draw_tensors(STATE, seed=1)
+    moved = match.to_port(other)
+    np.testing.assert_array_equal(moved["first.kernel"], other["0.weight"].T)
+    np.testing.assert_array_equal(moved["second.kernel"], other["2.weight"].T)
+
+
+def test_a_square_kernel_that_nobody_transposed_keeps_the_layout_that_its_values_show():
+    leaves = {"a": STATE["0.weight"], "b": STATE["0.bias"], "c": STATE["2.weight"].T}
+    moved = match_tensors(STATE, leaves, None).to_port(draw_tensors(STATE, seed=1))
+    np.testing.assert_array_equal(moved["a"], draw_tensors(STATE, seed=1)["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("leaves", "names", "message"),
+    [
+        ({"a": np.ones(7)}, None, "no array of the port belongs to 0.weight, 0.bias, 2.weight"),
+        ({"a": np.ones((4, 3))}, {"0.weight": "a"}, r"a of the port has the shape \(4, 3\)"),
+        ({"a": np.ones((3, 3))}, {"1": "a"}, '"1" = "a" of names leads nowhere for 1'),
+    ],
+)
+def test_what_cannot_be_matched_is_refused_by_name(leaves, names, message):
+    state = {"0.weight": STATE["0.weight"]} if names and "0.weight" in names else STATE
+    with pytest.raises(InputError, match=message):
+        match_tensors(state, leaves, names)
+
+
+def test_tied_tensors_move_together():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x).relu())
+
+    def port(params, x):
+        return jax.nn.relu(x @ params["w"]) @ params["w"]
+
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"convert": lambda s: {"w": s["first.weight"].T}, "inputs": [x]}
+    assert verify_pair(Tied(), port, **options).verdict == "identical"
+    frozen = verify_pair(
+        Tied(), lambda p, x: jax.nn.relu(x @ p["w"]) @ jax.lax.stop_gradient(p["w"]), **options
+    )
+    assert frozen.module == "second"
+
+
+# ---- kinds of ports
+
+
+class Nnx(nnx.Module):
+    def __init__(self):
+        self.first = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+        self.second = nnx.Linear(3, 2, use_bias=False, rngs=nnx.Rngs(0))
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.second(self.drop(nnx.relu(self.first(x))))
+
+
+class Linen(linen.Module):
+    @linen.compact
+    def __call__(self, x, train: bool = False):
+        x = linen.relu(linen.Dense(3, name="first")(x))
+        return linen.Dense(2, use_bias=False, name="second")(x)
+
+
+X = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+
+
+def test_an_nnx_module_is_a_port_with_its_weights():
+    port = Nnx()
+    port.first.kernel.set_value(jnp.asarray(STATE["0.weight"].T))
+    assert port.first.bias is not None
+    port.first.bias.set_value(jnp.asarray(STATE["0.bias"]))
+    port.second.kernel.set_value(jnp.asarray(STATE["2.weight"].T))
+    assert verify_pair(net(), port, inputs={"x": X}).verdict == "identical"
+
+
+def test_a_linen_module_is_a_port_with_its_variables():
+    params = {
+        "first": {"kernel": STATE["0.weight"].T, "bias": STATE["0.bias"]},
+        "second": {"kernel": STATE["2.weight"].T},
+    }
+    report = verify_pair(net(), Linen(), params={"params": params}, inputs=[X])
+    assert report.verdict == "identical"
+    assert "3 training steps in float64" in report.compared
+
+
+@pytest.mark.parametrize(
+    ("port", "options", "message"),
+    [
+        (lambda p, x: x, {}, "the port has no parameters; give them as params, or give convert"),
+        (3, {"params": {"a": np.ones(3)}}, "the port is a int; give a function"),
+        (lambda p, x: p["w"], {"params": STATE}, "the port does not run on inputs of the shapes"),
+        (lambda p, x: x[0], {"params": STATE}, r"the port gives outputs of the shapes \(3,\)"),
+        (lambda p, x: x, {"params": STATE, "convert": dict}, "convert says all"),
+        (lambda p, x: x, {"params": STATE, "inputs": []}, "inputs are empty"),
+        (lambda p, x: x, {"params": STATE, "inputs": [X[:, :2]]}, "the reference does not run on"),
+        (lambda p, x: x, {"params": STATE, "inputs": [np.inf * X]}, "infinite values in input 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused_in_a_sentence(port, options, message):
+    with pytest.raises(InputError, match=message):
+        verify_pair(net(), port, **{"inputs": [X], **options})
+
+
+# ---- in people's tests
+
+
+@cache
+def linear_pair():
+    def convert(state):
+        return {"w": state["weight"].T, "b": state["bias"]}
+
+    torch.manual_seed(0)
+    return nn.Linear(3, 3), convert
+
+
+def test_an_assertion_carries_the_report_and_leaves_a_page(tmp_path, monkeypatch):
+    reference, convert = linear_pair()
+    monkeypatch.setenv("UNET_PARITY_PAGES", str(tmp_path / "pages"))
+    report = assert_equivalent(
+        reference, lambda p, x: x @ p["w"] + p["b"], convert=convert, inputs=[X]
+    )
+    assert report.verdict == "identical"
+    with pytest.raises(AssertionError) as failure:
+        assert_equivalent(
+            reference, lambda p, x: x @ p["w"].T + p["b"], convert=convert, inputs=[X]
+        )
+    text = str(failure.value)
+    assert text.startswith("different.\nthe net: its linear layer differs; it looks like a trans")
+    page = re.search(r"the page: (.*)$", text)
+    assert page is not None
+    assert page[1].endswith("test_an_assertion_carries_the_report_and_leaves_a_page.html")
+    html = (tmp_path / "pages" / page[1].rpartition("/")[2]).read_text()
+    assert "it looks like a transposed weight" in html
+    assert html.count('class="fault"') >= 1
+
+
+def test_pytest_has_the_option_of_the_pages(pytestconfig):
+    assert pytestconfig.getoption("--parity-pages") is None
+
+
+def test_the_first_wrong_step_of_training_is_named():
+    """A port that computes something else as soon as its weights have moved."""
+    reference, convert = linear_pair()
+    start = jnp.asarray(reference.weight.detach().numpy().T)
+
+    def port(params, x):
+        has_moved = (params["w"] != start).any() & (jnp.abs(params["w"] - start).max() < 1e-2)
+        return x @ params["w"] + params["b"] * jnp.where(has_moved, 1.001, 1)
+
+    right = verify_pair(
+        reference, lambda p, x: x @ p["w"] + p["b"], convert=convert, inputs=[X], steps=4, seeds=1
+    )
+    assert right.steps is not None
+    assert right.steps.first_wrong is None
+    assert right.steps.distances[-1] < 1e-14
+    comparers, inputs, outputs = prepare_pair(reference, port, inputs=[X], convert=convert)
+    batches = [(inputs, tuple(np.ones_like(y) for y in outputs))] * 4
+    wrong = train_side_by_side(comparers[0], comparers[0].reference.state, batches, RECIPE)
+    assert wrong.first_wrong == 2
+    assert wrong.problem.startswith("after training step 2 the parameters are ")

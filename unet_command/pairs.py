@@ -1,0 +1,95 @@
+"""`unet verify --port`: somebody's own torch module and their own port of it."""
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from unet_command.parsing import Command
+from unet_command.reports import write_json
+from unet_spec import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
+
+
+def verify(
+    *,
+    reference: str,
+    arguments: str,
+    port: str | None,
+    convert: str | None,
+    inputs: Path,
+    names: Path | None,
+    steps: int,
+    report: Path | None,
+    json: Path | None,
+    command: Command,
+) -> int:
+    """Compare a pair and return the exit status, which is 1 where they differ.
+
+    Args:
+        reference: FILE.py:NAME of the torch module.
+        arguments: of its constructor.
+        port: FILE.py:NAME of a function of (params, *inputs), of an nnx module, or of a linen one.
+        convert: FILE.py:NAME of a function that gives the port's parameters for a `state_dict`.
+        inputs: an .npz with the arrays that the reference takes.
+        names: a TOML file with lines such as "their.name" = "our.name".
+        steps: of training.
+        report: the page.
+        json: the report.
+        command: what was typed.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    from unet_convert.names_map import read_lines
+    from unet_parity.pair import page
+    from unet_parity.pair.verify import verify_pair
+    from unet_spec.recorded import read_arrays
+    from unet_torch import reference as references
+
+    arrays = read_arrays(inputs)
+    lines = None if names is None else read_lines(names)
+    module = references.build(reference, arguments)
+    console = Console()
+    found = verify_pair(
+        module,
+        None if port is None else references.load_name(port, flag="--port"),
+        convert=None if convert is None else references.load_name(convert, flag="--convert"),
+        inputs=_sort_inputs(arrays, module, inputs),
+        names=lines,
+        steps=steps,
+        say=lambda text: console.print(text, highlight=False),
+    )
+    console.print(f"[{_COLOURS[found.verdict]}]{found.verdict}[/]")
+    for sentence in (*found.reasons, found.compared, found.not_compared):
+        console.print(sentence, highlight=False, markup=False)
+    if report is not None:
+        page.write_page(report, found, command=str(command))
+        console.print(f"the page: {report}", markup=False)
+    write_json(json, found.to_json(), command=command)
+    return int(found.verdict == "different")
+
+
+def _sort_inputs(arrays: "dict[str, np.ndarray]", module: Any, source: Path) -> "list[np.ndarray]":
+    """Return the arrays in the order of the arguments of `forward` that they are named like, or in
+    their own order where they are named otherwise.
+
+    Raises:
+        InputError: some are named like arguments and some are not.
+    """
+    arguments = list(inspect.signature(module.forward).parameters)
+    named = [name for name in arguments if name in arrays]
+    if not named:
+        return list(arrays.values())
+    if len(named) < len(arrays):
+        other = next(name for name in arrays if name not in named)
+        raise InputError(
+            f"{source}: {other} is no argument of the reference's forward, whose are "
+            f"{', '.join(arguments)}; name the arrays like them"
+        )
+    return [arrays[name] for name in named]

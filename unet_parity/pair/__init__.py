@@ -1,0 +1,1 @@
+"""Any two implementations of one net: a torch module, and its port to JAX."""

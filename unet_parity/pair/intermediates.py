@@ -1,0 +1,154 @@
+"""Every value that a JAX function computes on its way, whatever library it is written with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MOST_AXES = 5
+"""Of more axes not all orders are tried."""
+TOLERANCE = 1e-9
+"""Two float64 values that are nearer than this part of the largest are the same value."""
+
+
+def evaluate(closed: Any, arguments: Sequence[Any], keep: Callable[[np.ndarray], None]) -> list:
+    """Evaluate a jaxpr, operation by operation, and pass on every floating-point value.
+
+    Loops are run turn by turn, and functions within functions are entered.
+    """
+    return _evaluate(closed.jaxpr, closed.consts, arguments, keep)
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], keep: Any) -> list[Any]:
+    values: dict[Any, Any] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else values[atom]
+
+    for variables, given in ((jaxpr.constvars, consts), (jaxpr.invars, arguments)):
+        values.update(zip(variables, given, strict=True))
+    for equation in jaxpr.eqns:
+        made = _run(equation, [read(atom) for atom in equation.invars], keep)
+        for variable, value in zip(equation.outvars, made, strict=True):
+            values[variable] = value
+            _keep(value, keep)
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _keep(value: Any, keep: Any) -> None:
+    if jnp.issubdtype(getattr(value, "dtype", np.int32), jnp.floating):
+        keep(np.asarray(value))
+
+
+def _run(equation: Any, given: list[Any], keep: Any) -> list[Any]:
+    name, params = equation.primitive.name, equation.params
+    if name == "scan":
+        return _run_scan(params, given, keep)
+    if name == "while":
+        return _run_while(params, given, keep)
+    if name == "cond":
+        return _enter(params["branches"][int(given[0])], given[1:], keep)
+    inner = next((params[k] for k in ("call_jaxpr", "jaxpr", "fun_jaxpr") if k in params), None)
+    if inner is not None and name != "custom_partitioning":
+        return _enter(inner, given, keep)
+    made = equation.primitive.bind(*given, **params)
+    return list(made) if equation.primitive.multiple_results else [made]
+
+
+def _enter(inner: Any, given: list[Any], keep: Any) -> list[Any]:
+    if hasattr(inner, "consts"):
+        return _evaluate(inner.jaxpr, inner.consts, given, keep)
+    return _evaluate(inner, (), given, keep)
+
+
+def _run_scan(params: dict[str, Any], given: list[Any], keep: Any) -> list[Any]:
+    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, rows = given[:first], given[first:second], given[second:]
+    stacked: list[list[Any]] = []
+    turns = range(params["length"])
+    for turn in reversed(turns) if params["reverse"] else turns:
+        parts = [row[turn] for row in rows]
+        for part in parts:
+            _keep(part, keep)
+        made = _enter(params["jaxpr"], [*consts, *carry, *parts], keep)
+        carry, each = made[: params["num_carry"]], made[params["num_carry"] :]
+        stacked.append(each)
+    if params["reverse"]:
+        stacked.reverse()
+    return [*carry, *(jnp.stack(column) for column in zip(*stacked, strict=True))]
+
+
+def _run_while(params: dict[str, Any], given: list[Any], keep: Any) -> list[Any]:
+    first = params["cond_nconsts"]
+    second = first + params["body_nconsts"]
+    tests, consts, carry = given[:first], given[first:second], given[second:]
+    while bool(_enter(params["cond_jaxpr"], [*tests, *carry], keep)[0]):
+        carry = _enter(params["body_jaxpr"], [*consts, *carry], keep)
+    return carry
+
+
+class Values:
+    """The values of a pass, in which others can be looked for."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def add(self, array: np.ndarray) -> None:
+        """Keep an array."""
+        flat = np.ravel(array).astype(np.float64)
+        self._by_size.setdefault(flat.size, []).append((_fingerprint(flat), flat))
+
+    def contains(self, array: np.ndarray) -> bool:
+        """Say whether an array is among the values, its axes in any order and cut in any way.
+
+        An array of equal values says nothing, and counts as found.
+        """
+        array = np.asarray(array, np.float64)
+        if array.size == 0 or (array == array.flat[0]).all() or np.isnan(array).any():
+            return True
+        sums = _fingerprint(array.ravel())
+        near = [
+            flat
+            for other, flat in self._by_size.get(array.size, [])
+            if np.allclose(sums, other, rtol=TOLERANCE, atol=TOLERANCE * sums[1])
+        ]
+        return any(_are_same(order, flat) for order in _list_orders(array) for flat in near)
+
+
+def _are_same(a: np.ndarray, b: np.ndarray) -> bool:
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite]):
+        return False
+    if not finite.any():
+        return True
+    allowed = TOLERANCE * np.abs(b[finite]).max()
+    return bool(np.abs(a[finite] - b[finite]).max() <= allowed)
+
+
+def _fingerprint(flat: np.ndarray) -> np.ndarray:
+    """Return sums that no order of the values changes, of those that are finite."""
+    flat = flat[np.isfinite(flat)]
+    return np.array([flat.sum(), np.abs(flat).sum(), np.sqrt(np.square(flat).sum())])
+
+
+def _list_orders(array: np.ndarray) -> Iterator[np.ndarray]:
+    array = array.squeeze()
+    yield array.ravel()
+    if array.ndim <= MOST_AXES:
+        for order in permutations(range(array.ndim)):
+            if order != tuple(range(array.ndim)):
+                yield array.transpose(order).ravel()
+
+
+def record(closed: Any, arguments: Sequence[Any]) -> tuple[Values, list[np.ndarray]]:
+    """Evaluate a jaxpr in float64; return every value in it, and what it gives."""
+    values = Values()
+    with jax.enable_x64(True):
+        for argument in arguments:
+            if jnp.issubdtype(argument.dtype, jnp.floating):
+                values.add(np.asarray(argument))
+        made = evaluate(closed, arguments, values.add)
+    return values, [np.asarray(value) for value in made]

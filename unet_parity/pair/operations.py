@@ -1,0 +1,128 @@
+"""Every operation of torch in a pass, with the module that it is in and the values around it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as torch_tree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """An `Operation` is one call of torch's own operators.
+
+    Attributes:
+        number: its place among all operations of the pass.
+        name: of the operator, such as `gelu` or `native_layer_norm`.
+        module: path of the module that calls it.
+        run: the operator.
+        arguments: positional ones, with tensors as they were at the call.
+        options: named ones.
+        inputs: (number of the operation, which of its outputs) that each tensor among the arguments
+            comes from; None for parameters and the net's inputs.
+        outputs: the tensors that it gave, as they were.
+    """
+
+    number: int
+    name: str
+    module: str
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    inputs: tuple[tuple[int, int] | None, ...]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors among the arguments, in order."""
+        return [a for a in torch_tree.tree_leaves(self.arguments) if isinstance(a, Tensor)]
+
+    def run_with(self, tensors: list[Tensor], **options: Any) -> list[Tensor]:
+        """Return what the operator gives for other tensors in the place of its own."""
+        given = iter(tensors)
+        arguments = torch_tree.tree_map(
+            lambda a: next(given) if isinstance(a, Tensor) else a, self.arguments
+        )
+        made = self.run(*arguments, **{**self.options, **options})
+        return [t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor)]
+
+
+@dataclass
+class OperationLog(TorchDispatchMode):
+    """Keeps every operation in its block."""
+
+    operations: list[Operation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.path: list[str] = [""]
+        self.origins: dict[int, tuple[int, int]] = {}
+        self._alive: list[Tensor] = []  # an id is one tensor's only as long as it lives
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        # before the call, which may write into its arguments
+        origins = tuple(
+            self.origins.get(id(a)) for a in torch_tree.tree_leaves(args) if isinstance(a, Tensor)
+        )
+        kept = torch_tree.tree_map(_copy, args)
+        made = func(*args, **options)
+        results = [t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor)]
+        number = len(self.operations)
+        for place, result in enumerate(results):
+            self.origins[id(result)] = (number, place)
+        self._alive += results
+        self.operations.append(
+            Operation(
+                number,
+                func.overloadpacket.__name__,
+                self.path[-1],
+                func,
+                kept,
+                options,
+                origins,
+                tuple(map(_copy, results)),
+            )
+        )
+        return made
+
+
+@contextmanager
+def follow_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Have the last of some paths be that of the module that is running."""
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, arguments: Any, name: str = name) -> None:
+            path.append(name)
+
+        def leave(module: nn.Module, arguments: Any, output: Any) -> None:
+            path.pop()
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def log_forward(
+    model: nn.Module, call: Callable[[], Any]
+) -> tuple[list[Operation], Mapping[int, tuple[int, int]], Any]:
+    """Return all operations of a call, where each living tensor comes from, and what it gave."""
+    log = OperationLog()
+    with torch.no_grad(), follow_modules(model, log.path), log:
+        made = call()
+    return log.operations, log.origins, made
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,242 @@
+"""One pass through either side of a pair, forward and backward; everything numpy."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as torch_tree
+
+from unet_parity.pair.port import Leaves, Port
+from unet_parity.twins import compile_jax, gradient_of, numpy_of
+from unet_spec import InputError
+
+Arrays = tuple[np.ndarray, ...]
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@dataclass(frozen=True)
+class PairPass:
+    """What one pass gave.
+
+    Attributes:
+        outputs: all arrays of the outputs, in order, as the side itself lays them out.
+        input_gradients: of the inputs that are floating-point numbers, likewise.
+        gradients: of the trained parameters, by the reference's names.
+        statistics: the other floating-point tensors after the pass, likewise.
+    """
+
+    outputs: Arrays
+    input_gradients: Arrays
+    gradients: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
+
+
+class Reference:
+    """Somebody's torch module, run with any values in its tensors.
+
+    A dropout drops nothing: what two frameworks draw at random is not the same.
+
+    Attributes:
+        state: all tensors, by their names.
+        tied: names of tensors that are another one, and the name of that one.
+        trained: the names of the parameters.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = deepcopy(module)
+        for part in self.module.modules():
+            if isinstance(part, DROPOUTS):
+                part.p = 0.0
+            elif isinstance(part, nn.RNNBase):
+                part.dropout = 0.0
+            if hasattr(part, "inplace"):  # values that are overwritten cannot be looked at
+                setattr(part, "inplace", False)  # noqa: B010  no class of torch declares it
+        tensors = self.module.state_dict(keep_vars=True)
+        first: dict[int, str] = {}
+        for name, tensor in tensors.items():
+            first.setdefault(id(tensor), name)
+        self.state = {name: numpy_of(tensor) for name, tensor in tensors.items()}
+        self.tied = {n: first[id(t)] for n, t in tensors.items() if first[id(t)] != n}
+        self.trained = tuple(name for name, _ in self.module.named_parameters())
+
+    def load(self, tensors: Mapping[str, np.ndarray], *, dtype: str, train: bool) -> nn.Module:
+        """Return a copy with these values, in a type and a mode."""
+        kind = getattr(torch, dtype)
+        copy = deepcopy(self.module).to(kind).requires_grad_().train(train)
+        state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+        own = {name: state[self.tied.get(name, name)] for name in state}
+        copy.load_state_dict({**copy.state_dict(), **own}, strict=True)
+        return copy
+
+    def run(
+        self,
+        tensors: Mapping[str, np.ndarray],
+        inputs: Arrays,
+        *,
+        dtype: str,
+        train: bool,
+        cotangents: Arrays | None = None,
+    ) -> PairPass:
+        """Run a pass, forward and backward.
+
+        Args:
+            inputs: as the module takes them, in order.
+            cotangents: gradients of a loss by the outputs; without them there is no backward pass.
+
+        Raises:
+            InputError: the module raises an error, or gives no floating-point tensor.
+        """
+        model = self.load(tensors, dtype=dtype, train=train)
+        leaves = to_torch(inputs, dtype)
+        outputs = call_reference(model, leaves)
+        if cotangents is not None:
+            kind = getattr(torch, dtype)
+            arriving = [torch.tensor(c, dtype=kind) for c in cotangents]
+            pairs = [(y, c) for y, c in zip(outputs, arriving, strict=True) if y.requires_grad]
+            torch.autograd.backward([y for y, _ in pairs], [c for _, c in pairs])
+        floats = [leaf for leaf in leaves if leaf.requires_grad]
+        held = dict(model.named_parameters())
+        return PairPass(
+            tuple(map(numpy_of, outputs)),
+            tuple(map(gradient_of, floats)),
+            {name: gradient_of(held[name]) for name in self.trained},
+            {
+                name: numpy_of(buffer)
+                for name, buffer in model.state_dict().items()
+                if name not in held and name not in self.tied and buffer.is_floating_point()
+            },
+        )
+
+
+def to_torch(inputs: Arrays, dtype: str) -> list[Tensor]:
+    """Return tensors of arrays, those of floating-point numbers in a type and with gradients."""
+    kind = getattr(torch, dtype)
+    return [
+        torch.tensor(x, dtype=kind, requires_grad=True) if x.dtype.kind == "f" else torch.tensor(x)
+        for x in inputs
+    ]
+
+
+def call_reference(model: nn.Module, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return all floating-point tensors that a module gives, in order.
+
+    Raises:
+        InputError: it raises an error, or gives none.
+    """
+    try:
+        # copies, which the module may change in place
+        made = model(*(leaf.clone() for leaf in leaves))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's code raises
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise InputError(
+            f"the reference does not run on inputs of the shapes {shapes}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if isinstance(made, Mapping):  # such as the outputs of transformers
+        made = dict(made)
+    tensors = [t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor)]
+    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not tensors:
+        raise InputError(f"the reference gives a {type(made).__name__} without tensors")
+    return tensors
+
+
+class PortRun:
+    """Passes through the port, compiled once for many values.
+
+    Args:
+        prepare: brings the inputs from the reference's layout to the port's.
+    """
+
+    def __init__(self, port: Port, prepare: Callable[[Arrays], Arrays], *, dtype: str, train: bool):
+        self.port, self.prepare, self.dtype, self.train = port, prepare, dtype, train
+        with jax.enable_x64(dtype == "float64"):
+            self._forward = jax.jit(self._run_forward)
+            self._both = compile_jax(self._run_both, dtype)
+
+    def count_outputs(self, leaves: Leaves, inputs: Arrays) -> list[tuple[int, ...]]:
+        """Return the shapes of the outputs.
+
+        Raises:
+            InputError: the port raises an error.
+        """
+        with jax.enable_x64(self.dtype == "float64"):
+            try:
+                shapes = jax.eval_shape(self._run_forward, *self._enter(leaves, inputs))
+            except Exception as error:  # whatever a stranger's code raises
+                given = ", ".join(str(x.shape) for x in self.prepare(inputs))
+                text = " ".join(str(error).split())[:300]
+                raise InputError(
+                    f"the port does not run on inputs of the shapes {given}: "
+                    f"{type(error).__name__}: {text}"
+                ) from error
+        return [shape.shape for shape in shapes[0]]
+
+    def run(self, leaves: Leaves, inputs: Arrays, cotangents: Arrays) -> tuple[Any, ...]:
+        """Return outputs, the parameters after the pass, and the gradients of the floating-point
+        parameters and inputs, all as the port lays them out."""
+        with jax.enable_x64(self.dtype == "float64"):
+            given = [jnp.asarray(c, self.dtype) for c in cotangents]
+            made = self._both(*self._enter(leaves, inputs), given)
+        outputs, after, of_leaves, of_inputs = map(to_numpy, made)
+        return tuple(outputs), after, of_leaves, tuple(of_inputs)
+
+    def trace(self, leaves: Leaves, inputs: Arrays) -> tuple[Any, list[Any]]:
+        """Return the port's forward pass as a jaxpr, and the arrays to evaluate it with."""
+        entered = self._enter(leaves, inputs)
+        closed = jax.make_jaxpr(self._run_forward)(*entered)
+        return closed, jax.tree.leaves(entered)
+
+    def trace_both(
+        self, leaves: Leaves, inputs: Arrays, cotangents: Arrays
+    ) -> tuple[Any, list[Any]]:
+        """Return likewise the forward and the backward pass."""
+        entered = (*self._enter(leaves, inputs), [jnp.asarray(c, self.dtype) for c in cotangents])
+        return jax.make_jaxpr(self._run_both)(*entered), jax.tree.leaves(entered)
+
+    def _enter(self, leaves: Leaves, inputs: Arrays) -> tuple[Leaves, list[Any]]:
+        def cast(array: np.ndarray) -> jax.Array:
+            return jnp.asarray(array, self.dtype if _is_float(array) else None)
+
+        return (
+            {name: cast(leaf) for name, leaf in leaves.items()},
+            [cast(x) for x in self.prepare(inputs)],
+        )
+
+    def _run_forward(self, leaves: Leaves, inputs: list[Any]) -> tuple[list[Any], Leaves]:
+        outputs, after = self.port.run(leaves, tuple(inputs), self.train)
+        found = [y for y in jax.tree.leaves(outputs) if jnp.issubdtype(y.dtype, jnp.floating)]
+        return found, after
+
+    def _run_both(self, leaves: Leaves, inputs: list[Any], cotangents: list[Any]) -> Any:
+        moved = {n: a for n, a in leaves.items() if jnp.issubdtype(a.dtype, jnp.floating)}
+        places = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+        def forward(moved: Leaves, floats: list[Any]) -> Any:
+            given = list(inputs)
+            for place, x in zip(places, floats, strict=True):
+                given[place] = x
+            return self._run_forward({**leaves, **moved}, given)
+
+        outputs, pull, after = jax.vjp(forward, moved, [inputs[i] for i in places], has_aux=True)
+        given = [c.astype(y.dtype) for c, y in zip(cotangents, outputs, strict=True)]
+        return outputs, after, *pull(given)
+
+
+def to_numpy(tree: Any) -> Any:
+    """Return a tree of numpy arrays; bfloat16, which numpy does not have, as float64."""
+    return jax.tree.map(
+        lambda a: np.asarray(a, np.float64) if a.dtype == jnp.bfloat16 else np.asarray(a), tree
+    )
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or "float" in array.dtype.name

@@ -1,0 +1,368 @@
+"""`verify_pair`: are a torch module and its port to JAX the same, and if not, where?"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from unet_parity import precision
+from unet_parity.float32_errors import GRADIENT_FACTOR
+from unet_parity.oracle import FACTOR
+from unet_parity.pair.comparison import PairComparer, PairComparison
+from unet_parity.pair.correspondence import (
+    Correspondence,
+    convert_state,
+    match_tensors,
+    read_converter,
+)
+from unet_parity.pair.integers import IntegerProof, prove
+from unet_parity.pair.layouts import find_layouts
+from unet_parity.pair.passes import Arrays, PortRun, Reference
+from unet_parity.pair.port import Port, make_port
+from unet_parity.pair.steps import PairSteps, train_side_by_side
+from unet_spec import InputError
+from unet_spec.environment import environment
+from unet_spec.ranges import STEPS_OF_A_PROOF, check_number
+from unet_spec.recipe import Optimizer, Recipe
+from unet_spec.wording import list_names
+
+RECIPE = Recipe(Optimizer(name="sgd", lr=1e-2, momentum=0.9))
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What `verify_pair` found.
+
+    Attributes:
+        verdict: `identical` (bit for bit, in arithmetic that rounds nothing), `equivalent` (equal
+            to rounding in float64, with float32 errors of the same size) or `different`.
+        reasons: why, in sentences; of `different`, the first names what is at fault.
+        comparisons: ordinary values, for each mode and seed.
+        integers: the exact proof, or why there is none.
+        steps: of training, side by side; None where there are none.
+        compared: what was compared, in a sentence.
+        not_compared: and what was not.
+        hashes: sha256 of the reference's tensors and of the inputs.
+        environment: versions, devices and precision in force.
+    """
+
+    verdict: str
+    reasons: tuple[str, ...]
+    comparisons: tuple[PairComparison, ...]
+    integers: IntegerProof
+    steps: PairSteps | None
+    compared: str
+    not_compared: str
+    hashes: dict[str, str]
+    environment: dict[str, str]
+
+    @property
+    def module(self) -> str:
+        """Return the path of the reference's module at fault; empty where none is."""
+        blames = [c.blame.module for c in self.comparisons if c.blame is not None]
+        return blames[0] if blames else ""
+
+    def __str__(self) -> str:
+        """Say the verdict, why, and what it was found on."""
+        return "\n".join([f"{self.verdict}.", *self.reasons, self.compared, self.not_compared])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return {
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+            "module": self.module,
+            "compared": self.compared,
+            "not_compared": self.not_compared,
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "integers": asdict(self.integers),
+            "steps": None if self.steps is None else asdict(self.steps),
+            "hashes": self.hashes,
+            "environment": self.environment,
+        }
+
+
+def verify_pair(
+    reference: nn.Module,
+    port: Any = None,
+    *,
+    inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray],
+    params: Any = None,
+    convert: Callable[[Any], Any] | None = None,
+    names: Mapping[str, str] | None = None,
+    channels_last: bool | None = None,
+    seeds: int = SEEDS,
+    steps: int = 3,
+    recipe: Recipe = RECIPE,
+    say: Callable[[str], None] = lambda text: None,
+) -> PairReport:
+    """Say whether a torch module and its port to JAX compute the same, and if not, where.
+
+    Both are given the same values: those of the reference, and for each further seed values drawn
+    around them, so that no bias of 0 and no weight of 1 hides a mistake.
+
+    Args:
+        reference: any torch module whose outputs are tensors, or lists or dicts of them.
+        port: a function of (params, *inputs), an `nnx.Module`, or a linen module; left out where
+            `convert` gives an `nnx.Module`.
+        inputs: in the reference's layout, in the order of its arguments.
+        params: of the port, converted from the reference's.
+        convert: returns the port's params (or its `nnx.Module`) for the reference's `state_dict`.
+            With it nothing is guessed of layouts and names.
+        names: of tensors or modules in the reference, and the paths in the port, where there is no
+            `convert` and they are not alike.
+        channels_last: the port takes images as (b, h, w, c); None finds out by the shapes.
+        seeds: of the values; the first is the reference's own values.
+        steps: of training, side by side.
+        recipe: of these steps.
+        say: is called with a line when each part begins.
+
+    Raises:
+        InputError: one of them does not run, or they cannot be matched.
+    """
+    check_number("seeds", seeds, STEPS_OF_A_PROOF)
+    check_number("steps", steps, STEPS_OF_A_PROOF)
+    precision.use_full_precision()
+    say("matching: which value of the port is which of the reference")
+    comparers, given, outputs = prepare_pair(
+        reference, port, inputs=inputs, params=params, convert=convert, names=names,
+        channels_last=channels_last,
+    )  # fmt: skip
+    origin, match = comparers[0].reference, comparers[0].match
+    comparisons = []
+    for comparer in comparers:
+        mode = "training" if comparer.train else "inference"
+        say(f"{mode}: both in float64 and float32, forward and gradients, {seeds} times")
+        # drawn values first: where biases are 0 and norms 1, a fault may show in gradients alone
+        for seed in [*range(1, seeds), 0]:
+            comparison = compare_seed(comparer, given, outputs, seed=seed)
+            comparisons.append(comparison)
+            if comparison.problems:
+                break
+    say("exact proof: integers, compared with ==")
+    is_sound = not any(c.problems for c in comparisons)
+    integers = prove(comparers[0], given, outputs)
+    trajectory = None
+    if steps and is_sound:
+        say(f"training: {steps} steps of both in float64")
+        batches = [_draw_batch(given, outputs, step) for step in range(steps)]
+        trajectory = train_side_by_side(
+            comparers[-1], draw_tensors(origin.state, seed=1), batches, recipe
+        )
+    missing = match.missing()
+    verdict, reasons = judge(tuple(comparisons), integers, trajectory, missing)
+    return PairReport(
+        verdict, reasons, tuple(comparisons), integers, trajectory,
+        _describe_scope(given, comparers, seeds, trajectory, integers),
+        "Not compared: other sizes and other inputs, dropout, and what is around the net.",
+        {"tensors": _hash(origin.state), "inputs": _hash(dict(enumerate_names(given)))},
+        {**environment(), **precision.describe_precision()},
+    )  # fmt: skip
+
+
+def prepare_pair(
+    reference: nn.Module,
+    port: Any,
+    *,
+    inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray],
+    params: Any = None,
+    convert: Callable[[Any], Any] | None = None,
+    names: Mapping[str, str] | None = None,
+    channels_last: bool | None = None,
+) -> tuple[list[PairComparer], Arrays, Arrays]:
+    """Return the comparers of a pair, one for each mode, its inputs, and the reference's outputs.
+
+    The arguments are those of `verify_pair`.
+
+    Raises:
+        InputError: one side does not run, or they cannot be matched.
+    """
+    given = _read_inputs(inputs)
+    origin = Reference(reference)
+    _refuse_infinite(origin.state, given)
+    wrapped, match = match_pair(origin, port, params=params, convert=convert, names=names)
+    truth = origin.run(origin.state, given, dtype="float64", train=False)
+    layouts = _find_layouts(wrapped, match, origin, given, truth.outputs, channels_last)
+    modes = (False, True) if _has_training(origin, wrapped) else (False,)
+    comparers = [PairComparer(origin, wrapped, match, layouts, train=train) for train in modes]
+    return comparers, given, truth.outputs
+
+
+def match_pair(
+    reference: Reference,
+    port: Any,
+    *,
+    params: Any,
+    convert: Callable[[Any], Any] | None,
+    names: Mapping[str, str] | None,
+) -> tuple[Port, Correspondence]:
+    """Return the port, and which of its values are which of the reference's.
+
+    Raises:
+        InputError: they cannot be matched.
+    """
+    if convert is not None:
+        if params is not None or names is not None:
+            raise InputError("convert says all that params and names say; leave these out")
+        match = read_converter(convert, reference.state, reference.tied)
+        return make_port(port, convert_state(convert, reference.state)), match
+    wrapped = make_port(port, params)
+    return wrapped, match_tensors(reference.state, wrapped.leaves, names, reference.tied)
+
+
+def compare_seed(
+    comparer: PairComparer, inputs: Arrays, outputs: Arrays, *, seed: int
+) -> PairComparison:
+    """Compare a pair on the values of a seed: 0 is the reference's own values and inputs.
+
+    Args:
+        outputs: of the reference, for their shapes.
+    """
+    state = comparer.reference.state
+    tensors = state if seed == 0 else draw_tensors(state, seed=seed)
+    given = inputs if seed == 0 else _draw_inputs(inputs, seed)
+    rng = np.random.default_rng((seed, 1))
+    cotangents = tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs)
+    return comparer(tensors, given, cotangents, seed=seed)
+
+
+def draw_tensors(state: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.ndarray]:
+    """Draw values around those of a reference; what is never negative stays so."""
+    rng = np.random.default_rng(seed)
+    drawn = {}
+    for name, array in state.items():
+        if array.dtype.kind != "f":
+            drawn[name] = array
+        elif name.endswith("running_var"):
+            drawn[name] = (array * rng.uniform(0.5, 1.5, array.shape)).astype(array.dtype)
+        else:
+            spread = float(array.std()) if array.size > 1 else 0.0
+            noise = rng.standard_normal(array.shape) * (spread or 0.2)
+            drawn[name] = (array + noise).astype(array.dtype)
+    return drawn
+
+
+def judge(
+    comparisons: tuple[PairComparison, ...],
+    integers: IntegerProof,
+    steps: PairSteps | None,
+    missing: Sequence[str],
+) -> tuple[str, tuple[str, ...]]:
+    """Return the verdict and its reasons."""
+    problems = [problem for c in comparisons for problem in c.problems]
+    if integers.unequal:
+        problems.append(str(integers))
+    if steps is not None and steps.problem:
+        problems.append(steps.problem)
+    if problems:
+        return "different", tuple(dict.fromkeys(problems))
+    notes = [
+        f"float64 agrees to rounding; the float32 error of each side against float64 is of the same"
+        f" size, within a factor of {FACTOR:g} (gradients {GRADIENT_FACTOR:g})"
+    ]
+    ties = sum(c.near_ties for c in comparisons)
+    if ties:
+        notes.append(
+            f"{ties} near-ties of ReLUs or pools: where they fall in float32 is chance, so the "
+            "float32 gradients of these inputs say nothing"
+        )
+    if missing:
+        notes.append(f"the port holds no values of {list_names(missing, 4)}")
+    return ("identical" if integers.holds else "equivalent"), (str(integers), *notes)
+
+
+def enumerate_names(inputs: Arrays) -> list[tuple[str, np.ndarray]]:
+    """Return (a name, an input) of each input."""
+    return [(f"input {place + 1}", x) for place, x in enumerate(inputs)]
+
+
+def _has_training(reference: Reference, port: Port) -> bool:
+    """Say whether a pair computes something else in training, other than dropping values."""
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    return port.has_training and any(
+        isinstance(part, kinds) and part.track_running_stats for part in reference.module.modules()
+    )
+
+
+def _find_layouts(
+    port: Port,
+    match: Correspondence,
+    reference: Reference,
+    inputs: Arrays,
+    outputs: Arrays,
+    channels_last: bool | None,
+) -> Any:
+    run = PortRun(port, lambda given: given, dtype="float64", train=False)
+    leaves = match.to_port(reference.state)
+    return find_layouts(
+        inputs,
+        [y.shape for y in outputs],
+        lambda given: run.count_outputs(leaves, given),
+        channels_last=channels_last,
+    )
+
+
+def _read_inputs(inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray]) -> Arrays:
+    arrays = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+    if not arrays:
+        raise InputError("inputs are empty; give the arrays that the reference takes")
+    return tuple(np.asarray(array) for array in arrays)
+
+
+def _refuse_infinite(state: Mapping[str, np.ndarray], inputs: Arrays) -> None:
+    named = {**state, **dict(enumerate_names(inputs))}
+    bad = [name for name, array in named.items() if not np.isfinite(array).all()]
+    if bad:
+        raise InputError(
+            f"NaN or infinite values in {list_names(bad, 3)}: nothing can be said of them; take "
+            "other weights or inputs"
+        )
+
+
+def _draw_inputs(inputs: Arrays, seed: int) -> Arrays:
+    """Draw inputs of the same shapes and spread; integers stay as they are."""
+    rng = np.random.default_rng((seed, 2))
+    return tuple(
+        (x.mean() + (x.std() or 1.0) * rng.standard_normal(x.shape)).astype(x.dtype)
+        if x.dtype.kind == "f"
+        else x
+        for x in inputs
+    )
+
+
+def _draw_batch(inputs: Arrays, outputs: Arrays, step: int) -> tuple[Arrays, Arrays]:
+    rng = np.random.default_rng((step, 3))
+    targets = tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs)
+    return _draw_inputs(inputs, step + 1), targets
+
+
+def _describe_scope(
+    inputs: Arrays,
+    comparers: list[PairComparer],
+    seeds: int,
+    steps: PairSteps | None,
+    integers: IntegerProof,
+) -> str:
+    shapes = " and ".join(str(x.shape) for x in inputs)
+    modes = " and ".join("training" if c.train else "inference" for c in comparers)
+    parts = [
+        f"the reference's weights on the given inputs of {shapes}, and {seeds - 1} draws of both, "
+        f"forward and gradients, in {modes}"
+    ]
+    if steps is not None:
+        parts.append(f"{len(steps.distances)} training steps in float64")
+    if not integers.refused:
+        parts.append("an exact proof on integers of these shapes")
+    return f"Compared: {'; '.join(parts)}."
+
+
+def _hash(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
