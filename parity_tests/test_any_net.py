@@ -15,6 +15,7 @@ from torch import nn
 from parity_tests.pairs import table
 from parity_tests.pairs.bugs import BUGS
 from parity_tests.pairs.catalogue import PAIRS, WIDTHS, draw_inputs, load_port
+from unet_jax.forms import max_pool
 from unet_parity import verify_pair
 from unet_parity.pair.correspondence import match_tensors, read_converter
 from unet_parity.pair.integers import prove
@@ -268,6 +269,68 @@ def test_a_linen_module_is_a_port_with_its_variables():
 def test_what_cannot_be_compared_is_refused_in_a_sentence(port, options, message):
     with pytest.raises(InputError, match=message):
         verify_pair(net(), port, **{"inputs": [X], **options})
+
+
+# ---- sizes
+
+
+class Pool(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return torch.nn.functional.max_pool2d(self.conv(x), 2)
+
+
+def pool_port(params, x):
+    y = jax.lax.conv_general_dilated(
+        x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return max_pool(y + params["bias"])
+
+
+def compare_pools(port):
+    def convert(state):
+        return {"kernel": state["conv.weight"].transpose(2, 3, 1, 0), "bias": state["conv.bias"]}
+
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 12)).astype(np.float32)
+    return verify_pair(Pool(), port, convert=convert, inputs=[x], seeds=1, steps=0)
+
+
+def test_other_sizes_are_tried_and_said():
+    report = compare_pools(pool_port)
+    assert report.verdict == "identical"
+    shapes = {size.shapes[0] for size in report.sizes}
+    assert shapes >= {(2, 3, 9, 12), (2, 3, 7, 12), (2, 3, 8, 13), (2, 3, 8, 11), (3, 3, 8, 12)}
+    assert max(shape[2] for shape in shapes) > 256
+    assert "(2, 3, 9, 12)" in report.compared
+
+
+@pytest.mark.parametrize(
+    ("is_wrong", "size"),
+    [(lambda shape: shape[1] > 256, "rows"), (lambda shape: shape[2] % 2, "(2, 3, 8, 13)")],
+)
+def test_a_bug_at_other_sizes_is_found(is_wrong, size):
+    def port(params, x):
+        wrong = {**params, "bias": params["bias"] + 1e-9 * bool(is_wrong(x.shape))}
+        return pool_port(wrong, x)
+
+    report = compare_pools(port)
+    assert report.verdict == "different"
+    assert report.reasons[0].startswith("for inputs of (2, 3, ")
+    assert size == "rows" or size in report.reasons[0]
+
+
+def test_a_size_that_the_port_refuses_is_a_note():
+    def port(params, x):
+        assert x.shape[1] < 256
+        return pool_port(params, x)
+
+    report = compare_pools(port)
+    assert report.verdict == "identical"
+    assert any("the port does not run on inputs of " in reason for reason in report.reasons)
 
 
 # ---- in people's tests

@@ -22,6 +22,8 @@ from unet_parity.pair.passes import Arrays, PairPass, PortRun, Reference, call_r
 from unet_parity.pair.port import Port
 
 Tensors = Mapping[str, np.ndarray]
+MOST_LOCATED = 2**18
+"""Of inputs with more values, every operation of both sides would take too much memory."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class PairComparer:
         bad_statistics = [name for name, size in statistics.items() if not size <= OUTPUT_BOUND]
         bad = [name for name, size in gradients.items() if not size <= GRADIENT_BOUND]
         if not output <= OUTPUT_BOUND:
-            blame = self._blame_forward(tensors, inputs, truth, port)
+            blame = self._blame_forward(tensors, inputs, truth.outputs, port.outputs)
             problems.append(f"the output differs by {output:.1e} in float64")
         elif bad_statistics:
             blame = self._blame_statistic(tensors, truth, port, bad_statistics[0])
@@ -123,6 +125,22 @@ class PairComparer:
             statistics, *errors, near_ties, blame,
             tuple([str(blame), *problems] if blame else problems),
         )  # fmt: skip
+
+    def compare_outputs(self, tensors: Tensors, inputs: Arrays) -> tuple[float, Blame | None]:
+        """Return the largest relative difference of the outputs in float64, and where the port
+        leaves the reference if it is out of bounds.
+
+        Raises:
+            InputError: one of both does not run.
+        """
+        truth = self.reference.run(tensors, inputs, dtype="float64", train=self.train).outputs
+        leaves, run = self.match.to_port(tensors), self._runs["float64"]
+        run.count_outputs(leaves, inputs)
+        port = self.layouts.take(run.run_forward(leaves, inputs))
+        size = _worst(truth, port)
+        if size <= OUTPUT_BOUND or sum(x.size for x in inputs) > MOST_LOCATED:
+            return size, None
+        return size, self._blame_forward(tensors, inputs, truth, port)
 
     def run_reference(
         self, tensors: Tensors, inputs: Arrays, cotangents: Arrays, *, dtype: str
@@ -154,12 +172,12 @@ class PairComparer:
         )
 
     def _blame_forward(
-        self, tensors: Tensors, inputs: Arrays, truth: PairPass, port: PairPass
+        self, tensors: Tensors, inputs: Arrays, truth: Arrays, port: Arrays
     ) -> Blame:
         """Find the operation at which the port leaves the reference."""
         with_fault = [
             place
-            for place, (ours, theirs) in enumerate(zip(truth.outputs, port.outputs, strict=True))
+            for place, (ours, theirs) in enumerate(zip(truth, port, strict=True))
             if not difference(ours, theirs) <= OUTPUT_BOUND
         ]
         operations, places = self.log(tensors, inputs)
@@ -167,7 +185,7 @@ class PairComparer:
         closed, arguments = self._trace_port(tensors, inputs)
         values, made = record(closed, arguments)
         given = Values()
-        for output in made[: len(truth.outputs)]:
+        for output in made[: len(truth)]:
             given.add(output)
         places_at_fault = [place for place in sources if place is not None]
         return find_fault(operations, places_at_fault, values, given)

@@ -159,7 +159,7 @@ class PortRun:
     def __init__(self, port: Port, prepare: Callable[[Arrays], Arrays], *, dtype: str, train: bool):
         self.port, self.prepare, self.dtype, self.train = port, prepare, dtype, train
         with jax.enable_x64(dtype == "float64"):
-            self._forward = jax.jit(self._run_forward)
+            self._forward = compile_jax(self._run_forward, dtype)
             self._both = compile_jax(self._run_both, dtype)
 
     def count_outputs(self, leaves: Leaves, inputs: Arrays) -> list[tuple[int, ...]]:
@@ -188,6 +188,12 @@ class PortRun:
             made = self._both(*self._enter(leaves, inputs), given)
         outputs, after, of_leaves, of_inputs = map(to_numpy, made)
         return tuple(outputs), after, of_leaves, tuple(of_inputs)
+
+    def run_forward(self, leaves: Leaves, inputs: Arrays) -> Arrays:
+        """Return the outputs alone, as the port lays them out."""
+        with jax.enable_x64(self.dtype == "float64"):
+            outputs, _ = self._forward(*self._enter(leaves, inputs))
+        return tuple(to_numpy(outputs))
 
     def trace(self, leaves: Leaves, inputs: Arrays) -> tuple[Any, list[Any]]:
         """Return the port's forward pass as a jaxpr, and the arrays to evaluate it with."""

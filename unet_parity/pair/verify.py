@@ -1,7 +1,7 @@
 """`verify_pair`: are a torch module and its port to JAX the same, and if not, where?"""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from unet_parity import precision
 from unet_parity.float32_errors import GRADIENT_FACTOR
-from unet_parity.oracle import FACTOR
+from unet_parity.oracle import FACTOR, OUTPUT_BOUND
+from unet_parity.pair.blame import Blame
 from unet_parity.pair.comparison import PairComparer, PairComparison
 from unet_parity.pair.correspondence import (
     Correspondence,
@@ -22,6 +23,7 @@ from unet_parity.pair.integers import IntegerProof, prove
 from unet_parity.pair.layouts import find_layouts
 from unet_parity.pair.passes import Arrays, PortRun, Reference
 from unet_parity.pair.port import Port, make_port
+from unet_parity.pair.sizes import Shapes, draw_shapes, list_sizes
 from unet_parity.pair.steps import PairSteps, train_side_by_side
 from unet_spec import InputError
 from unet_spec.environment import environment
@@ -34,6 +36,39 @@ SEEDS = 3
 
 
 @dataclass(frozen=True)
+class SizeComparison:
+    """A `SizeComparison` is the outputs of a pair in float64 for inputs of another size.
+
+    Attributes:
+        shapes: of the inputs.
+        output: the largest relative difference; infinite if the port gives another shape, and None
+            if it does not run, which nobody can overlook.
+        blame: where the port leaves the reference.
+    """
+
+    shapes: Shapes
+    output: float | None
+    blame: Blame | None = None
+
+    @property
+    def problem(self) -> str:
+        """Say what is out of bounds; empty if nothing is."""
+        if self.output is None or self.output <= OUTPUT_BOUND:
+            return ""
+        what = f"the output differs by {self.output:.1e} in float64"
+        if not self.output < np.inf:
+            what = "the output has another shape, or is not finite"
+        if self.blame is not None:
+            what = f"{self.blame} ({what})"
+        return f"for inputs of {self.size}: {what}"
+
+    @property
+    def size(self) -> str:
+        """Return the shapes in words."""
+        return " and ".join(map(str, self.shapes))
+
+
+@dataclass(frozen=True)
 class PairReport:
     """What `verify_pair` found.
 
@@ -42,6 +77,7 @@ class PairReport:
             to rounding in float64, with float32 errors of the same size) or `different`.
         reasons: why, in sentences; of `different`, the first names what is at fault.
         comparisons: ordinary values, for each mode and seed.
+        sizes: outputs for inputs of other sizes.
         integers: the exact proof, or why there is none.
         steps: of training, side by side; None where there are none.
         compared: what was compared, in a sentence.
@@ -53,6 +89,7 @@ class PairReport:
     verdict: str
     reasons: tuple[str, ...]
     comparisons: tuple[PairComparison, ...]
+    sizes: tuple[SizeComparison, ...]
     integers: IntegerProof
     steps: PairSteps | None
     compared: str
@@ -63,8 +100,8 @@ class PairReport:
     @property
     def module(self) -> str:
         """Return the path of the reference's module at fault; empty where none is."""
-        blames = [c.blame.module for c in self.comparisons if c.blame is not None]
-        return blames[0] if blames else ""
+        blames = [*(c.blame for c in self.comparisons), *(s.blame for s in self.sizes)]
+        return next((blame.module for blame in blames if blame is not None), "")
 
     def __str__(self) -> str:
         """Say the verdict, why, and what it was found on."""
@@ -79,6 +116,7 @@ class PairReport:
             "compared": self.compared,
             "not_compared": self.not_compared,
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "sizes": [asdict(size) for size in self.sizes],
             "integers": asdict(self.integers),
             "steps": None if self.steps is None else asdict(self.steps),
             "hashes": self.hashes,
@@ -143,6 +181,10 @@ def verify_pair(
             comparisons.append(comparison)
             if comparison.problems:
                 break
+    sizes: list[SizeComparison] = []
+    if not any(c.problems for c in comparisons):
+        say("other sizes: both in float64, forward")
+        sizes = list(_compare_sizes(comparers[0], given))
     say("exact proof: integers, compared with ==")
     is_sound = not any(c.problems for c in comparisons)
     integers = prove(comparers[0], given, outputs)
@@ -154,11 +196,11 @@ def verify_pair(
             comparers[-1], draw_tensors(origin.state, seed=1), batches, recipe
         )
     missing = match.missing()
-    verdict, reasons = judge(tuple(comparisons), integers, trajectory, missing)
+    verdict, reasons = judge(tuple(comparisons), integers, trajectory, missing, sizes)
     return PairReport(
-        verdict, reasons, tuple(comparisons), integers, trajectory,
-        _describe_scope(given, comparers, seeds, trajectory, integers),
-        "Not compared: other sizes and other inputs, dropout, and what is around the net.",
+        verdict, reasons, tuple(comparisons), tuple(sizes), integers, trajectory,
+        _describe_scope(given, comparers, seeds, sizes, trajectory, integers),
+        "Not compared: sizes and inputs other than these, dropout, and what is around the net.",
         {"tensors": _hash(origin.state), "inputs": _hash(dict(enumerate_names(given)))},
         {**environment(), **precision.describe_precision()},
     )  # fmt: skip
@@ -251,9 +293,11 @@ def judge(
     integers: IntegerProof,
     steps: PairSteps | None,
     missing: Sequence[str],
+    sizes: Sequence[SizeComparison] = (),
 ) -> tuple[str, tuple[str, ...]]:
     """Return the verdict and its reasons."""
     problems = [problem for c in comparisons for problem in c.problems]
+    problems += [one.problem for one in sizes if one.problem]
     if integers.unequal:
         problems.append(str(integers))
     if steps is not None and steps.problem:
@@ -270,9 +314,23 @@ def judge(
             f"{ties} near-ties of ReLUs or pools: where they fall in float32 is chance, so the "
             "float32 gradients of these inputs say nothing"
         )
+    refused = [one.size for one in sizes if one.output is None]
+    if refused:
+        notes.append(f"the port does not run on inputs of {', '.join(refused)}; the reference does")
     if missing:
         notes.append(f"the port holds no values of {list_names(missing, 4)}")
     return ("identical" if integers.holds else "equivalent"), (str(integers), *notes)
+
+
+def _compare_sizes(comparer: PairComparer, inputs: Arrays) -> Iterator[SizeComparison]:
+    """Compare the outputs at other sizes that the reference takes."""
+    tensors = draw_tensors(comparer.reference.state, seed=1)
+    for shapes in list_sizes(comparer.reference, tensors, inputs):
+        given = draw_shapes(inputs, shapes, seed=1)
+        try:
+            yield SizeComparison(shapes, *comparer.compare_outputs(tensors, given))
+        except InputError:
+            yield SizeComparison(shapes, None)
 
 
 def enumerate_names(inputs: Arrays) -> list[tuple[str, np.ndarray]]:
@@ -344,6 +402,7 @@ def _describe_scope(
     inputs: Arrays,
     comparers: list[PairComparer],
     seeds: int,
+    sizes: list[SizeComparison],
     steps: PairSteps | None,
     integers: IntegerProof,
 ) -> str:
@@ -353,6 +412,9 @@ def _describe_scope(
         f"the reference's weights on the given inputs of {shapes}, and {seeds - 1} draws of both, "
         f"forward and gradients, in {modes}"
     ]
+    if sizes:
+        listed = [size.size for size in sizes if size.output is not None]
+        parts.append(f"outputs for inputs of {', '.join(listed)}")
     if steps is not None:
         parts.append(f"{len(steps.distances)} training steps in float64")
     if not integers.refused:

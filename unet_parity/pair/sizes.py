@@ -1,0 +1,106 @@
+"""Other sizes of a net's inputs, so that no mistake hides where nobody looks.
+
+Some mistakes show at odd sizes only, or at large ones. Which lengths of the inputs are free is not
+asked: one length is changed wherever it stands, and the reference runs or does not.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from unet_parity.pair.passes import Arrays, Reference
+from unet_spec import InputError
+
+Shapes = tuple[tuple[int, ...], ...]
+LARGEST_S = 2.0
+"""A forward pass of the reference in float64 takes at most about so long at the largest size."""
+MOST_VALUES = 2**22
+"""All inputs together have at most so many values."""
+
+
+def list_sizes(
+    reference: Reference, tensors: Mapping[str, np.ndarray], inputs: Arrays
+) -> list[Shapes]:
+    """Return other shapes of the inputs that the reference takes.
+
+    For each free length it is one more and one fewer, and for all of them together twice as much,
+    as often as there is time for.
+    """
+    axes = [
+        (place, axis)
+        for place, x in enumerate(inputs)
+        for axis in range(x.ndim)
+        if x.dtype.kind == "f"
+    ]
+    lengths = dict.fromkeys(inputs[place].shape[axis] for place, axis in axes)
+    free = []
+    sizes: list[Shapes] = []
+    shapes = tuple(x.shape for x in inputs)
+    for length in lengths:
+        # a length that stands in several inputs is changed in all of them
+        alike = [(p, a) for p, a in axes if inputs[p].shape[a] == length]
+        groups = [alike] if len({p for p, _ in alike}) > 1 else [[one] for one in alike]
+        for group in groups:
+            others = [_change(shapes, group, length + step) for step in (1, -1) if length + step]
+            taken = [other for other in others if _run(reference, tensors, inputs, other)]
+            sizes += taken
+            if taken:
+                free.append(group)
+    free = [group for group in free if min(axis for _, axis in group) > 0]  # batches stay
+    return sizes + list(_list_larger(reference, tensors, inputs, free))
+
+
+def _list_larger(
+    reference: Reference,
+    tensors: Mapping[str, np.ndarray],
+    inputs: Arrays,
+    free: list[list[tuple[int, int]]],
+) -> Iterator[Shapes]:
+    """Yield the largest shapes for which there is time."""
+    largest, factor = None, 2
+    while free:
+        shapes = tuple(x.shape for x in inputs)
+        for group in free:
+            place, axis = group[0]
+            shapes = _change(shapes, group, factor * inputs[place].shape[axis])
+        start = time.monotonic()
+        if sum(map(np.prod, shapes)) > MOST_VALUES:
+            break
+        if not _run(reference, tensors, inputs, shapes):
+            break
+        largest = shapes
+        if (time.monotonic() - start) * 2 ** len(free) > LARGEST_S:
+            break
+        factor *= 2
+    if largest is not None:
+        yield largest
+
+
+def _change(shapes: Shapes, group: list[tuple[int, int]], length: int) -> Shapes:
+    changed = [list(shape) for shape in shapes]
+    for place, axis in group:
+        changed[place][axis] = length
+    return tuple(map(tuple, changed))
+
+
+def _run(
+    reference: Reference, tensors: Mapping[str, np.ndarray], inputs: Arrays, shapes: Shapes
+) -> bool:
+    """Say whether the reference takes inputs of these shapes."""
+    try:
+        reference.run(tensors, draw_shapes(inputs, shapes, seed=0), dtype="float64", train=False)
+    except InputError:
+        return False
+    return True
+
+
+def draw_shapes(inputs: Arrays, shapes: Shapes, *, seed: int) -> Arrays:
+    """Draw inputs of other shapes: floating-point numbers spread as before, integers of these."""
+    rng = np.random.default_rng((seed, 4))
+    return tuple(
+        (x.mean() + (x.std() or 1.0) * rng.standard_normal(shape)).astype(x.dtype)
+        if x.dtype.kind == "f"
+        else rng.choice(x.ravel(), shape)
+        for x, shape in zip(inputs, shapes, strict=True)
+    )
