@@ -1,7 +1,7 @@
 """Any pair of nets: those that are the same are told so, and bugs are found and named."""
 
 import re
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -99,6 +99,36 @@ def test_the_exact_proof_finds_one_bit_that_nothing_else_sees():
     assert report.verdict == "different"
     (reason,) = report.reasons
     assert reason.startswith("in exact arithmetic output 1, gradient of ")
+
+
+class Unstable(nn.Module):
+    """It doubles every error eight times and more."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.1, 0.9, 7))
+
+    def forward(self, x):
+        x = torch.sigmoid(x * self.weight)
+        for _ in range(9):
+            x = 4 * x * (1 - x)
+        return x
+
+
+def test_a_net_that_enlarges_errors_is_no_false_alarm_and_hides_no_bug():
+    def port(params, x, *, error=0.0):
+        x = jax.nn.sigmoid(x * params["weight"]) + error
+        for _ in range(9):
+            x = 4 * (x - x * x)
+        return x
+
+    options: dict[str, Any] = {"params": {"weight": np.linspace(0.1, 0.9, 7, dtype=np.float32)},
+                               "inputs": [np.linspace(-2, 2, 35).reshape(5, 7)], "steps": 0}  # fmt: skip
+    right = verify_pair(Unstable(), port, **options)
+    assert right.verdict == "equivalent"
+    assert right.comparisons[0].output > 1e-12
+    wrong = verify_pair(Unstable(), partial(port, error=1e-9), **options)
+    assert wrong.verdict == "different"
 
 
 # ---- matching

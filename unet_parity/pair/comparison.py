@@ -1,8 +1,8 @@
 """Both sides of a pair on the same numbers: float64 must agree, and float32 err alike."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,11 @@ from unet_parity.pair.passes import Arrays, PairPass, PortRun, Reference, call_r
 from unet_parity.pair.port import Port
 
 Tensors = Mapping[str, np.ndarray]
+NO_SCALE = 1e-6
+"""A module whose gradients are below this part of the largest is measured by that part."""
+ENLARGED = 64 * 2.0**-29
+"""Of an error in float32, what is allowed in float64: 29 bits less, and 64 times as much, because
+both sides err, and each in its own way."""
 MOST_LOCATED = 2**18
 """Of inputs with more values, every operation of both sides would take too much memory."""
 
@@ -57,6 +62,77 @@ class PairComparison:
     problems: tuple[str, ...]
 
 
+class Differences(NamedTuple):
+    """How far a pass is from a float64 pass of the reference, relatively; the fields are those of
+    `PairComparison`."""
+
+    output: float
+    input_gradient: float
+    gradients: dict[str, float]
+    statistics: dict[str, float]
+
+    def list_problems(self, allowed: "Allowed") -> Iterator[str]:
+        """Say what is out of bounds."""
+        named = {"the output": self.output}
+        named |= {f"{name} after the pass": size for name, size in self.statistics.items()}
+        for what, size in named.items():
+            if not size <= allowed.output:
+                yield f"{what} differs by {size:.1e} in float64, {allowed.output:.0e} allowed"
+        named = {"the input": self.input_gradient, **self.gradients}
+        for name, size in named.items():
+            if not size <= allowed.gradient:
+                yield (
+                    f"the gradient of {name} differs by {size:.1e} in float64, "
+                    f"{allowed.gradient:.0e} allowed"
+                )
+
+
+class Allowed(NamedTuple):
+    """Up to which size a difference in float64 is rounding."""
+
+    output: float
+    gradient: float
+
+
+def measure(truth: PairPass, other: PairPass) -> Differences:
+    """Measure how far a pass is from a float64 pass of the reference."""
+    scales = module_scales(truth.gradients)
+    # a gradient that is 0 but for rounding has no scale of its own
+    least = NO_SCALE * max(scales.values(), default=0.0)
+    gradients = {
+        name: difference(
+            value, other.gradients[name], scale=max(scales[module_of(name)], least) or None
+        )
+        for name, value in truth.gradients.items()
+        if name in other.gradients
+    }
+    statistics = {
+        name: difference(value, other.statistics[name])
+        for name, value in truth.statistics.items()
+        if name in other.statistics
+    }
+    return Differences(
+        _worst(truth.outputs, other.outputs),
+        _worst(truth.input_gradients, other.input_gradients),
+        gradients,
+        statistics,
+    )
+
+
+def allow(float32: Differences) -> Allowed:
+    """Return what is rounding in float64, by what it is in float32 in the reference alone.
+
+    A deep net enlarges rounding errors, in both types alike.
+    """
+    largest = [size for size in float32.gradients.values() if size < np.inf]
+    gradient = max([float32.input_gradient, *largest])
+    output = max([float32.output, *float32.statistics.values()])
+    return Allowed(
+        max(OUTPUT_BOUND, min(output, 1.0) * ENLARGED),
+        max(GRADIENT_BOUND, min(gradient, 1.0) * ENLARGED),
+    )
+
+
 class PairComparer:
     """Compares one pair in one mode, compiled once for many values of one shape."""
 
@@ -86,61 +162,62 @@ class PairComparer:
             cotangents: gradients of a loss by the reference's outputs.
             seed: of these values, for the report.
         """
-        truth = self.run_reference(tensors, inputs, cotangents, dtype="float64")
-        port = self.run_port(tensors, inputs, cotangents, dtype="float64")
-        scales = module_scales(truth.gradients)
-        output = _worst(truth.outputs, port.outputs)
-        input_gradient = _worst(truth.input_gradients, port.input_gradients)
-        gradients = {
-            name: difference(value, port.gradients[name], scale=scales[module_of(name)] or None)
-            for name, value in truth.gradients.items()
-            if name in port.gradients
-        }
-        statistics = {
-            name: difference(value, port.statistics[name])
-            for name, value in truth.statistics.items()
-            if name in port.statistics
-        }
-        blame = None
-        problems: list[str] = []
-        bad_statistics = [name for name, size in statistics.items() if not size <= OUTPUT_BOUND]
-        bad = [name for name, size in gradients.items() if not size <= GRADIENT_BOUND]
-        if not output <= OUTPUT_BOUND:
-            blame = self._blame_forward(tensors, inputs, truth.outputs, port.outputs)
-            problems.append(f"the output differs by {output:.1e} in float64")
-        elif bad_statistics:
-            blame = self._blame_statistic(tensors, truth, port, bad_statistics[0])
-        elif bad or not input_gradient <= GRADIENT_BOUND:
-            blame = self._blame_backward(tensors, inputs, cotangents, truth, port, bad)
-        problems += [f"{n} differs by {statistics[n]:.1e} after the pass" for n in bad_statistics]
-        problems += [f"the gradient of {n} differs by {gradients[n]:.1e} in float64" for n in bad]
-        if not input_gradient <= GRADIENT_BOUND:
-            problems.append(f"the gradient of the input differs by {input_gradient:.1e} in float64")
+        given = tensors, inputs, cotangents
+        truth = self.run_reference(*given, dtype="float64")
+        port = self.run_port(*given, dtype="float64")
+        ours = self.run_reference(*given, dtype="float32")
+        found = measure(truth, port)
+        allowed = allow(measure(truth, ours))
+        problems = list(found.list_problems(allowed))
+        blame = self._find_blame(*given, truth, port, found, allowed) if problems else None
         errors, near_ties = (np.nan, np.nan), 0
         if blame is None:
-            errors, near_ties, found = self._compare_float32(tensors, inputs, cotangents, truth)
-            problems += found
+            errors, near_ties, problems = self._compare_float32(*given, truth, ours)
         return PairComparison(
-            "training" if self.train else "inference", seed, output, input_gradient, gradients,
-            statistics, *errors, near_ties, blame,
+            "training" if self.train else "inference", seed, *found, *errors, near_ties, blame,
             tuple([str(blame), *problems] if blame else problems),
         )  # fmt: skip
 
-    def compare_outputs(self, tensors: Tensors, inputs: Arrays) -> tuple[float, Blame | None]:
-        """Return the largest relative difference of the outputs in float64, and where the port
-        leaves the reference if it is out of bounds.
+    def _find_blame(
+        self,
+        tensors: Tensors,
+        inputs: Arrays,
+        cotangents: Arrays,
+        truth: PairPass,
+        port: PairPass,
+        found: "Differences",
+        allowed: "Allowed",
+    ) -> Blame:
+        """Find where the port leaves the reference."""
+        if not found.output <= allowed.output:
+            return self._blame_forward(tensors, inputs, truth.outputs, port.outputs)
+        statistics = [n for n, size in found.statistics.items() if not size <= allowed.output]
+        if statistics:
+            return self._blame_statistic(tensors, truth, port, statistics[0])
+        bad = [name for name, size in found.gradients.items() if not size <= allowed.gradient]
+        return self._blame_backward(tensors, inputs, cotangents, truth, port, bad)
+
+    def compare_outputs(
+        self, tensors: Tensors, inputs: Arrays
+    ) -> tuple[float, float, Blame | None]:
+        """Return the largest relative difference of the outputs in float64, what is allowed, and
+        where the port leaves the reference if it is out of bounds.
 
         Raises:
             InputError: one of both does not run.
         """
-        truth = self.reference.run(tensors, inputs, dtype="float64", train=self.train).outputs
+        truth, ours = (
+            self.reference.run(tensors, inputs, dtype=dtype, train=self.train).outputs
+            for dtype in ("float64", "float32")
+        )
         leaves, run = self.match.to_port(tensors), self._runs["float64"]
         run.count_outputs(leaves, inputs)
         port = self.layouts.take(run.run_forward(leaves, inputs))
         size = _worst(truth, port)
-        if size <= OUTPUT_BOUND or sum(x.size for x in inputs) > MOST_LOCATED:
-            return size, None
-        return size, self._blame_forward(tensors, inputs, truth, port)
+        allowed = allow(Differences(_worst(truth, ours), 0.0, {}, {})).output
+        if size <= allowed or sum(x.size for x in inputs) > MOST_LOCATED:
+            return size, allowed, None
+        return size, allowed, self._blame_forward(tensors, inputs, truth, port)
 
     def run_reference(
         self, tensors: Tensors, inputs: Arrays, cotangents: Arrays, *, dtype: str
@@ -248,10 +325,14 @@ class PairComparer:
         return float(getattr(part, "momentum", None) or 0.1)
 
     def _compare_float32(
-        self, tensors: Tensors, inputs: Arrays, cotangents: Arrays, truth: PairPass
+        self,
+        tensors: Tensors,
+        inputs: Arrays,
+        cotangents: Arrays,
+        truth: PairPass,
+        ours: PairPass,
     ) -> tuple[tuple[float, float], int, list[str]]:
         """Compare the errors of both in float32."""
-        ours = self.run_reference(tensors, inputs, cotangents, dtype="float32")
         theirs = self.run_port(tensors, inputs, cotangents, dtype="float32")
         scale = rms(_join(truth.outputs))
         errors = [rms(_join(run.outputs) - _join(truth.outputs)) for run in (ours, theirs)]

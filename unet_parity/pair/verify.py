@@ -43,17 +43,19 @@ class SizeComparison:
         shapes: of the inputs.
         output: the largest relative difference; infinite if the port gives another shape, and None
             if it does not run, which nobody can overlook.
+        allowed: up to which it is rounding.
         blame: where the port leaves the reference.
     """
 
     shapes: Shapes
     output: float | None
+    allowed: float = OUTPUT_BOUND
     blame: Blame | None = None
 
     @property
     def problem(self) -> str:
         """Say what is out of bounds; empty if nothing is."""
-        if self.output is None or self.output <= OUTPUT_BOUND:
+        if self.output is None or self.output <= self.allowed:
             return ""
         what = f"the output differs by {self.output:.1e} in float64"
         if not self.output < np.inf:
