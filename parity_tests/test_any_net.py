@@ -28,6 +28,16 @@ SEEDS = 5
 NAMES = [pair.name for pair in PAIRS]
 EXACT = "mixer"
 """The pair of which no operation rounds integers."""
+X = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+
+
+@cache
+def linear_pair():
+    def convert(state):
+        return {"w": state["weight"].T, "b": state["bias"]}
+
+    torch.manual_seed(0)
+    return nn.Linear(3, 3), convert
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -122,8 +132,11 @@ def test_a_net_that_enlarges_errors_is_no_false_alarm_and_hides_no_bug():
             x = 4 * (x - x * x)
         return x
 
-    options: dict[str, Any] = {"params": {"weight": np.linspace(0.1, 0.9, 7, dtype=np.float32)},
-                               "inputs": [np.linspace(-2, 2, 35).reshape(5, 7)], "steps": 0}  # fmt: skip
+    options: dict[str, Any] = {
+        "params": {"weight": np.linspace(0.1, 0.9, 7, dtype=np.float32)},
+        "inputs": [np.linspace(-2, 2, 35).reshape(5, 7)],
+        "steps": 0,
+    }
     right = verify_pair(Unstable(), port, **options)
     assert right.verdict == "equivalent"
     assert right.comparisons[0].output > 1e-12
@@ -241,6 +254,148 @@ def test_tied_tensors_move_together():
     assert frozen.module == "second"
 
 
+# ---- outputs, inputs and types
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean, self.deviation = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return {"mean": self.mean(x), "deviation": self.deviation(x)}
+
+
+def convert_heads(state):
+    return {name: (state[f"{name}.weight"].T, state[f"{name}.bias"])
+            for name in ("mean", "deviation")}  # fmt: skip
+
+
+def apply_heads(params, x, names):
+    return {n: x @ params[p][0] + params[p][1] for n, p in names.items()}
+
+
+def test_outputs_of_a_dict_are_matched_by_their_names():
+    right = {"mean": "mean", "deviation": "deviation"}
+    options: dict[str, Any] = {"convert": convert_heads, "inputs": [X], "steps": 2}
+    torch.manual_seed(0)
+    report = verify_pair(TwoHeads(), partial(apply_heads, names=right), **options)
+    assert report.verdict == "identical"
+    swapped = dict(zip(right, reversed(right.values()), strict=True))
+    report = verify_pair(TwoHeads(), partial(apply_heads, names=swapped), **options)
+    assert report.verdict == "different"
+    assert "given in another place or order" in report.reasons[0]
+
+
+class Masked(nn.Module):
+    """Attention pooling over the first tokens of each row."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.key, self.score = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, tokens, lengths):
+        x = self.embed(tokens)
+        scores = self.score(torch.tanh(self.key(x)))[..., 0]
+        outside = torch.arange(tokens.shape[1]) >= lengths[:, None]
+        weights = scores.masked_fill(outside, -torch.inf).softmax(-1)
+        return torch.einsum("bt,btd->bd", weights, x)
+
+
+def pool_tokens(params, tokens, lengths, act=jnp.tanh, fill=-1e9, table=None):
+    x = params["embed"][tokens]
+    scores = (act(x @ params["k"] + params["kb"]) @ params["s"] + params["sb"])[..., 0]
+    inside = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    weights = jax.nn.softmax(jnp.where(inside, scores, fill), axis=-1)
+    return (weights[..., None] * x).sum(1)
+
+
+def compare_masked(**changes):
+    def convert(state):
+        return {"embed": state["embed.weight"], "k": state["key.weight"].T, "kb": state["key.bias"],
+                "s": state["score.weight"].T, "sb": state["score.bias"]}  # fmt: skip
+
+    torch.manual_seed(0)
+    tokens = np.random.default_rng(0).integers(0, 9, (3, 5))
+    return verify_pair(
+        Masked(), partial(pool_tokens, **changes), convert=convert, steps=1,
+        inputs={"lengths": np.array([2, 5, 3]), "tokens": tokens},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"act": jax.nn.relu}, "the net: its tanh differs; it looks like ReLU"),
+        ({"fill": 0.0}, "the net: its mask differs"),
+        ({"fill": -1.0}, "the net: its mask differs"),
+    ],
+)
+def test_mistakes_around_a_mask_of_integers_are_named(changes, reason):
+    report = compare_masked(**changes)
+    assert (report.verdict == "different") == bool(reason)
+    assert report.reasons[0].startswith(reason)
+
+
+def test_a_port_that_computes_in_float32_is_judged_by_float32_and_told_so():
+    class Attention(nn.Module):
+        def forward(self, q, k, v):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    def port(params, q, k, v, *, scale=None):
+        moved = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
+        return jnp.swapaxes(jax.nn.dot_product_attention(*moved, scale=scale), 1, 2)
+
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((2, 3, 5, 4)).astype(np.float32) for _ in range(3)]
+    options: dict[str, Any] = {"inputs": inputs, "params": {}, "channels_last": False}
+    report = verify_pair(Attention(), port, **options)
+    assert report.verdict == "equivalent"
+    assert any("the port computes in float32 or less" in reason for reason in report.reasons)
+    assert verify_pair(Attention(), partial(port, scale=0.501), **options).verdict == "different"
+
+
+def test_parameters_of_other_values_are_told_and_narrow_ones_noted():
+    def port(params, x):
+        return x @ params["w"].astype(x.dtype) + params["b"].astype(x.dtype)
+
+    reference, _ = linear_pair()
+    weight, bias = reference.weight.detach().numpy().T, reference.bias.detach().numpy()
+    narrow = {"w": weight.astype(jnp.bfloat16), "b": bias}
+    names = {"weight": "w", "bias": "b"}
+    report = verify_pair(reference, port, params=narrow, names=names, inputs=[X])
+    assert report.verdict == "identical"
+    assert any("the port keeps w in a type narrower" in reason for reason in report.reasons)
+    other = {"w": 1.001 * weight, "b": bias}
+    report = verify_pair(reference, port, params=other, names=names, inputs=[X])
+    assert report.verdict == "different"
+    assert "w of the port has not the values of the reference: they are 1.0e-03" in str(report)
+
+
+def test_a_reference_that_draws_random_numbers_is_refused():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.dropout(x, 0.5)
+
+    with pytest.raises(InputError, match="it draws random numbers even in inference"):
+        verify_pair(Noisy(), lambda p, x: x, params={}, inputs=[X])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": {"input": X, "size": X}}, "size: no such argument of the reference's forward"),
+        ({"convert": lambda state: None}, "convert returns None"),
+        ({"convert": lambda state: {"w": state["weight"].T}}, "it is given no values of bias"),
+    ],
+)
+def test_what_was_forgotten_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        verify_pair(linear_pair()[0], lambda p, x: x @ p["w"] + p["b"],
+                    **{"inputs": [X], "convert": linear_pair()[1], **options})  # fmt: skip
+
+
 # ---- kinds of ports
 
 
@@ -259,9 +414,6 @@ class Linen(linen.Module):
     def __call__(self, x, train: bool = False):
         x = linen.relu(linen.Dense(3, name="first")(x))
         return linen.Dense(2, use_bias=False, name="second")(x)
-
-
-X = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
 
 
 def test_an_nnx_module_is_a_port_with_its_weights():
@@ -286,7 +438,7 @@ def test_a_linen_module_is_a_port_with_its_variables():
 @pytest.mark.parametrize(
     ("port", "options", "message"),
     [
-        (lambda p, x: x, {}, "the port has no parameters; give them as params, or give convert"),
+        (lambda p, x: x, {}, "the port has no parameters; give convert"),
         (3, {"params": {"a": np.ones(3)}}, "the port is a int; give a function"),
         (lambda p, x: p["w"], {"params": STATE}, "the port does not run on inputs of the shapes"),
         (lambda p, x: x[0], {"params": STATE}, r"the port gives outputs of the shapes \(3,\)"),
@@ -364,15 +516,6 @@ def test_a_size_that_the_port_refuses_is_a_note():
 
 
 # ---- in people's tests
-
-
-@cache
-def linear_pair():
-    def convert(state):
-        return {"w": state["weight"].T, "b": state["bias"]}
-
-    torch.manual_seed(0)
-    return nn.Linear(3, 3), convert
 
 
 def test_an_assertion_carries_the_report_and_leaves_a_page(tmp_path, monkeypatch):

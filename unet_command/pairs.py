@@ -1,17 +1,11 @@
 """`unet verify --port`: somebody's own torch module and their own port of it."""
 
-import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from unet_command.parsing import Command
 from unet_command.reports import write_json
-from unet_spec import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
 
@@ -60,7 +54,7 @@ def verify(
         module,
         None if port is None else references.load_name(port, flag="--port"),
         convert=None if convert is None else references.load_name(convert, flag="--convert"),
-        inputs=_sort_inputs(arrays, module, inputs),
+        inputs=arrays,
         names=lines,
         steps=steps,
         say=lambda text: console.print(text, highlight=False),
@@ -73,23 +67,3 @@ def verify(
         console.print(f"the page: {report}", markup=False)
     write_json(json, found.to_json(), command=command)
     return int(found.verdict == "different")
-
-
-def _sort_inputs(arrays: "dict[str, np.ndarray]", module: Any, source: Path) -> "list[np.ndarray]":
-    """Return the arrays in the order of the arguments of `forward` that they are named like, or in
-    their own order where they are named otherwise.
-
-    Raises:
-        InputError: some are named like arguments and some are not.
-    """
-    arguments = list(inspect.signature(module.forward).parameters)
-    named = [name for name in arguments if name in arrays]
-    if not named:
-        return list(arrays.values())
-    if len(named) < len(arrays):
-        other = next(name for name in arrays if name not in named)
-        raise InputError(
-            f"{source}: {other} is no argument of the reference's forward, whose are "
-            f"{', '.join(arguments)}; name the arrays like them"
-        )
-    return [arrays[name] for name in named]

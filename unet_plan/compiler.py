@@ -157,7 +157,7 @@ def _optimise(level: str) -> Iterator[None]:
     """Compile at a level of optimisation in the block."""
     import jax
 
-    before = jax.config.read("jax_optimization_level")
+    before = jax.config.values["jax_optimization_level"]
     jax.config.update("jax_optimization_level", level)
     try:
         yield

@@ -97,13 +97,14 @@ def _walk_back(
     unlike: set[int] = set()
     to_visit = list(outputs)
     known: dict[tuple[int, int], bool] = {}
+    dependent = _find_dependent(operations)
     while to_visit:
         place = to_visit.pop()
         if place in known:
             continue
         number, which = place
         operation = operations[number]
-        known[place] = _is_of_weights(operation) or _contains(values, operation.outputs[which])
+        known[place] = number not in dependent or _contains(values, operation.outputs[which])
         if known[place]:
             continue
         unlike.add(number)
@@ -146,6 +147,20 @@ def _contains(values: Values, tensor: Tensor) -> bool:
     return values.contains(tensor.detach().double().numpy())
 
 
-def _is_of_weights(operation: Operation) -> bool:
-    """Say whether an operation takes nothing that another one gives, nor an input of the net."""
-    return operation.name != "clone" and not any(operation.inputs)
+def _find_dependent(operations: Sequence[Operation]) -> set[int]:
+    """Return the operations that compute with floating-point numbers what depends on an input.
+
+    What is computed from weights, or from integers and masks alone, may look otherwise in the port.
+    """
+    reached: set[int] = set()
+    dependent: set[int] = set()
+    for operation in operations:
+        # an input of the net is copied before anything is done with it
+        is_input = operation.name == "clone" and not any(operation.inputs)
+        if not is_input and not any(source and source[0] in reached for source in operation.inputs):
+            continue
+        reached.add(operation.number)
+        are_float = [tensor.is_floating_point() for tensor in operation.tensors]
+        if any(are_float) and any(tensor.is_floating_point() for tensor in operation.outputs):
+            dependent.add(operation.number)
+    return dependent

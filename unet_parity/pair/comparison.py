@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.pair.blame import Blame, find_fault
 from unet_parity.pair.correspondence import Correspondence
 from unet_parity.pair.gradients import find_module, log_backward
-from unet_parity.pair.intermediates import Values, record
+from unet_parity.pair.intermediates import TOLERANCE, Values, find_narrowings, record
 from unet_parity.pair.layouts import Layouts
 from unet_parity.pair.operations import Operation, log_forward
 from unet_parity.pair.passes import Arrays, PairPass, PortRun, Reference, call_reference, to_torch
@@ -27,6 +28,8 @@ NO_SCALE = 1e-6
 ENLARGED = 64 * 2.0**-29
 """Of an error in float32, what is allowed in float64: 29 bits less, and 64 times as much, because
 both sides err, and each in its own way."""
+FLOAT32_TOLERANCE = 1e-5
+"""Two values are the same where they are this near, if the port computes in float32."""
 MOST_LOCATED = 2**18
 """Of inputs with more values, every operation of both sides would take too much memory."""
 
@@ -133,8 +136,19 @@ def allow(float32: Differences) -> Allowed:
     )
 
 
+def allow_float32(float32: Differences) -> Allowed:
+    """Return likewise what is rounding where the port computes parts in float32."""
+    gradient = max([float32.input_gradient, *float32.gradients.values()])
+    output = max([float32.output, *float32.statistics.values()])
+    return Allowed(FACTOR * output, GRADIENT_FACTOR * gradient)
+
+
 class PairComparer:
-    """Compares one pair in one mode, compiled once for many values of one shape."""
+    """Compares one pair in one mode, compiled once for many values of one shape.
+
+    Args:
+        inputs: of that shape.
+    """
 
     def __init__(
         self,
@@ -143,9 +157,11 @@ class PairComparer:
         match: Correspondence,
         layouts: Layouts,
         *,
+        inputs: Arrays,
         train: bool,
     ):
         self.reference, self.port, self.match = reference, port, match
+        self._inputs = inputs
         self.layouts, self.train = layouts, train
         self._copies = match.copies()
         self._runs = {
@@ -169,6 +185,9 @@ class PairComparer:
         found = measure(truth, port)
         allowed = allow(measure(truth, ours))
         problems = list(found.list_problems(allowed))
+        if problems and self.narrowings:
+            allowed = allow_float32(measure(truth, ours))
+            problems = list(found.list_problems(allowed))
         blame = self._find_blame(*given, truth, port, found, allowed) if problems else None
         errors, near_ties = (np.nan, np.nan), 0
         if blame is None:
@@ -177,6 +196,16 @@ class PairComparer:
             "training" if self.train else "inference", seed, *found, *errors, near_ties, blame,
             tuple([str(blame), *problems] if blame else problems),
         )  # fmt: skip
+
+    @cached_property
+    def narrowings(self) -> tuple[str, ...]:
+        """The functions in which the port computes in float32 or less, though given float64."""
+        closed, _ = self._trace_port(self.reference.state, self._inputs)
+        return tuple(dict.fromkeys(find_narrowings(closed.jaxpr)))
+
+    @property
+    def _tolerance(self) -> float:
+        return FLOAT32_TOLERANCE if self.narrowings else TOLERANCE
 
     def _find_blame(
         self,
@@ -211,10 +240,11 @@ class PairComparer:
             for dtype in ("float64", "float32")
         )
         leaves, run = self.match.to_port(tensors), self._runs["float64"]
-        run.count_outputs(leaves, inputs)
+        run.list_outputs(leaves, inputs)
         port = self.layouts.take(run.run_forward(leaves, inputs))
         size = _worst(truth, port)
-        allowed = allow(Differences(_worst(truth, ours), 0.0, {}, {})).output
+        rounding = Differences(_worst(truth, ours), 0.0, {}, {})
+        allowed = (allow_float32 if self.narrowings else allow)(rounding).output
         if size <= allowed or sum(x.size for x in inputs) > MOST_LOCATED:
             return size, allowed, None
         return size, allowed, self._blame_forward(tensors, inputs, truth, port)
@@ -260,8 +290,8 @@ class PairComparer:
         operations, places = self.log(tensors, inputs)
         sources = [places[place] for place in with_fault if places[place] is not None]
         closed, arguments = self._trace_port(tensors, inputs)
-        values, made = record(closed, arguments)
-        given = Values()
+        values, made = record(closed, arguments, tolerance=self._tolerance)
+        given = Values(self._tolerance)
         for output in made[: len(truth)]:
             given.add(output)
         places_at_fault = [place for place in sources if place is not None]
@@ -298,7 +328,7 @@ class PairComparer:
             closed, arguments = self._runs["float64"].trace_both(
                 self.match.to_port(tensors), inputs, self.layouts.give(cotangents)
             )
-        values, _ = record(closed, arguments)
+        values, _ = record(closed, arguments, tolerance=self._tolerance)
         held: dict[str, torch.Tensor] = dict(model.named_parameters())
         wrong = [held[name] for name in bad] or [x for x in leaves if x.requires_grad]
         module = find_module(calls, wrong, values)

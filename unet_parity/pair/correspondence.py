@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from unet_parity.differences import difference
 from unet_parity.pair.port import Leaves, make_port, name_leaves
 from unet_spec import InputError
 from unet_spec.wording import list_names
@@ -22,6 +23,8 @@ Tensors = Mapping[str, np.ndarray]
 DIGIT = 256
 """Places are written as numbers below this, which every float type holds exactly."""
 NOWHERE = -1
+SAME = 1e-6
+"""Values of float32 that were converted may be so far apart, relatively."""
 SAME_NAMES = {
     "kernel": "weight", "scale": "weight", "embedding": "weight", "w": "weight", "gamma": "weight",
     "b": "bias", "beta": "bias", "mean": "running_mean", "var": "running_var",
@@ -46,7 +49,7 @@ class Correspondence:
 
     def to_port(self, tensors: Tensors) -> dict[str, np.ndarray]:
         """Return the port's arrays that hold the values of the reference's tensors."""
-        row = np.concatenate([np.ravel(tensors[name]) for name in self.shapes])
+        row = np.concatenate([np.zeros(1), *(np.ravel(tensors[name]) for name in self.shapes)])[1:]
         leaves = {}
         for name, places in self.places.items():
             own = self.own[name]
@@ -72,6 +75,29 @@ class Correspondence:
     def missing(self) -> list[str]:
         """Return the reference's tensors of which the port holds no value."""
         return [name for name, count in self.copies().items() if count.size and not count.any()]
+
+    def unlike(self, tensors: Tensors) -> dict[str, float]:
+        """Return the port's arrays that were given with other values than a reference's tensors
+        have, and the largest relative difference; arrays of narrow types are rounded, and right."""
+        moved = self.to_port(tensors)
+        sizes = {
+            name: difference(moved[name], own.astype(np.float64))
+            for name, own in self.own.items()
+            if _is_float(own) and own.dtype.itemsize >= 4
+        }
+        return {name: size for name, size in sizes.items() if not size <= SAME}
+
+    def list_narrow(self) -> list[str]:
+        """Return the port's arrays of a type narrower than float32."""
+        return [n for n, own in self.own.items() if _is_float(own) and own.dtype.itemsize < 4]
+
+    def unused(self) -> list[str]:
+        """Return the port's floating-point arrays that hold nothing of the reference."""
+        return [
+            name
+            for name, places in self.places.items()
+            if _is_float(self.own[name]) and places.size and (places == NOWHERE).all()
+        ]
 
     def sources(self, leaf: str) -> list[str]:
         """Return the reference's tensors whose values one of the port's arrays holds."""

@@ -11,7 +11,7 @@ import numpy as np
 MOST_AXES = 5
 """Of more axes not all orders are tried."""
 TOLERANCE = 1e-9
-"""Two float64 values that are nearer than this part of the largest are the same value."""
+"""Of float64 values."""
 
 
 def evaluate(closed: Any, arguments: Sequence[Any], keep: Callable[[np.ndarray], None]) -> list:
@@ -90,10 +90,36 @@ def _run_while(params: dict[str, Any], given: list[Any], keep: Any) -> list[Any]
     return carry
 
 
-class Values:
-    """The values of a pass, in which others can be looked for."""
+def find_narrowings(jaxpr: Any, inside: str = "") -> Iterator[str]:
+    """Yield the names of the functions in which float64 becomes a narrower type.
 
-    def __init__(self) -> None:
+    Args:
+        jaxpr: of a function of float64 numbers.
+        inside: the name of the function that it is of.
+    """
+    for equation in jaxpr.eqns:
+        params = equation.params
+        if equation.primitive.name == "convert_element_type":
+            before = equation.invars[0].aval.dtype
+            after = params["new_dtype"]
+            if before == jnp.float64 and jnp.issubdtype(after, jnp.floating) and after != before:
+                yield inside or "the port's own code"
+        for inner in jax.tree.leaves(params, is_leaf=lambda value: hasattr(value, "eqns")):
+            within = getattr(inner, "jaxpr", inner)
+            if hasattr(within, "eqns"):
+                name = str(params.get("name", inside))
+                yield from find_narrowings(within, name.strip("_") or inside)
+
+
+class Values:
+    """The values of a pass, in which others can be looked for.
+
+    Args:
+        tolerance: two values that are nearer than this part of the largest are the same value.
+    """
+
+    def __init__(self, tolerance: float = TOLERANCE) -> None:
+        self.tolerance = tolerance
         self._by_size: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(self, array: np.ndarray) -> None:
@@ -113,18 +139,22 @@ class Values:
         near = [
             flat
             for other, flat in self._by_size.get(array.size, [])
-            if np.allclose(sums, other, rtol=TOLERANCE, atol=TOLERANCE * sums[1])
+            if np.allclose(sums, other, rtol=self.tolerance, atol=self.tolerance * sums[1])
         ]
-        return any(_are_same(order, flat) for order in _list_orders(array) for flat in near)
+        return any(
+            _are_same(order, flat, self.tolerance)
+            for order in (_list_orders(array) if near else ())
+            for flat in near
+        )
 
 
-def _are_same(a: np.ndarray, b: np.ndarray) -> bool:
+def _are_same(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     finite = np.isfinite(a)
     if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite]):
         return False
     if not finite.any():
         return True
-    allowed = TOLERANCE * np.abs(b[finite]).max()
+    allowed = tolerance * np.abs(b[finite]).max()
     return bool(np.abs(a[finite] - b[finite]).max() <= allowed)
 
 
@@ -143,9 +173,15 @@ def _list_orders(array: np.ndarray) -> Iterator[np.ndarray]:
                 yield array.transpose(order).ravel()
 
 
-def record(closed: Any, arguments: Sequence[Any]) -> tuple[Values, list[np.ndarray]]:
-    """Evaluate a jaxpr in float64; return every value in it, and what it gives."""
-    values = Values()
+def record(
+    closed: Any, arguments: Sequence[Any], *, tolerance: float = TOLERANCE
+) -> tuple[Values, list[np.ndarray]]:
+    """Evaluate a jaxpr in float64; return every value in it, and what it gives.
+
+    Args:
+        tolerance: as of `Values`.
+    """
+    values = Values(tolerance)
     with jax.enable_x64(True):
         for argument in arguments:
             if jnp.issubdtype(argument.dtype, jnp.floating):

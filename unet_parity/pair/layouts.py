@@ -8,7 +8,8 @@ import numpy as np
 from unet_spec import InputError
 
 Arrays = tuple[np.ndarray, ...]
-Shapes = list[tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]
+"""Of outputs, by their paths, in order."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,13 @@ class Layouts:
 
     Attributes:
         inputs: for each input.
-        outputs: for each output.
+        outputs: for each of the reference's outputs.
+        order: which of the port's outputs each of them is.
     """
 
     inputs: tuple[bool, ...]
     outputs: tuple[bool, ...]
+    order: tuple[int, ...]
 
     def prepare(self, inputs: Arrays) -> Arrays:
         """Return the reference's inputs as the port takes them."""
@@ -29,13 +32,12 @@ class Layouts:
 
     def take(self, outputs: Arrays) -> Arrays:
         """Return the port's outputs as the reference has them."""
-        if len(outputs) != len(self.outputs):
-            return tuple(outputs)
-        return tuple(map(_move_first, outputs, self.outputs))
+        return tuple(map(_move_first, (outputs[place] for place in self.order), self.outputs))
 
     def give(self, cotangents: Arrays) -> Arrays:
         """Return gradients by the reference's outputs as the port has them."""
-        return tuple(map(_move_last, cotangents, self.outputs))
+        moved = list(map(_move_last, cotangents, self.outputs))
+        return tuple(moved[self.order.index(place)] for place in range(len(moved)))
 
     def take_inputs(self, gradients: Arrays, inputs: Arrays) -> Arrays:
         """Return the port's gradients of the floating-point inputs as the reference has them."""
@@ -53,8 +55,8 @@ def find_layouts(
     """Find the layouts in which the port runs and gives what the reference gives, by shapes.
 
     Args:
-        expected: the shapes of the reference's outputs.
-        run: returns the shapes of the port's outputs for inputs in its layout.
+        expected: the shapes of the reference's outputs, by their paths.
+        run: returns likewise those of the port's outputs, for inputs in its layout.
         channels_last: of images in the port; None takes what fits, and where both do, channels
             last, as JAX's libraries have them.
 
@@ -72,9 +74,11 @@ def find_layouts(
         except InputError as error:
             refusals.append(error)
             continue
-        outputs = _match_outputs(expected, shapes, is_last=any(candidate))
+        order = _order_outputs(list(expected), list(shapes))
+        theirs = [list(shapes.values())[place] for place in order]
+        outputs = _match_outputs(list(expected.values()), theirs, is_last=any(candidate))
         if outputs is not None:
-            return Layouts(candidate, outputs)
+            return Layouts(candidate, outputs, order)
         refusals.append(
             InputError(
                 f"the port gives outputs of the shapes {_list(shapes)}, and the reference "
@@ -84,7 +88,17 @@ def find_layouts(
     raise refusals[0]
 
 
-def _match_outputs(expected: Shapes, shapes: Shapes, *, is_last: bool) -> tuple[bool, ...] | None:
+def _order_outputs(expected: list[str], names: list[str]) -> tuple[int, ...]:
+    """Return which of the port's outputs each of the reference's is: by names where these are the
+    same, as those of a dict, else in order."""
+    if sorted(expected) == sorted(names):
+        return tuple(names.index(name) for name in expected)
+    return tuple(range(len(names)))
+
+
+def _match_outputs(
+    expected: list[tuple[int, ...]], shapes: list[tuple[int, ...]], *, is_last: bool
+) -> tuple[bool, ...] | None:
     if len(expected) != len(shapes):
         return None
     layouts = []
@@ -98,7 +112,10 @@ def _match_outputs(expected: Shapes, shapes: Shapes, *, is_last: bool) -> tuple[
 
 
 def _list(shapes: Shapes) -> str:
-    return ", ".join(map(str, shapes))
+    return ", ".join(
+        f"{name} {shape}" if name and not name.isdigit() else str(shape)
+        for name, shape in shapes.items()
+    )
 
 
 def _move_last(array: np.ndarray, is_last: bool) -> np.ndarray:

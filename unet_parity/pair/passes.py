@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_tree
 
-from unet_parity.pair.port import Leaves, Port
+from unet_parity.pair.port import Leaves, Port, name_leaves
 from unet_parity.twins import compile_jax, gradient_of, numpy_of
 from unet_spec import InputError
 
@@ -140,13 +140,28 @@ def call_reference(model: nn.Module, leaves: Sequence[Tensor]) -> list[Tensor]:
             f"the reference does not run on inputs of the shapes {shapes}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if isinstance(made, Mapping):  # such as the outputs of transformers
-        made = dict(made)
-    tensors = [t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor)]
-    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+    tensors = [t for _, t in _name_tensors(made) if t.is_floating_point()]
     if not tensors:
         raise InputError(f"the reference gives a {type(made).__name__} without tensors")
     return tensors
+
+
+def name_outputs(model: nn.Module, leaves: Sequence[Tensor]) -> list[str]:
+    """Return the paths of a module's floating-point outputs, such as `logits`, in order."""
+    with torch.no_grad():
+        made = model(*(leaf.clone() for leaf in leaves))
+    return [name for name, tensor in _name_tensors(made) if tensor.is_floating_point()]
+
+
+def _name_tensors(made: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(made, Mapping):  # such as the outputs of transformers
+        made = dict(made)
+    paths, _ = torch_tree.tree_flatten_with_path(made)
+    return [
+        (".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path), leaf)
+        for path, leaf in paths
+        if isinstance(leaf, Tensor)
+    ]
 
 
 class PortRun:
@@ -162,15 +177,23 @@ class PortRun:
             self._forward = compile_jax(self._run_forward, dtype)
             self._both = compile_jax(self._run_both, dtype)
 
-    def count_outputs(self, leaves: Leaves, inputs: Arrays) -> list[tuple[int, ...]]:
-        """Return the shapes of the outputs.
+    def list_outputs(self, leaves: Leaves, inputs: Arrays) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the outputs by their paths, in order.
 
         Raises:
             InputError: the port raises an error.
         """
+
+        names: list[str] = []
+
+        def run(leaves: Leaves, inputs: list[Any]) -> list[Any]:
+            outputs = name_arrays(self.port.run(leaves, tuple(inputs), self.train)[0])
+            names.extend(outputs)
+            return list(outputs.values())
+
         with jax.enable_x64(self.dtype == "float64"):
             try:
-                shapes = jax.eval_shape(self._run_forward, *self._enter(leaves, inputs))
+                shapes = jax.eval_shape(run, *self._enter(leaves, inputs))
             except Exception as error:  # whatever a stranger's code raises
                 given = ", ".join(str(x.shape) for x in self.prepare(inputs))
                 text = " ".join(str(error).split())[:300]
@@ -178,7 +201,7 @@ class PortRun:
                     f"the port does not run on inputs of the shapes {given}: "
                     f"{type(error).__name__}: {text}"
                 ) from error
-        return [shape.shape for shape in shapes[0]]
+        return {name: shape.shape for name, shape in zip(names, shapes, strict=True)}
 
     def run(self, leaves: Leaves, inputs: Arrays, cotangents: Arrays) -> tuple[Any, ...]:
         """Return outputs, the parameters after the pass, and the gradients of the floating-point
@@ -219,8 +242,7 @@ class PortRun:
 
     def _run_forward(self, leaves: Leaves, inputs: list[Any]) -> tuple[list[Any], Leaves]:
         outputs, after = self.port.run(leaves, tuple(inputs), self.train)
-        found = [y for y in jax.tree.leaves(outputs) if jnp.issubdtype(y.dtype, jnp.floating)]
-        return found, after
+        return list(name_arrays(outputs).values()), after
 
     def _run_both(self, leaves: Leaves, inputs: list[Any], cotangents: list[Any]) -> Any:
         moved = {n: a for n, a in leaves.items() if jnp.issubdtype(a.dtype, jnp.floating)}
@@ -235,6 +257,15 @@ class PortRun:
         outputs, pull, after = jax.vjp(forward, moved, [inputs[i] for i in places], has_aux=True)
         given = [c.astype(y.dtype) for c, y in zip(cotangents, outputs, strict=True)]
         return outputs, after, *pull(given)
+
+
+def name_arrays(outputs: Any) -> Leaves:
+    """Return the floating-point arrays of outputs by their paths."""
+    return {
+        name: y
+        for name, y in name_leaves(outputs).items()
+        if jnp.issubdtype(getattr(y, "dtype", np.int32), jnp.floating)
+    }
 
 
 def to_numpy(tree: Any) -> Any:

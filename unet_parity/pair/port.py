@@ -58,9 +58,14 @@ def make_port(port: Any, params: Any) -> Port:
     if isinstance(params, nnx.Module):
         return _wrap_nnx(params)
     if params is None:
-        raise InputError("the port has no parameters; give them as params, or give convert")
+        raise InputError(
+            "the port has no parameters; give convert, which makes them of the reference's "
+            "state_dict, or give them as params"
+        )
     leaves = {name: np.asarray(leaf) for name, leaf in name_leaves(params).items()}
     structure = jax.tree.structure(params)
+    if isinstance(port, linen.Module) and "params" not in params:
+        raise InputError('the variables of a linen module are a dict with "params"; give it whole')
     if isinstance(port, linen.Module):
         flag = _find_flag(type(port).__call__)
         return Port(partial(_call_linen, port, flag), structure, leaves, flag is not None)

@@ -13,7 +13,7 @@ import unet_jax.recipe
 import unet_torch.recipe
 from unet_parity.differences import difference
 from unet_parity.pair.comparison import PairComparer
-from unet_parity.pair.passes import Arrays, call_reference, to_torch
+from unet_parity.pair.passes import Arrays, call_reference, name_arrays, to_torch
 from unet_parity.training import BOUND, make_update
 from unet_parity.twins import compile_jax, numpy_of
 from unet_spec.recipe import Recipe
@@ -118,7 +118,7 @@ def _train_port(
 
         def loss(params: Any, leaves: Any, inputs: Any, targets: Any) -> Any:
             outputs, after = port.run({**leaves, **params}, tuple(inputs), comparer.train)
-            found = [y for y in jax.tree.leaves(outputs) if jnp.issubdtype(y.dtype, jnp.floating)]
+            found = list(name_arrays(outputs).values())
             squares = [jnp.square(y - t).mean() for y, t in zip(found, targets, strict=True)]
             return sum(squares), after
 

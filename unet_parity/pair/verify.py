@@ -1,6 +1,8 @@
 """`verify_pair`: are a torch module and its port to JAX the same, and if not, where?"""
 
 import hashlib
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,8 +22,8 @@ from unet_parity.pair.correspondence import (
     read_converter,
 )
 from unet_parity.pair.integers import IntegerProof, prove
-from unet_parity.pair.layouts import find_layouts
-from unet_parity.pair.passes import Arrays, PortRun, Reference
+from unet_parity.pair.layouts import Layouts, find_layouts
+from unet_parity.pair.passes import Arrays, PortRun, Reference, name_outputs, to_torch
 from unet_parity.pair.port import Port, make_port
 from unet_parity.pair.sizes import Shapes, draw_shapes, list_sizes
 from unet_parity.pair.steps import PairSteps, train_side_by_side
@@ -191,14 +193,16 @@ def verify_pair(
     is_sound = not any(c.problems for c in comparisons)
     integers = prove(comparers[0], given, outputs)
     trajectory = None
-    if steps and is_sound:
+    if steps and is_sound and not comparers[-1].narrowings:
         say(f"training: {steps} steps of both in float64")
         batches = [_draw_batch(given, outputs, step) for step in range(steps)]
         trajectory = train_side_by_side(
             comparers[-1], draw_tensors(origin.state, seed=1), batches, recipe
         )
-    missing = match.missing()
-    verdict, reasons = judge(tuple(comparisons), integers, trajectory, missing, sizes)
+    verdict, reasons = judge(
+        tuple(comparisons), integers, trajectory, sizes, other=match.unlike(origin.state),
+        notes=list(_list_notes(comparers, sizes, match)),
+    )  # fmt: skip
     return PairReport(
         verdict, reasons, tuple(comparisons), tuple(sizes), integers, trajectory,
         _describe_scope(given, comparers, seeds, sizes, trajectory, integers),
@@ -225,14 +229,17 @@ def prepare_pair(
     Raises:
         InputError: one side does not run, or they cannot be matched.
     """
-    given = _read_inputs(inputs)
+    given = _read_inputs(inputs, reference)
     origin = Reference(reference)
     _refuse_infinite(origin.state, given)
+    _refuse_random(origin, given)
     wrapped, match = match_pair(origin, port, params=params, convert=convert, names=names)
     truth = origin.run(origin.state, given, dtype="float64", train=False)
     layouts = _find_layouts(wrapped, match, origin, given, truth.outputs, channels_last)
     modes = (False, True) if _has_training(origin, wrapped) else (False,)
-    comparers = [PairComparer(origin, wrapped, match, layouts, train=train) for train in modes]
+    comparers = [
+        PairComparer(origin, wrapped, match, layouts, inputs=given, train=train) for train in modes
+    ]
     return comparers, given, truth.outputs
 
 
@@ -253,7 +260,10 @@ def match_pair(
         if params is not None or names is not None:
             raise InputError("convert says all that params and names say; leave these out")
         match = read_converter(convert, reference.state, reference.tied)
-        return make_port(port, convert_state(convert, reference.state)), match
+        made = convert_state(convert, reference.state)
+        if made is None:
+            raise InputError("convert returns None; let it return the port's parameters")
+        return make_port(port, made), match
     wrapped = make_port(port, params)
     return wrapped, match_tensors(reference.state, wrapped.leaves, names, reference.tied)
 
@@ -294,11 +304,23 @@ def judge(
     comparisons: tuple[PairComparison, ...],
     integers: IntegerProof,
     steps: PairSteps | None,
-    missing: Sequence[str],
-    sizes: Sequence[SizeComparison] = (),
+    sizes: Sequence[SizeComparison],
+    *,
+    other: Mapping[str, float],
+    notes: Sequence[str],
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the verdict and its reasons."""
-    problems = [problem for c in comparisons for problem in c.problems]
+    """Return the verdict and its reasons.
+
+    Args:
+        other: arrays of the port that were given with other values than the reference has, and how
+            far these are.
+        notes: what a person has to know who is told that both are the same.
+    """
+    problems = [
+        f"{name} of the port has not the values of the reference: they are {size:.1e} apart"
+        for name, size in other.items()
+    ]
+    problems += [problem for c in comparisons for problem in c.problems]
     problems += [one.problem for one in sizes if one.problem]
     if integers.unequal:
         problems.append(str(integers))
@@ -306,22 +328,46 @@ def judge(
         problems.append(steps.problem)
     if problems:
         return "different", tuple(dict.fromkeys(problems))
-    notes = [
-        f"float64 agrees to rounding; the float32 error of each side against float64 is of the same"
-        f" size, within a factor of {FACTOR:g} (gradients {GRADIENT_FACTOR:g})"
-    ]
+    agreement = (
+        "float64 agrees to rounding; the float32 error of each side against float64 is of the same "
+        f"size, within a factor of {FACTOR:g} (gradients {GRADIENT_FACTOR:g})"
+    )
     ties = sum(c.near_ties for c in comparisons)
     if ties:
-        notes.append(
+        notes = [
+            *notes,
             f"{ties} near-ties of ReLUs or pools: where they fall in float32 is chance, so the "
-            "float32 gradients of these inputs say nothing"
+            "float32 gradients of these inputs say nothing",
+        ]
+    return ("identical" if integers.holds else "equivalent"), (str(integers), agreement, *notes)
+
+
+def _list_notes(
+    comparers: list[PairComparer], sizes: Sequence[SizeComparison], match: Correspondence
+) -> Iterator[str]:
+    """Yield what a verdict rests on besides its figures."""
+    comparer = comparers[-1]
+    if comparer.narrowings:
+        where = list_names(comparer.narrowings, 2)
+        yield (
+            f"in {where} the port computes in float32 or less, even where it is given float64: so "
+            "a mistake smaller than float32's rounding is not seen, and no training steps are taken"
+        )
+    narrow = match.list_narrow()
+    if narrow:
+        yield (
+            f"the port keeps {list_names(narrow, 3)} in a type narrower than float32; both sides "
+            "were compared with the reference's values in float32 and float64"
         )
     refused = [one.size for one in sizes if one.output is None]
     if refused:
-        notes.append(f"the port does not run on inputs of {', '.join(refused)}; the reference does")
-    if missing:
-        notes.append(f"the port holds no values of {list_names(missing, 4)}")
-    return ("identical" if integers.holds else "equivalent"), (str(integers), *notes)
+        yield f"the port does not run on inputs of {', '.join(refused)}; the reference does"
+    if match.missing():
+        yield f"the port holds no values of {list_names(match.missing(), 4)}"
+    if match.unused():
+        yield f"nothing of the reference is in the port's {list_names(match.unused(), 4)}"
+    if comparer.port.has_training and not comparer.train:
+        yield "the port's training mode was not run: the reference computes nothing else in its own"
 
 
 def _compare_sizes(comparer: PairComparer, inputs: Arrays) -> Iterator[SizeComparison]:
@@ -355,22 +401,61 @@ def _find_layouts(
     inputs: Arrays,
     outputs: Arrays,
     channels_last: bool | None,
-) -> Any:
+) -> Layouts:
     run = PortRun(port, lambda given: given, dtype="float64", train=False)
     leaves = match.to_port(reference.state)
-    return find_layouts(
-        inputs,
-        [y.shape for y in outputs],
-        lambda given: run.count_outputs(leaves, given),
-        channels_last=channels_last,
-    )
+    model = reference.load(reference.state, dtype="float64", train=False)
+    names = name_outputs(model, to_torch(inputs, "float64"))
+    try:
+        return find_layouts(
+            inputs,
+            dict(zip(names, (y.shape for y in outputs), strict=True)),
+            lambda given: run.list_outputs(leaves, given),
+            channels_last=channels_last,
+        )
+    except InputError as error:
+        if match.missing():
+            missing = list_names(match.missing(), 4)
+            raise InputError(f"{error}; it is given no values of {missing}") from error
+        raise
 
 
-def _read_inputs(inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray]) -> Arrays:
-    arrays = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    if not arrays:
+def _read_inputs(
+    inputs: Sequence[np.ndarray] | Mapping[str, np.ndarray], module: nn.Module
+) -> Arrays:
+    """Return the inputs in the order of the arguments of `forward`.
+
+    Raises:
+        InputError: there is none, or several have names that are no arguments.
+    """
+    if not inputs:
         raise InputError("inputs are empty; give the arrays that the reference takes")
-    return tuple(np.asarray(array) for array in arrays)
+    if not isinstance(inputs, Mapping):
+        return tuple(np.asarray(array) for array in inputs)
+    arguments = list(inspect.signature(module.forward).parameters)
+    other = [name for name in inputs if name not in arguments]
+    if not other:
+        return tuple(np.asarray(inputs[name]) for name in arguments if name in inputs)
+    is_numbered = all(re.fullmatch(r"arr_\d+", name) for name in inputs)  # by numpy.savez
+    if len(inputs) > 1 and not is_numbered:
+        raise InputError(
+            f"{list_names(other, 3)}: no such argument of the reference's forward, which takes "
+            f"{', '.join(arguments)}; name the inputs like these"
+        )
+    return tuple(np.asarray(array) for array in inputs.values())
+
+
+def _refuse_random(reference: Reference, inputs: Arrays) -> None:
+    """Refuse a reference that draws random numbers: nothing can be compared with it."""
+    first, second = (
+        reference.run(reference.state, inputs, dtype="float64", train=False).outputs
+        for _ in range(2)
+    )
+    if not all(map(np.array_equal, first, second)):
+        raise InputError(
+            "the reference gives another output each time: it draws random numbers even in "
+            "inference; let it draw none (a functional dropout needs training=self.training)"
+        )
 
 
 def _refuse_infinite(state: Mapping[str, np.ndarray], inputs: Arrays) -> None:
