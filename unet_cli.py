@@ -318,11 +318,11 @@ def verify(
         reference_arguments: Give the constructor of the reference these arguments.
         port: Compare the reference with this JAX net of your own, whatever net it is: a function of
             (params, *inputs), an nnx.Module or a linen.Module; the file is run.
-        convert: This function gives the port's params, or the port itself as an nnx.Module, for the
-            reference's state_dict; the file is run.
+        convert: Take the port's params from this function of the reference's state_dict, or the
+            whole port as an nnx.Module; the file is run.
         inputs: Give both the arrays in this file, as the reference takes them.
         names: The port has the reference's tensors where this file says, in lines such as
-            "their.name" = "our.name"; --convert needs none.
+            "their.name" = "our.name"; with --convert there are none.
         steps: Train both for this many steps, side by side; with 0 there is no training.
         precision: JAX multiplies in this precision, which matters on accelerators.
         report: Write a page there with every module, gradient and step, and with pictures.

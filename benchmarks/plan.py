@@ -49,8 +49,8 @@ def list_rows(made: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     advice = re.search(r"--data\.batch (\d+)", made.get("too large", {}).get("advice") or "")
     if advice is not None:
         yield "as advised", ["modern", "--topology", "v5e:2x2", "--data.batch", advice[1]]
-    rows = ["--data.crop-px", "2048", "--data.batch", "4", "--mesh.data", "4", "--mesh.rows", "4"]
-    yield "rows", ["modern", "--topology", "v5e:4x4", *rows]
+    rows = ["--data.crop-px", "2048", "--data.batch", "4", "--mesh.data", "1", "--mesh.rows", "16"]
+    yield "images of 2048x2048 px, spread", ["modern", "--topology", "v5e:4x4", *rows]
     for preset, batch in BATCHES.items():
         for topology in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):  # one of each kind of chip
             words = [preset, "--topology", topology, "--data.batch", str(batch), "--largest"]

@@ -567,6 +567,20 @@ ADVICE = (
         "name a file and what it defines", f"{VERIFY} --reference nothing",
         r"(--reference net\.py:UNet)", (f"{VERIFY} {{0}}",),
     ),
+    Advice(
+        "{} is of a U-Net here, and --port of any net; leave one out",
+        f"{VERIFY} --reference pair.py:net --inputs pair.npz --port pair.py:port",
+        r"WEIGHTS is of a U-Net here, and (--port) of any net; leave one out",
+        ("unet verify --steps 0 --reference pair.py:net --inputs pair.npz --convert pair.py:convert"
+         " {0} pair.py:port",),
+    ),
+    Advice(
+        "{} is of a port of your own; give --port or --convert too",
+        "unet verify --reference pair.py:net --inputs pair.npz",
+        r"--inputs is of a port of your own; give (--port) or (--convert) too",
+        ("unet verify --steps 0 --reference pair.py:net --inputs pair.npz {0} pair.py:port "
+         "{1} pair.py:convert",),
+    ),
 )  # fmt: skip
 OTHERWISE = {
     "whose layers are defined in another order": "test_foreign_run.py gives such a net's code",
@@ -750,6 +764,12 @@ def _save_foreign(here: Path) -> None:
     net = NETS["FlatStages"]
     module = net.make()
     torch.save(module.state_dict(), here / "theirs.pth")
+    (here / "pair.py").write_text(
+        "from torch import nn\n\nnet = nn.Linear(3, 2)\n\n\n"
+        "def port(params, x):\n    return x @ params['w'] + params['b']\n\n\n"
+        "def convert(state):\n    return {'w': state['weight'].T, 'b': state['bias']}\n"
+    )
+    np.savez(here / "pair.npz", np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3))
     (here / "theirs.py").write_text(
         "from parity_tests.foreign_nets import NETS\n\n"
         "def Net(seed):\n    return NETS['FlatStages'].make()\n"

@@ -110,6 +110,8 @@ class Correspondence:
         return np.cumsum([_count(shape) for shape in self.shapes.values()])
 
     def _cut(self, row: np.ndarray) -> dict[str, np.ndarray]:
+        if not self.shapes:
+            return {}
         parts = np.split(row, self._ends()[:-1])
         return {
             name: part.reshape(shape)
