@@ -105,6 +105,7 @@ def list_lines(rows: Mapping[str, Any]) -> list[str]:
             lines.append(_describe_row(name.partition(" on ")[0], row))
     if largest:
         lines += [
+            "",
             "| preset | topology | largest batch | images of a device | needs "
             "| memory of a device, GB |",
             "|---|---|---|---|---|---|",

@@ -60,7 +60,7 @@ def verify(
         say=lambda text: console.print(text, highlight=False),
     )
     console.print(f"[{_COLOURS[found.verdict]}]{found.verdict}[/]")
-    for sentence in (*found.reasons, found.compared, found.not_compared):
+    for sentence in found.list_sentences():
         console.print(sentence, highlight=False, markup=False)
     if report is not None:
         page.write_page(report, found, command=str(command))

@@ -9,6 +9,7 @@ at fault, as long as it comes to a value of the reference again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -80,10 +81,11 @@ def find_fault(
     operation = operations[first]
     word = WORDS.get(operation.name, operation.name.strip("_"))
     blame = Blame(operation.module or NET, f"its {word} differs")
+    port = _Port(values, given, _keep_values(operations))
     for variant in list_variants(operation, operations[:first]):
         if not variant.tensors or not all(_contains(values, t) for t in variant.tensors):
             continue
-        if variant.is_later or _goes_on(operations, (first, 0), variant.tensors[0], values, given):
+        if variant.is_later or port.goes_on(operations, (first, 0), variant.tensors[0]):
             # a layer that is right, and is given what comes from elsewhere, is not at fault
             module = module_of(blame.module) or NET if variant.is_wiring else blame.module
             return replace(blame, module=module, looks_like=variant.text)
@@ -112,35 +114,48 @@ def _walk_back(
     return unlike
 
 
-def _goes_on(
-    operations: Sequence[Operation],
-    place: tuple[int, int],
-    tensor: Tensor,
-    values: Values,
-    given: Values,
-) -> bool:
-    """Say whether the port goes on with a value as the reference does with that of a place.
+class _Port(NamedTuple):
+    """The values of a port, those that it gives at its end, and those of the reference."""
 
-    That it computes the value says little: the input of an activation is computed anyway.
-    """
-    uses = [operation for operation in operations[place[0] + 1 :] if place in operation.inputs]
-    if not uses:
-        return _contains(given, tensor)
-    for use in uses:
-        tensors = [
-            tensor if source == place else own
-            for source, own in zip(use.inputs, use.tensors, strict=True)
-        ]
-        try:
-            made = use.run_with(tensors)[0]
-        except RuntimeError:  # of another shape
-            continue
-        if use.name in VIEWS:
-            if _goes_on(operations, (use.number, 0), made, values, given):
+    values: Values
+    given: Values
+    of_reference: Values
+
+    def goes_on(
+        self, operations: Sequence[Operation], place: tuple[int, int], tensor: Tensor
+    ) -> bool:
+        """Say whether the port goes on with a value as the reference does with that of a place.
+
+        That it computes the value says little: the input of an activation is computed anyway. What
+        comes of it says nothing either, if the reference computes that too, somewhere else.
+        """
+        uses = [operation for operation in operations[place[0] + 1 :] if place in operation.inputs]
+        if not uses:
+            return _contains(self.given, tensor)
+        for use in uses:
+            tensors = [
+                tensor if source == place else own
+                for source, own in zip(use.inputs, use.tensors, strict=True)
+            ]
+            try:
+                made = use.run_with(tensors)[0]
+            except RuntimeError:  # of another shape
+                continue
+            if use.name in VIEWS:
+                if self.goes_on(operations, (use.number, 0), made):
+                    return True
+            elif _contains(self.values, made) and not _contains(self.of_reference, made):
                 return True
-        elif _contains(values, made):
-            return True
-    return False
+        return False
+
+
+def _keep_values(operations: Sequence[Operation]) -> Values:
+    values = Values()
+    for operation in operations:
+        for tensor in operation.outputs:
+            if tensor.is_floating_point():
+                values.add(tensor.double().numpy())
+    return values
 
 
 def _contains(values: Values, tensor: Tensor) -> bool:

@@ -91,7 +91,8 @@ def _run_while(params: dict[str, Any], given: list[Any], keep: Any) -> list[Any]
 
 
 def find_narrowings(jaxpr: Any, inside: str = "") -> Iterator[str]:
-    """Yield the names of the functions in which float64 becomes a narrower type.
+    """Yield the names of the functions in which float64 becomes a narrower type, as far as they are
+    compiled by themselves; an empty one elsewhere.
 
     Args:
         jaxpr: of a function of float64 numbers.
@@ -103,7 +104,7 @@ def find_narrowings(jaxpr: Any, inside: str = "") -> Iterator[str]:
             before = equation.invars[0].aval.dtype
             after = params["new_dtype"]
             if before == jnp.float64 and jnp.issubdtype(after, jnp.floating) and after != before:
-                yield inside or "the port's own code"
+                yield inside
         for inner in jax.tree.leaves(params, is_leaf=lambda value: hasattr(value, "eqns")):
             within = getattr(inner, "jaxpr", inner)
             if hasattr(within, "eqns"):

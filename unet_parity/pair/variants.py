@@ -198,7 +198,7 @@ def _list_convolutions(operation: Operation) -> Iterator[tuple[str, list[Tensor]
     yield "an input with its channels in the reverse order", run(x=x.flip(1))
     expected = operation.outputs[0]
     if transposed:
-        yield from _list_transposed(run, more, expected)
+        yield from _list_transposed(run, padding, expected)
         return
     for text, borders in _list_borders(x, weight, stride, padding, dilation):
         if min(borders) >= 0:
@@ -209,17 +209,18 @@ def _list_convolutions(operation: Operation) -> Iterator[tuple[str, list[Tensor]
 
 
 def _list_transposed(
-    run: Callable[..., list[Tensor]], more: list[int], expected: Tensor
+    run: Callable[..., list[Tensor]], padding: list[int], expected: Tensor
 ) -> Iterator[tuple[str, list[Tensor]]]:
     """List transposed convolutions that are cut elsewhere."""
-    if len(more) != 2:
+    if len(padding) != 2:
         return
     (whole,) = run(padding=[0, 0])
     height, width = expected.shape[2:]
     for top in range(whole.shape[2] - height + 1):
         for left in range(whole.shape[3] - width + 1):
             cut = whole[:, :, top : top + height, left : left + width]
-            yield f"an output that begins {top} rows and {left} columns later", [cut]
+            rows, columns = padding[0] - top, padding[1] - left
+            yield f"an output shifted by {rows} rows and {columns} columns", [cut]
 
 
 def _list_borders(

@@ -35,6 +35,8 @@ from unet_spec.wording import list_names
 
 RECIPE = Recipe(Optimizer(name="sgd", lr=1e-2, momentum=0.9))
 SEEDS = 3
+MOST_REASONS = 5
+"""A report in words has so many of them, and says how many others there are."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,15 @@ class PairReport:
 
     def __str__(self) -> str:
         """Say the verdict, why, and what it was found on."""
-        return "\n".join([f"{self.verdict}.", *self.reasons, self.compared, self.not_compared])
+        return "\n".join([f"{self.verdict}.", *self.list_sentences()])
+
+    def list_sentences(self) -> list[str]:
+        """Return why, and what it was found on; of many reasons the first ones."""
+        sentences = list(self.reasons[:MOST_REASONS])
+        more = len(self.reasons) - MOST_REASONS
+        if more > 0:
+            sentences.append(f"and {more} more, most of which follow from the first")
+        return [*sentences, self.compared, self.not_compared]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -348,10 +358,11 @@ def _list_notes(
     """Yield what a verdict rests on besides its figures."""
     comparer = comparers[-1]
     if comparer.narrowings:
-        where = list_names(comparer.narrowings, 2)
+        names = [name for name in comparer.narrowings if name]
+        where = f" in {list_names(names, 2)}" if names else ""
         yield (
-            f"in {where} the port computes in float32 or less, even where it is given float64: so "
-            "a mistake smaller than float32's rounding is not seen, and no training steps are taken"
+            f"the port computes in float32 or less{where}, even where it is given float64: so a "
+            "mistake smaller than float32's rounding is not seen, and no training steps are taken"
         )
     narrow = match.list_narrow()
     if narrow:
