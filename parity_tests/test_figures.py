@@ -229,6 +229,10 @@ def bounds() -> Iterator[Figure]:
         yield "docs/parity.md", f"{bound:.0e}"
     steps = f"{training.BOUND:.0e}".replace("e-0", "e-")
     output, gradient = (f"{bound:.0e}" for bound in (oracle.OUTPUT_BOUND, oracle.GRADIENT_BOUND))
+    yield (
+        "docs/any-net.md",
+        f"Outputs agree to {output}, gradients of every parameter and input to {gradient}",
+    )
     yield "README.md", f"agree to {output} (gradients to {gradient})"
     yield (
         "README.md",
@@ -414,6 +418,7 @@ def figures_beyond(text: str, document: str, figures: list[Figure]) -> list[str]
     """Numbers with decimals, exponents or a percent sign in a document that no file explains."""
     known = [figure for name, figure in figures if name == document]
     for pattern in (r"^```.*?^```$", r"<!-- planted bugs -->.*?<!-- end of planted bugs -->",
+                    r"<!-- pairs -->.*?<!-- end of pairs -->",
                     r"`[^`\n]+`", r"\]\([^)\s]*\)"):  # fmt: skip
         text = re.sub(pattern, " ", text, flags=re.DOTALL | re.MULTILINE)
     for stated in sorted([*known, *CONSTANTS.get(document, ())], key=len, reverse=True):
