@@ -444,6 +444,7 @@ def test_a_linen_module_is_a_port_with_its_variables():
         (lambda p, x: x[0], {"params": STATE}, r"the port gives outputs of the shapes \(3,\)"),
         (lambda p, x: x, {"params": STATE, "convert": dict}, "convert says all"),
         (lambda p, x: x, {"params": STATE, "inputs": []}, "inputs are empty"),
+        (lambda p, x: x, {"params": STATE, "seeds": 0}, "seeds is 0, so nothing would be compared"),
         (lambda p, x: x, {"params": STATE, "inputs": [X[:, :2]]}, "the reference does not run on"),
         (lambda p, x: x, {"params": STATE, "inputs": [np.inf * X]}, "infinite values in input 1"),
     ],

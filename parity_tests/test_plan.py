@@ -470,6 +470,7 @@ def test_a_gpu_that_is_not_here_gets_a_plan_without_times(tmp_path):
         (None, (), {}, None),
         ("libtpu", ("/dev/accel0",), {}, None),
         ("libtpu", (), {"TPU_WORKER_ID": "0"}, None),
+        ("libtpu", (), {"TPU_SKIP_MDS_QUERY": "1"}, "cpu"),
         ("libtpu", (), {"JAX_PLATFORMS": "tpu"}, "tpu"),
     ],
 )

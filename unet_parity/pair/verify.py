@@ -177,6 +177,8 @@ def verify_pair(
         InputError: one of them does not run, or they cannot be matched.
     """
     check_number("seeds", seeds, STEPS_OF_A_PROOF)
+    if not seeds:
+        raise InputError("seeds is 0, so nothing would be compared; give at least 1")
     check_number("steps", steps, STEPS_OF_A_PROOF)
     precision.use_full_precision()
     say("matching: which value of the port is which of the reference")
