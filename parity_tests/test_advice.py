@@ -569,16 +569,16 @@ ADVICE = (
     ),
     Advice(
         "{} is of a U-Net here, and --port of any net; leave one out",
-        f"{VERIFY} --reference pair.py:net --inputs pair.npz --port pair.py:port",
+        f"{VERIFY} --reference pair.py:net --inputs own.npz --port pair.py:port",
         r"WEIGHTS is of a U-Net here, and (--port) of any net; leave one out",
-        ("unet verify --steps 0 --reference pair.py:net --inputs pair.npz --convert pair.py:convert"
+        ("unet verify --steps 0 --reference pair.py:net --inputs own.npz --convert pair.py:convert"
          " {0} pair.py:port",),
     ),
     Advice(
         "{} is of a port of your own; give --port or --convert too",
-        "unet verify --reference pair.py:net --inputs pair.npz",
+        "unet verify --reference pair.py:net --inputs own.npz",
         r"--inputs is of a port of your own; give (--port) or (--convert) too",
-        ("unet verify --steps 0 --reference pair.py:net --inputs pair.npz {0} pair.py:port "
+        ("unet verify --steps 0 --reference pair.py:net --inputs own.npz {0} pair.py:port "
          "{1} pair.py:convert",),
     ),
 )  # fmt: skip
@@ -769,7 +769,7 @@ def _save_foreign(here: Path) -> None:
         "def port(params, x):\n    return x @ params['w'] + params['b']\n\n\n"
         "def convert(state):\n    return {'w': state['weight'].T, 'b': state['bias']}\n"
     )
-    np.savez(here / "pair.npz", np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3))
+    np.savez(here / "own.npz", np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3))
     (here / "theirs.py").write_text(
         "from parity_tests.foreign_nets import NETS\n\n"
         "def Net(seed):\n    return NETS['FlatStages'].make()\n"
