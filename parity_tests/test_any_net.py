@@ -1,6 +1,9 @@
 """Any pair of nets: those that are the same are told so, and bugs are found and named."""
 
+import os
 import re
+import subprocess
+import sys
 from functools import cache, partial
 from typing import Any
 
@@ -12,13 +15,16 @@ import torch
 from flax import linen, nnx
 from torch import nn
 
+from parity_tests import shown
 from parity_tests.pairs import table
 from parity_tests.pairs.bugs import BUGS
 from parity_tests.pairs.catalogue import PAIRS, WIDTHS, draw_inputs, load_port
 from unet_jax.forms import max_pool
 from unet_parity import verify_pair
+from unet_parity.pair.comparison import count_ties
 from unet_parity.pair.correspondence import match_tensors, read_converter
 from unet_parity.pair.integers import prove
+from unet_parity.pair.operations import log_forward
 from unet_parity.pair.steps import train_side_by_side
 from unet_parity.pair.verify import RECIPE, compare_seed, draw_tensors, prepare_pair
 from unet_parity.testing import assert_equivalent
@@ -394,6 +400,119 @@ def test_what_was_forgotten_is_named(options, message):
     with pytest.raises(InputError, match=message):
         verify_pair(linear_pair()[0], lambda p, x: x @ p["w"] + p["b"],
                     **{"inputs": [X], "convert": linear_pair()[1], **options})  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_less_precise_arithmetic_in_float32_alone_is_found(kind):
+    """bfloat16 where float32 is given; float64 does not show it."""
+
+    @jax.custom_vjp
+    def multiply(x, w):
+        return x @ w
+
+    def narrow(a, when):
+        return a.astype(jnp.bfloat16).astype(a.dtype) if a.dtype == jnp.float32 and when else a
+
+    def forward(x, w):
+        return narrow(x, kind == "forward") @ w, (x, w)
+
+    def backward(kept, g):
+        x, w = kept
+        return narrow(g, kind == "backward") @ w.T, x.T @ narrow(g, kind == "backward")
+
+    multiply.defvjp(forward, backward)
+    reference, convert = linear_pair()
+    report = verify_pair(
+        reference, lambda p, x: multiply(x, p["w"]) + p["b"], convert=convert, inputs=[X], steps=0
+    )
+    assert report.verdict == "different"
+    what = "in float32 the port is" if kind == "forward" else "the gradient of weight: in float32"
+    assert any(reason.startswith(what) for reason in report.reasons)
+
+
+def test_values_that_rounding_may_turn_are_counted():
+    x = torch.tensor([[[[1.0, 1.0 + 1e-12, 0.0, 1e-12], [-1.0, 0.0, -3.0, -2.0]]]]).double()
+    x[..., 0, 1] += 1e-12
+    model = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+    operations, _, _ = log_forward(model, lambda: model(x))
+    counts = {one.name: count_ties(one) for one in operations}
+    assert counts["relu"] == 3
+    assert counts["max_pool2d_with_indices"] == 2
+    clear = torch.tensor([[[[1.0, 2.0, -0.5, 3.0], [4.0, 5.0, -3.0, -2.0]]]]).double()
+    assert not any(map(count_ties, log_forward(model, lambda: model(clear))[0]))
+
+
+def test_equal_tensors_go_with_their_layers_or_are_refused():
+    """Biases of zeros have the same values in every layer."""
+    state = {**STATE, "0.bias": np.zeros(3, np.float32), "2.bias": np.zeros(3, np.float32)}
+    state["2.weight"] = state["0.weight"] + 1
+    leaves = {
+        "b.bias": state["0.bias"], "a.bias": state["0.bias"],
+        "a.kernel": state["0.weight"].T, "b.kernel": state["2.weight"].T,
+    }  # fmt: skip
+    match = match_tensors(state, leaves, None)
+    assert (match.sources("a.bias"), match.sources("b.bias")) == (["0.bias"], ["2.bias"])
+    flat = {name.replace(".", ""): array for name, array in leaves.items()}
+    with pytest.raises(InputError, match=r"bbias, abias of the port may each be 0\.bias"):
+        match_tensors(state, flat, None)
+
+
+def test_the_document_shows_what_comes_and_its_test_leaves_a_page(tmp_path):
+    """Its listing is the beginning of the report; its test runs with the option that it names."""
+    blocks = shown.blocks(table.TABLE)
+    files = [block for block in blocks if block.file is not None]
+    (listing,) = [block for block in blocks if block.language == "text"]
+    for block in files:
+        path = tmp_path / str(block.file)
+        if not path.exists():  # the first `layers.py` has the mistake
+            path.write_text(block.text)
+    (first, *_) = [b for b in blocks if b.language == "python" and b.file is None]
+    printed = run_python(tmp_path, "-c", first.text, status=0)
+    assert listing.text in printed
+    command = ("-m", "pytest", "-q", "--parity-pages", "PAGES", "test_series.py")
+    assert "its GELU differs; it looks like GELU by tanh" in run_python(
+        tmp_path, *command, status=1
+    )
+    (page,) = (tmp_path / "PAGES").iterdir()
+    assert page.name == "test_series_py_test_the_port_is_the_same.html"
+    mended = [block for block in files if block.file == "layers.py"][-1]
+    (tmp_path / "layers.py").write_text(mended.text)
+    run_python(tmp_path, *command, status=0)
+
+
+def run_python(folder, *words, status):
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(shown.ROOT)},
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--port pair.py:prot", "pair.py defines no prot; it defines port"),
+        ("--port none.py:port", "there is no file none.py; name it: --port net.py:name"),
+        ("--port pair.py:port --precision high", "--precision is of a U-Net here"),
+        ("--port pair.py:port --config.norm batch", "--config is of a U-Net here"),
+        ("--port pair.py:port --inputs text.npz", "text.npz: x is of type <U1, and numbers are"),
+        ("--port pair.py:port --inputs nan.npz", "1 of the 2 values of x are not finite"),
+        ("--port pair.py:port --inputs nothing.npz", "it holds no array; record them with"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(tmp_path, flags, message):
+    (tmp_path / "pair.py").write_text(
+        "from torch import nn\nnet = nn.Linear(3, 2)\n\ndef port(params, x):\n    return x\n"
+    )
+    np.savez(tmp_path / "x.npz", x=X)
+    np.savez(tmp_path / "text.npz", x=np.array(["a"]))
+    np.savez(tmp_path / "nan.npz", x=np.array([1, np.nan]))
+    np.savez(tmp_path / "nothing.npz")
+    inputs = "" if "--inputs" in flags else "--inputs x.npz"
+    done = shown.run_unet(f"unet verify --reference pair.py:net {inputs} {flags}", tmp_path)
+    assert done.status == 2
+    assert message in done.text
 
 
 # ---- kinds of ports

@@ -14,6 +14,7 @@ from torch import nn
 from parity_tests import planted
 from unet_parity import exact, inputs, oracle, page, precision, verify
 from unet_parity.comparison import Comparer, compare_twins, draw_numbers
+from unet_parity.differences import hash_tensors
 from unet_parity.recorded_output import judge_recorded
 from unet_parity.twins import JaxRun, torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
@@ -54,7 +55,7 @@ def test_verdict_and_every_part_are_in_the_json(report):
 
 def test_the_hash_is_of_these_weights(report):
     other = {**TENSORS, "out.bias": np.nextafter(TENSORS["out.bias"], 1, dtype=np.float32)}
-    assert verify._hash(TENSORS) == report.hashes["weights"] != verify._hash(other)
+    assert hash_tensors(TENSORS) == report.hashes["weights"] != hash_tensors(other)
 
 
 def test_the_input_in_the_report_is_the_one_that_was_compared(monkeypatch):

@@ -1,4 +1,7 @@
-"""How far two arrays are apart."""
+"""How far two arrays are apart, and whether they are the same in every bit."""
+
+import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -51,3 +54,12 @@ def module_scales(gradients: dict[str, np.ndarray]) -> dict[str, float]:
         largest = float(np.abs(gradient).max())
         scales[module_of(name)] = max(scales.get(module_of(name), 0.0), largest)
     return scales
+
+
+def hash_tensors(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 of names, shapes, types and bytes, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The instrument behind `unet verify`: structure, exact proof, ordinary weights, verdict."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
 from unet_parity import exact, oracle, precision, subnormal, training
 from unet_parity.comparison import Comparer, Comparison, Numbers, draw_numbers
+from unet_parity.differences import hash_tensors
 from unet_parity.exact import ExactRow
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
@@ -246,7 +246,7 @@ def _verify(
     )
     return ParityReport(
         verdict, reasons, config, structure, rows, comparisons, owns, trajectories, theirs, x,
-        {"weights": _hash(tensors), "input": _hash({"x": x})},
+        {"weights": hash_tensors(tensors), "input": hash_tensors({"x": x})},
         {**environment(), **precision.describe_precision(jax_precision)}, scope, bits, subnormals,
     )  # fmt: skip
 
@@ -336,7 +336,7 @@ def _report_structure(
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
     return ParityReport(
         verdict, reasons, config, structure, (), (), (), (), None, x,
-        {"weights": _hash(tensors), "input": _hash({"x": x})},
+        {"weights": hash_tensors(tensors), "input": hash_tensors({"x": x})},
         {**environment(), **precision.describe_precision()}, scope, precision.significand_bits(),
         subnormals,
     )  # fmt: skip
@@ -536,15 +536,6 @@ def _train_both(
         yield training.train_side_by_side(
             config, tensors, VERIFIED_RECIPE, steps=steps, dtype=dtype, size=size
         )
-
-
-def _hash(tensors: Tensors) -> str:
-    """Return the sha256 of names, shapes, types and bytes, in order."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
 
 
 def _refuse_single_values(config: UNetConfig, x: np.ndarray) -> None:

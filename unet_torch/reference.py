@@ -78,7 +78,7 @@ def build(place: str, arguments: str = "") -> nn.Module:
     positional, named = _parse_arguments(arguments)
     try:
         with _importing(path) as module:
-            made = _find_name(module, name, place=place)
+            made = _find_name(module, name, place=place, others=_list_modules(module))
             if not isinstance(made, nn.Module):
                 _check_call(place, made, positional, named)
                 made = made(*positional, **named)
@@ -103,7 +103,7 @@ def load_name(place: str, *, flag: str) -> Any:
     path, name = _split_place(place, example=f"{flag} net.py:name")
     try:
         with _importing(path) as module:
-            return _find_name(module, name, place=place)
+            return _find_name(module, name, place=place, others=_list_own(module))
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's file raises
@@ -124,11 +124,11 @@ def _split_place(place: str, *, example: str) -> tuple[Path, str]:
     return Path(file), name
 
 
-def _find_name(module: Any, name: str, *, place: str) -> Any:
+def _find_name(module: Any, name: str, *, place: str, others: str) -> Any:
     made = getattr(module, name, None)
     if made is None:
         file = Path(place.rpartition(":")[0]).name
-        raise InputError(f"{place}: {file} defines no {name}{_list_modules(module)}")
+        raise InputError(f"{place}: {file} defines no {name}{others}")
     return made
 
 
@@ -351,6 +351,15 @@ def _check_call(place: str, made: Any, positional: list[Any], named: dict[str, A
             f"{place}: {error}: it is {place.rpartition(':')[2]}{signature}; give them as "
             "--reference-arguments '3, 2'"
         ) from error
+
+
+def _list_own(module: Any) -> str:
+    names = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__
+    ]
+    return f"; it defines {list_names(names, 8)}" if names else ""
 
 
 def _list_modules(module: Any) -> str:

@@ -83,7 +83,7 @@ def find_fault(
     blame = Blame(operation.module or NET, f"its {word} differs")
     port = _Port(values, given, _keep_values(operations))
     for variant in list_variants(operation, operations[:first]):
-        if not variant.tensors or not all(_contains(values, t) for t in variant.tensors):
+        if not variant.tensors or not all(contains(values, t) for t in variant.tensors):
             continue
         if variant.is_later or port.goes_on(operations, (first, 0), variant.tensors[0]):
             # a layer that is right, and is given what comes from elsewhere, is not at fault
@@ -106,7 +106,7 @@ def _walk_back(
             continue
         number, which = place
         operation = operations[number]
-        known[place] = number not in dependent or _contains(values, operation.outputs[which])
+        known[place] = number not in dependent or contains(values, operation.outputs[which])
         if known[place]:
             continue
         unlike.add(number)
@@ -131,7 +131,7 @@ class _Port(NamedTuple):
         """
         uses = [operation for operation in operations[place[0] + 1 :] if place in operation.inputs]
         if not uses:
-            return _contains(self.given, tensor)
+            return contains(self.given, tensor)
         for use in uses:
             tensors = [
                 tensor if source == place else own
@@ -144,7 +144,7 @@ class _Port(NamedTuple):
             if use.name in VIEWS:
                 if self.goes_on(operations, (use.number, 0), made):
                     return True
-            elif _contains(self.values, made) and not _contains(self.of_reference, made):
+            elif contains(self.values, made) and not contains(self.of_reference, made):
                 return True
         return False
 
@@ -158,7 +158,8 @@ def _keep_values(operations: Sequence[Operation]) -> Values:
     return values
 
 
-def _contains(values: Values, tensor: Tensor) -> bool:
+def contains(values: Values, tensor: Tensor) -> bool:
+    """Say whether a tensor is among the values of a port."""
     return values.contains(tensor.detach().double().numpy())
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from unet_parity.differences import difference
-from unet_parity.pair.port import Leaves, make_port, name_leaves
+from unet_parity.differences import difference, module_of
+from unet_parity.pair.port import Leaves, is_float, make_port, name_leaves
 from unet_spec import InputError
 from unet_spec.wording import list_names
 
@@ -53,7 +53,7 @@ class Correspondence:
         leaves = {}
         for name, places in self.places.items():
             own = self.own[name]
-            if _is_float(own):
+            if is_float(own):
                 own = np.where(places == NOWHERE, own.astype(np.float64), row[places])
             leaves[name] = own
         return leaves
@@ -65,7 +65,7 @@ class Correspondence:
         for name, places in self.places.items():
             held = places != NOWHERE
             np.add.at(row, places[held], leaves[name][held])
-        return self._cut(row)
+        return _cut(row, self.shapes)
 
     def copies(self) -> dict[str, np.ndarray]:
         """Return how many times the port holds each value of the reference."""
@@ -83,20 +83,20 @@ class Correspondence:
         sizes = {
             name: difference(moved[name], own.astype(np.float64))
             for name, own in self.own.items()
-            if _is_float(own) and own.dtype.itemsize >= 4
+            if is_float(own) and own.dtype.itemsize >= 4
         }
         return {name: size for name, size in sizes.items() if not size <= SAME}
 
     def list_narrow(self) -> list[str]:
         """Return the port's arrays of a type narrower than float32."""
-        return [n for n, own in self.own.items() if _is_float(own) and own.dtype.itemsize < 4]
+        return [n for n, own in self.own.items() if is_float(own) and own.dtype.itemsize < 4]
 
     def unused(self) -> list[str]:
         """Return the port's floating-point arrays that hold nothing of the reference."""
         return [
             name
             for name, places in self.places.items()
-            if _is_float(self.own[name]) and places.size and (places == NOWHERE).all()
+            if is_float(self.own[name]) and places.size and (places == NOWHERE).all()
         ]
 
     def sources(self, leaf: str) -> list[str]:
@@ -109,14 +109,14 @@ class Correspondence:
     def _ends(self) -> np.ndarray:
         return np.cumsum([_count(shape) for shape in self.shapes.values()])
 
-    def _cut(self, row: np.ndarray) -> dict[str, np.ndarray]:
-        if not self.shapes:
-            return {}
-        parts = np.split(row, self._ends()[:-1])
-        return {
-            name: part.reshape(shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+
+def _cut(row: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Return the tensors of these shapes that a row of values holds one after the other."""
+    tensors, start = {}, 0
+    for name, shape in shapes.items():
+        tensors[name] = row[start : start + _count(shape)].reshape(shape)
+        start += _count(shape)
+    return tensors
 
 
 def read_converter(
@@ -133,7 +133,7 @@ def read_converter(
     Raises:
         InputError: it raises an error, or computes with the values.
     """
-    shapes = {n: array.shape for n, array in state.items() if _is_float(array) and n not in tied}
+    shapes = {n: array.shape for n, array in state.items() if is_float(array) and n not in tied}
     total = sum(map(_count, shapes.values()))
     own = _convert(convert, state)
     forth = _read_places(convert, state, tied, np.arange(total))
@@ -150,7 +150,7 @@ def read_converter(
                 f"convert does not only move values: it computes those of {name}; let it transpose,"
                 " reshape, split and join, and nothing else"
             )
-        places[name] = np.where(is_moved & _is_float(array), first, NOWHERE)
+        places[name] = np.where(is_moved & is_float(array), first, NOWHERE)
     return Correspondence(shapes, places, own)
 
 
@@ -174,7 +174,7 @@ def match_tensors(
         InputError: a tensor has no counterpart, or no shape that goes with it.
     """
     own = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    floats = {n: array for n, array in state.items() if _is_float(array) and n not in tied}
+    floats = {n: array for n, array in state.items() if is_float(array) and n not in tied}
     shapes = {name: array.shape for name, array in floats.items()}
     pairs = _pair_names(floats, own, names or {})
     ends = np.cumsum([array.size for array in floats.values()])
@@ -218,14 +218,11 @@ def _read_places(
     numbers: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return for each value of the port the number that its place has in `numbers`."""
-    shapes = {n: array.shape for n, array in state.items() if _is_float(array) and n not in tied}
+    shapes = {n: array.shape for n, array in state.items() if is_float(array) and n not in tied}
     digits = max(1, int(np.ceil(np.log(max(2, numbers.size)) / np.log(DIGIT))))
     read: dict[str, np.ndarray] = {}
-    ends = np.cumsum([_count(shape) for shape in shapes.values()])[:-1]
     for digit in range(digits):
-        row = (numbers // DIGIT**digit % DIGIT).astype(np.float32)
-        parts = np.split(row, ends)
-        coded = {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
+        coded = _cut((numbers // DIGIT**digit % DIGIT).astype(np.float32), shapes)
         given = {name: coded.get(tied.get(name, name), array) for name, array in state.items()}
         for name, array in _convert(convert, given).items():
             values = np.nan_to_num(array.astype(np.float64), nan=-1, posinf=-1, neginf=-1)
@@ -242,17 +239,22 @@ def _pair_names(state: Tensors, own: Tensors, names: Mapping[str, str]) -> dict[
     """Return the port's path of each of the reference's tensors."""
     pairs = _apply_names(state, own, names)
     left = [name for name in state if name not in pairs]
-    free = [name for name in own if name not in pairs.values() and _is_float(own[name])]
-    for theirs in left:
-        same = [ours for ours in free if _holds(own[ours], state[theirs])]
-        alike = [ours for ours in same if _simplify(ours) == _simplify(theirs)]
-        chosen = (alike or same)[:1]
-        if not chosen:
-            alike = [ours for ours in free if _simplify(ours) == _simplify(theirs)]
-            chosen = [ours for ours in alike if own[ours].size == state[theirs].size][:1]
-        if chosen:
-            pairs[theirs] = chosen[0]
-            free.remove(chosen[0])
+    free = [name for name in own if name not in pairs.values() and is_float(own[name])]
+    while left:
+        # a tensor with several candidates, such as a bias of zeros, waits for the rest of its layer
+        options = {theirs: _list_candidates(theirs, state, own, free, pairs) for theirs in left}
+        theirs = min(left, key=lambda name: len(options[name]) or len(own) + 1)
+        candidates = options[theirs]
+        if not candidates:
+            break
+        if len(candidates) > 1:
+            raise InputError(
+                f"{list_names(candidates, 3)} of the port may each be {theirs} of the reference, by"
+                " their values; name it in names, or give convert"
+            )
+        pairs[theirs] = candidates[0]
+        free.remove(candidates[0])
+        left.remove(theirs)
     unmatched = [name for name in state if name not in pairs]
     if unmatched:
         raise InputError(
@@ -260,6 +262,18 @@ def _pair_names(state: Tensors, own: Tensors, names: Mapping[str, str]) -> dict[
             f" {list_names(free, 4) or 'none'}; name them in names, or give convert"
         )
     return pairs
+
+
+def _list_candidates(
+    theirs: str, state: Tensors, own: Tensors, free: list[str], pairs: Mapping[str, str]
+) -> list[str]:
+    """List the port's arrays that may be a tensor: by values, names, and the rest of its layer."""
+    same = [ours for ours in free if _holds(own[ours], state[theirs])]
+    sizes = [ours for ours in free if own[ours].size == state[theirs].size]
+    alike = [ours for ours in same or sizes if _simplify(ours) == _simplify(theirs)]
+    layers = {module_of(o) for t, o in pairs.items() if module_of(t) == module_of(theirs)}
+    beside = [ours for ours in same if module_of(ours) in layers]
+    return alike or beside or same
 
 
 def _apply_names(state: Tensors, own: Tensors, names: Mapping[str, str]) -> dict[str, str]:
@@ -341,10 +355,6 @@ def _list_mirrors(ndim: int) -> Iterator[tuple[int, ...]]:
     spatial = range(2, ndim)
     for count in range(len(spatial) + 1):
         yield from itertools.combinations(spatial, count)
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or "float" in array.dtype.name
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_tree
 
 from unet_parity.compared import NET
+from unet_parity.pair.blame import contains
 from unet_parity.pair.intermediates import Values
 from unet_parity.pair.operations import follow_modules
 
@@ -30,7 +31,6 @@ class Call:
 
     Attributes:
         number: its place among all calls.
-        name: of the function.
         module: path of the module that calls it.
         inputs: the tensors that it was given, by their ids.
         outputs: those that it gave.
@@ -39,7 +39,6 @@ class Call:
     """
 
     number: int
-    name: str
     module: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -73,7 +72,7 @@ class CallLog(TorchFunctionMode):
         ]
         if results and ids:
             call = Call(
-                len(self.calls), name, self.path[-1], tuple(ids), tuple(map(id, results)),
+                len(self.calls), self.path[-1], tuple(ids), tuple(map(id, results)),
                 self.arriving, passed,
             )  # fmt: skip
             self.calls.append(call)
@@ -135,7 +134,7 @@ def find_module(calls: Sequence[Call], wrong: Sequence[Tensor], values: Values) 
         unlike = [call for call in users[tensor] if not _is_known(values, call, tensor)]
         for call in unlike:
             behind = [y for y in call.outputs if y in call.arriving]
-            later = [y for y in behind if not _contains(values, call.arriving[y])]
+            later = [y for y in behind if not contains(values, call.arriving[y])]
             to_visit += later
             if not later:
                 found[call.number] = call.module
@@ -154,11 +153,7 @@ def _is_known(values: Values, call: Call, tensor: int) -> bool:
     arriving = [g for y, g in call.arriving.items() if y in call.outputs]
     scale = max((float(g.abs().max()) for g in arriving), default=0.0)
     # what is 0 but for rounding is another rounding in the port
-    return float(gradient.abs().max()) <= NOTHING * scale or _contains(values, gradient)
-
-
-def _contains(values: Values, gradient: Tensor) -> bool:
-    return values.contains(gradient.detach().double().numpy())
+    return float(gradient.abs().max()) <= NOTHING * scale or contains(values, gradient)
 
 
 def _name_common(paths: Sequence[str]) -> str:

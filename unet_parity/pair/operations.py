@@ -41,13 +41,13 @@ class Operation:
         """Return the tensors among the arguments, in order."""
         return [a for a in torch_tree.tree_leaves(self.arguments) if isinstance(a, Tensor)]
 
-    def run_with(self, tensors: list[Tensor], **options: Any) -> list[Tensor]:
+    def run_with(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return what the operator gives for other tensors in the place of its own."""
         given = iter(tensors)
         arguments = torch_tree.tree_map(
             lambda a: next(given) if isinstance(a, Tensor) else a, self.arguments
         )
-        made = self.run(*arguments, **{**self.options, **options})
+        made = self.run(*arguments, **self.options)
         return [t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor)]
 
 

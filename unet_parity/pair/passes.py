@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_tree
 
-from unet_parity.pair.port import Leaves, Port, name_leaves
-from unet_parity.twins import compile_jax, gradient_of, numpy_of
+from unet_parity.pair.port import Leaves, Port, is_float, name_leaves
+from unet_parity.twins import compile_jax, fetch_tree, gradient_of, numpy_of
 from unet_spec import InputError
 
 Arrays = tuple[np.ndarray, ...]
@@ -209,14 +209,14 @@ class PortRun:
         with jax.enable_x64(self.dtype == "float64"):
             given = [jnp.asarray(c, self.dtype) for c in cotangents]
             made = self._both(*self._enter(leaves, inputs), given)
-        outputs, after, of_leaves, of_inputs = map(to_numpy, made)
+        outputs, after, of_leaves, of_inputs = map(fetch_tree, made)
         return tuple(outputs), after, of_leaves, tuple(of_inputs)
 
     def run_forward(self, leaves: Leaves, inputs: Arrays) -> Arrays:
         """Return the outputs alone, as the port lays them out."""
         with jax.enable_x64(self.dtype == "float64"):
             outputs, _ = self._forward(*self._enter(leaves, inputs))
-        return tuple(to_numpy(outputs))
+        return tuple(fetch_tree(outputs))
 
     def trace(self, leaves: Leaves, inputs: Arrays) -> tuple[Any, list[Any]]:
         """Return the port's forward pass as a jaxpr, and the arrays to evaluate it with."""
@@ -233,7 +233,7 @@ class PortRun:
 
     def _enter(self, leaves: Leaves, inputs: Arrays) -> tuple[Leaves, list[Any]]:
         def cast(array: np.ndarray) -> jax.Array:
-            return jnp.asarray(array, self.dtype if _is_float(array) else None)
+            return jnp.asarray(array, self.dtype if is_float(array) else None)
 
         return (
             {name: cast(leaf) for name, leaf in leaves.items()},
@@ -266,14 +266,3 @@ def name_arrays(outputs: Any) -> Leaves:
         for name, y in name_leaves(outputs).items()
         if jnp.issubdtype(getattr(y, "dtype", np.int32), jnp.floating)
     }
-
-
-def to_numpy(tree: Any) -> Any:
-    """Return a tree of numpy arrays; bfloat16, which numpy does not have, as float64."""
-    return jax.tree.map(
-        lambda a: np.asarray(a, np.float64) if a.dtype == jnp.bfloat16 else np.asarray(a), tree
-    )
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or "float" in array.dtype.name

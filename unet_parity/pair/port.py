@@ -89,6 +89,11 @@ def name_leaves(tree: Any) -> Leaves:
     return names
 
 
+def is_float(array: np.ndarray) -> bool:
+    """Say whether an array holds floating-point numbers; numpy does not know bfloat16 for one."""
+    return array.dtype.kind == "f" or "float" in array.dtype.name
+
+
 def _wrap_nnx(module: nnx.Module) -> Port:
     definition, keys, state = _split(module)
 

@@ -1,6 +1,5 @@
 """`verify_pair`: are a torch module and its port to JAX the same, and if not, where?"""
 
-import hashlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from unet_parity import precision
+from unet_parity.differences import hash_tensors
 from unet_parity.float32_errors import GRADIENT_FACTOR
 from unet_parity.oracle import FACTOR, OUTPUT_BOUND
 from unet_parity.pair.blame import Blame
@@ -219,7 +219,10 @@ def verify_pair(
         verdict, reasons, tuple(comparisons), tuple(sizes), integers, trajectory,
         _describe_scope(given, comparers, seeds, sizes, trajectory, integers),
         "Not compared: sizes and inputs other than these, dropout, and what is around the net.",
-        {"tensors": _hash(origin.state), "inputs": _hash(dict(enumerate_names(given)))},
+        {
+            "tensors": hash_tensors(origin.state),
+            "inputs": hash_tensors(dict(enumerate_names(given))),
+        },
         {**environment(), **precision.describe_precision()},
     )  # fmt: skip
 
@@ -508,9 +511,10 @@ def _describe_scope(
 ) -> str:
     shapes = " and ".join(str(x.shape) for x in inputs)
     modes = " and ".join("training" if c.train else "inference" for c in comparers)
+    draws = f", and {seeds - 1} draws of both" if seeds > 1 else ""
     parts = [
-        f"the reference's weights on the given inputs of {shapes}, and {seeds - 1} draws of both, "
-        f"forward and gradients, in {modes}"
+        f"the reference's weights on the given inputs of {shapes}{draws}, forward and gradients, "
+        f"in {modes}"
     ]
     if sizes:
         listed = [size.size for size in sizes if size.output is not None]
@@ -520,11 +524,3 @@ def _describe_scope(
     if not integers.refused:
         parts.append("an exact proof on integers of these shapes")
     return f"Compared: {'; '.join(parts)}."
-
-
-def _hash(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
