@@ -7,15 +7,15 @@ people's own tests.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unet_parity.pair.verify import PairReport, verify_pair
+    from unet_parity.pair.verify import verify_pair
 
-__all__ = ["PairReport", "verify_pair"]
+__all__ = ["verify_pair"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the instrument when it is first used: it loads both frameworks."""
-    if name not in __all__:
+    if name != "verify_pair":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from unet_parity.pair import verify
+    from unet_parity.pair.verify import verify_pair
 
-    return getattr(verify, name)
+    return verify_pair

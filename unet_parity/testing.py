@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from unet_parity.pair.page import write_page
-from unet_parity.pair.verify import PairReport, verify_pair
+from unet_parity.pair.report import PairReport
+from unet_parity.pair.verify import verify_pair
 from unet_parity.pytest_pages import FOLDER
 
 __all__ = ["assert_equivalent"]

@@ -1,33 +1,37 @@
 """Both sides of a pair on the same numbers: float64 must agree, and float32 err alike."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import torch
 
 from unet_parity.compared import NET
-from unet_parity.differences import difference, error_ratio, module_of, module_scales, rms
+from unet_parity.differences import difference, error_ratio, module_of, rms
 from unet_parity.float32_errors import GRADIENT_FACTOR
-from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
+from unet_parity.oracle import FACTOR, OUTPUT_BOUND
 from unet_parity.pair.blame import Blame, find_fault
 from unet_parity.pair.correspondence import Correspondence
+from unet_parity.pair.distances import (
+    Allowed,
+    Differences,
+    allow,
+    allow_float32,
+    measure,
+    worst_difference,
+)
 from unet_parity.pair.gradients import find_module, log_backward
 from unet_parity.pair.intermediates import TOLERANCE, Values, find_narrowings, record
 from unet_parity.pair.layouts import Layouts
 from unet_parity.pair.operations import Operation, log_forward
 from unet_parity.pair.passes import Arrays, PairPass, PortRun, Reference, call_reference, to_torch
 from unet_parity.pair.port import Port
+from unet_parity.pair.recognise import recognise_gradient, recognise_statistic
 
 Tensors = Mapping[str, np.ndarray]
-NO_SCALE = 1e-6
-"""A module whose gradients are below this part of the largest is measured by that part."""
-ENLARGED = 64 * 2.0**-29
-"""Of an error in float32, what is allowed in float64: 29 bits less, and 64 times as much, because
-both sides err, and each in its own way."""
 FLOAT32_TOLERANCE = 1e-5
 """Two values are the same where they are this near, if the port computes in float32."""
 MOST_LOCATED = 2**18
@@ -64,84 +68,6 @@ class PairComparison:
     near_ties: int
     blame: Blame | None
     problems: tuple[str, ...]
-
-
-class Differences(NamedTuple):
-    """How far a pass is from a float64 pass of the reference, relatively; the fields are those of
-    `PairComparison`."""
-
-    output: float
-    input_gradient: float
-    gradients: dict[str, float]
-    statistics: dict[str, float]
-
-    def list_problems(self, allowed: "Allowed") -> Iterator[str]:
-        """Say what is out of bounds."""
-        named = {"the output": self.output}
-        named |= {f"{name} after the pass": size for name, size in self.statistics.items()}
-        for what, size in named.items():
-            if not size <= allowed.output:
-                yield f"{what} differs by {size:.1e} in float64, {allowed.output:.0e} allowed"
-        named = {"the input": self.input_gradient, **self.gradients}
-        for name, size in named.items():
-            if not size <= allowed.gradient:
-                yield (
-                    f"the gradient of {name} differs by {size:.1e} in float64, "
-                    f"{allowed.gradient:.0e} allowed"
-                )
-
-
-class Allowed(NamedTuple):
-    """Up to which size a difference in float64 is rounding."""
-
-    output: float
-    gradient: float
-
-
-def measure(truth: PairPass, other: PairPass) -> Differences:
-    """Measure how far a pass is from a float64 pass of the reference."""
-    scales = module_scales(truth.gradients)
-    # a gradient that is 0 but for rounding has no scale of its own
-    least = NO_SCALE * max(scales.values(), default=0.0)
-    gradients = {
-        name: difference(
-            value, other.gradients[name], scale=max(scales[module_of(name)], least) or None
-        )
-        for name, value in truth.gradients.items()
-        if name in other.gradients
-    }
-    statistics = {
-        name: difference(value, other.statistics[name])
-        for name, value in truth.statistics.items()
-        if name in other.statistics
-    }
-    return Differences(
-        _worst(truth.outputs, other.outputs),
-        _worst(truth.input_gradients, other.input_gradients),
-        gradients,
-        statistics,
-    )
-
-
-def allow(float32: Differences) -> Allowed:
-    """Return what is rounding in float64, by what it is in float32 in the reference alone.
-
-    A deep net enlarges rounding errors, in both types alike.
-    """
-    largest = [size for size in float32.gradients.values() if size < np.inf]
-    gradient = max([float32.input_gradient, *largest])
-    output = max([float32.output, *float32.statistics.values()])
-    return Allowed(
-        max(OUTPUT_BOUND, min(output, 1.0) * ENLARGED),
-        max(GRADIENT_BOUND, min(gradient, 1.0) * ENLARGED),
-    )
-
-
-def allow_float32(float32: Differences) -> Allowed:
-    """Return likewise what is rounding where the port computes parts in float32."""
-    gradient = max([float32.input_gradient, *float32.gradients.values()])
-    output = max([float32.output, *float32.statistics.values()])
-    return Allowed(FACTOR * output, GRADIENT_FACTOR * gradient)
 
 
 class PairComparer:
@@ -215,8 +141,8 @@ class PairComparer:
         cotangents: Arrays,
         truth: PairPass,
         port: PairPass,
-        found: "Differences",
-        allowed: "Allowed",
+        found: Differences,
+        allowed: Allowed,
     ) -> Blame:
         """Find where the port leaves the reference."""
         if not found.output <= allowed.output:
@@ -243,8 +169,8 @@ class PairComparer:
         leaves, run = self.match.to_port(tensors), self._runs["float64"]
         run.list_outputs(leaves, inputs)
         port = self.layouts.take(run.run_forward(leaves, inputs))
-        size = _worst(truth, port)
-        rounding = Differences(_worst(truth, ours), 0.0, {}, {})
+        size = worst_difference(truth, port)
+        rounding = Differences(worst_difference(truth, ours), 0.0, {}, {})
         allowed = (allow_float32 if self.narrowings else allow)(rounding).output
         if size <= allowed or sum(x.size for x in inputs) > MOST_LOCATED:
             return size, allowed, None
@@ -338,14 +264,14 @@ class PairComparer:
             name = bad[-1] if bad else "the input"
             what = f"a gradient on the way to {name} differs"
             return Blame(module or (module_of(name) if bad else "") or NET, what)
-        looks_like = _recognise_gradient(truth.gradients[own], port.gradients[own])
+        looks_like = recognise_gradient(truth.gradients[own], port.gradients[own])
         return Blame(module, f"the gradient of its {own.rpartition('.')[2]} differs", looks_like)
 
     def _blame_statistic(
         self, tensors: Tensors, truth: PairPass, port: PairPass, name: str
     ) -> Blame:
         before = tensors[name].astype(np.float64)
-        looks_like = _recognise_statistic(
+        looks_like = recognise_statistic(
             before, truth.statistics[name], port.statistics[name], self._momentum(name)
         )
         what = f"its {name.rpartition('.')[2]} after a pass in training differs"
@@ -421,44 +347,6 @@ def _compare_gradients(truth: PairPass, ours: PairPass, theirs: PairPass) -> lis
                 f"float64 as the reference, {GRADIENT_FACTOR:g} allowed"
             )
     return problems[:1]
-
-
-def _recognise_gradient(ours: np.ndarray, theirs: np.ndarray) -> str:
-    if not theirs.any():
-        return "a frozen parameter: its gradient is 0"
-    ratio = _find_ratio(ours, theirs)
-    return "" if ratio is None else f"a gradient {ratio:.6g} times as large"
-
-
-def _recognise_statistic(
-    before: np.ndarray, ours: np.ndarray, theirs: np.ndarray, momentum: float
-) -> str:
-    if np.array_equal(before, theirs):
-        return "statistics that do not move"
-    ratio = _find_ratio(ours - before, theirs - before)
-    if ratio is not None:
-        return f"a momentum of {ratio * momentum:.6g} in place of {momentum:g}"
-    kept = (1 - momentum) * before
-    ratio = _find_ratio(ours - kept, theirs - kept)
-    if ratio is not None and ratio < 1:
-        count = 1 / (1 - ratio)
-        return f"a variance over n in place of n - 1, for n = {count:.6g}"
-    return ""
-
-
-def _find_ratio(ours: np.ndarray, theirs: np.ndarray) -> float | None:
-    """Return by what one array is a multiple of another; None where it is none."""
-    total = float(np.square(ours).sum())
-    if ours.shape != theirs.shape or not total:
-        return None
-    ratio = float((ours * theirs).sum()) / total
-    return ratio if difference(theirs, ratio * ours) <= GRADIENT_BOUND else None
-
-
-def _worst(truth: Arrays, port: Arrays) -> float:
-    if len(truth) != len(port):
-        return float("inf")
-    return max((difference(a, b) for a, b in zip(truth, port, strict=True)), default=0.0)
 
 
 def _join(arrays: Arrays) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import unet_page
 from unet_parity.oracle import GRADIENT_BOUND, OUTPUT_BOUND
-from unet_parity.pair.verify import PairReport
+from unet_parity.pair.report import PairReport
 from unet_parity.training import BOUND
 from unet_spec.files import atomic_write
 

@@ -5,14 +5,14 @@ asked: one length is changed wherever it stands, and the reference runs or does 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
+from unet_parity.pair.numbers import Shapes, draw_shapes
 from unet_parity.pair.passes import Arrays, Reference
 from unet_spec import InputError
 
-Shapes = tuple[tuple[int, ...], ...]
 LARGEST_S = 2.0
 """A forward pass of the reference in float64 takes at most about so long at the largest size."""
 MOST_VALUES = 2**22
@@ -48,16 +48,17 @@ def list_sizes(
             if taken:
                 free.append(group)
     free = [group for group in free if min(axis for _, axis in group) > 0]  # batches stay
-    return sizes + list(_list_larger(reference, tensors, inputs, free))
+    largest = _find_largest(reference, tensors, inputs, free)
+    return sizes if largest is None else [*sizes, largest]
 
 
-def _list_larger(
+def _find_largest(
     reference: Reference,
     tensors: Mapping[str, np.ndarray],
     inputs: Arrays,
     free: list[list[tuple[int, int]]],
-) -> Iterator[Shapes]:
-    """Yield the largest shapes for which there is time."""
+) -> Shapes | None:
+    """Return the largest shapes for which there is time; None where no length is free."""
     largest, factor = None, 2
     while free:
         shapes = tuple(x.shape for x in inputs)
@@ -73,8 +74,7 @@ def _list_larger(
         if (time.monotonic() - start) * 2 ** len(free) > LARGEST_S:
             break
         factor *= 2
-    if largest is not None:
-        yield largest
+    return largest
 
 
 def _change(shapes: Shapes, group: list[tuple[int, int]], length: int) -> Shapes:
@@ -93,14 +93,3 @@ def _run(
     except InputError:
         return False
     return True
-
-
-def draw_shapes(inputs: Arrays, shapes: Shapes, *, seed: int) -> Arrays:
-    """Draw inputs of other shapes: floating-point numbers spread as before, integers of these."""
-    rng = np.random.default_rng((seed, 4))
-    return tuple(
-        (x.mean() + (x.std() or 1.0) * rng.standard_normal(shape)).astype(x.dtype)
-        if x.dtype.kind == "f"
-        else rng.choice(x.ravel(), shape)
-        for x, shape in zip(inputs, shapes, strict=True)
-    )

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,6 @@ from torch import nn
 
 from unet_parity import precision
 from unet_parity.differences import hash_tensors
-from unet_parity.float32_errors import GRADIENT_FACTOR
-from unet_parity.oracle import FACTOR, OUTPUT_BOUND
-from unet_parity.pair.blame import Blame
 from unet_parity.pair.comparison import PairComparer, PairComparison
 from unet_parity.pair.correspondence import (
     Correspondence,
@@ -23,9 +19,11 @@ from unet_parity.pair.correspondence import (
 )
 from unet_parity.pair.integers import IntegerProof, prove
 from unet_parity.pair.layouts import Layouts, find_layouts
+from unet_parity.pair.numbers import draw_batch, draw_inputs, draw_shapes, draw_tensors
 from unet_parity.pair.passes import Arrays, PortRun, Reference, name_outputs, to_torch
 from unet_parity.pair.port import Port, make_port
-from unet_parity.pair.sizes import Shapes, draw_shapes, list_sizes
+from unet_parity.pair.report import PairReport, SizeComparison, judge
+from unet_parity.pair.sizes import list_sizes
 from unet_parity.pair.steps import PairSteps, train_side_by_side
 from unet_spec import InputError
 from unet_spec.environment import environment
@@ -35,107 +33,6 @@ from unet_spec.wording import list_names
 
 RECIPE = Recipe(Optimizer(name="sgd", lr=1e-2, momentum=0.9))
 SEEDS = 3
-MOST_REASONS = 5
-"""A report in words has so many of them, and says how many others there are."""
-
-
-@dataclass(frozen=True)
-class SizeComparison:
-    """A `SizeComparison` is the outputs of a pair in float64 for inputs of another size.
-
-    Attributes:
-        shapes: of the inputs.
-        output: the largest relative difference; infinite if the port gives another shape, and None
-            if it does not run, which nobody can overlook.
-        allowed: up to which it is rounding.
-        blame: where the port leaves the reference.
-    """
-
-    shapes: Shapes
-    output: float | None
-    allowed: float = OUTPUT_BOUND
-    blame: Blame | None = None
-
-    @property
-    def problem(self) -> str:
-        """Say what is out of bounds; empty if nothing is."""
-        if self.output is None or self.output <= self.allowed:
-            return ""
-        what = f"the output differs by {self.output:.1e} in float64"
-        if not self.output < np.inf:
-            what = "the output has another shape, or is not finite"
-        if self.blame is not None:
-            what = f"{self.blame} ({what})"
-        return f"for inputs of {self.size}: {what}"
-
-    @property
-    def size(self) -> str:
-        """Return the shapes in words."""
-        return " and ".join(map(str, self.shapes))
-
-
-@dataclass(frozen=True)
-class PairReport:
-    """What `verify_pair` found.
-
-    Attributes:
-        verdict: `identical` (bit for bit, in arithmetic that rounds nothing), `equivalent` (equal
-            to rounding in float64, with float32 errors of the same size) or `different`.
-        reasons: why, in sentences; of `different`, the first names what is at fault.
-        comparisons: ordinary values, for each mode and seed.
-        sizes: outputs for inputs of other sizes.
-        integers: the exact proof, or why there is none.
-        steps: of training, side by side; None where there are none.
-        compared: what was compared, in a sentence.
-        not_compared: and what was not.
-        hashes: sha256 of the reference's tensors and of the inputs.
-        environment: versions, devices and precision in force.
-    """
-
-    verdict: str
-    reasons: tuple[str, ...]
-    comparisons: tuple[PairComparison, ...]
-    sizes: tuple[SizeComparison, ...]
-    integers: IntegerProof
-    steps: PairSteps | None
-    compared: str
-    not_compared: str
-    hashes: dict[str, str]
-    environment: dict[str, str]
-
-    @property
-    def module(self) -> str:
-        """Return the path of the reference's module at fault; empty where none is."""
-        blames = [*(c.blame for c in self.comparisons), *(s.blame for s in self.sizes)]
-        return next((blame.module for blame in blames if blame is not None), "")
-
-    def __str__(self) -> str:
-        """Say the verdict, why, and what it was found on."""
-        return "\n".join([f"{self.verdict}.", *self.list_sentences()])
-
-    def list_sentences(self) -> list[str]:
-        """Return why, and what it was found on; of many reasons the first ones."""
-        sentences = list(self.reasons[:MOST_REASONS])
-        more = len(self.reasons) - MOST_REASONS
-        if more > 0:
-            sentences.append(f"and {more} more, most of which follow from the first")
-        return [*sentences, self.compared, self.not_compared]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return {
-            "verdict": self.verdict,
-            "reasons": list(self.reasons),
-            "module": self.module,
-            "compared": self.compared,
-            "not_compared": self.not_compared,
-            "comparisons": [asdict(comparison) for comparison in self.comparisons],
-            "sizes": [asdict(size) for size in self.sizes],
-            "integers": asdict(self.integers),
-            "steps": None if self.steps is None else asdict(self.steps),
-            "hashes": self.hashes,
-            "environment": self.environment,
-        }
 
 
 def verify_pair(
@@ -207,7 +104,7 @@ def verify_pair(
     trajectory = None
     if steps and is_sound and not comparers[-1].narrowings:
         say(f"training: {steps} steps of both in float64")
-        batches = [_draw_batch(given, outputs, step) for step in range(steps)]
+        batches = [draw_batch(given, outputs, step) for step in range(steps)]
         trajectory = train_side_by_side(
             comparers[-1], draw_tensors(origin.state, seed=1), batches, recipe
         )
@@ -293,68 +190,10 @@ def compare_seed(
     """
     state = comparer.reference.state
     tensors = state if seed == 0 else draw_tensors(state, seed=seed)
-    given = inputs if seed == 0 else _draw_inputs(inputs, seed)
+    given = inputs if seed == 0 else draw_inputs(inputs, seed)
     rng = np.random.default_rng((seed, 1))
     cotangents = tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs)
     return comparer(tensors, given, cotangents, seed=seed)
-
-
-def draw_tensors(state: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.ndarray]:
-    """Draw values around those of a reference; what is never negative stays so."""
-    rng = np.random.default_rng(seed)
-    drawn = {}
-    for name, array in state.items():
-        if array.dtype.kind != "f":
-            drawn[name] = array
-        elif name.endswith("running_var"):
-            drawn[name] = (array * rng.uniform(0.5, 1.5, array.shape)).astype(array.dtype)
-        else:
-            spread = float(array.std()) if array.size > 1 else 0.0
-            noise = rng.standard_normal(array.shape) * (spread or 0.2)
-            drawn[name] = (array + noise).astype(array.dtype)
-    return drawn
-
-
-def judge(
-    comparisons: tuple[PairComparison, ...],
-    integers: IntegerProof,
-    steps: PairSteps | None,
-    sizes: Sequence[SizeComparison],
-    *,
-    other: Mapping[str, float],
-    notes: Sequence[str],
-) -> tuple[str, tuple[str, ...]]:
-    """Return the verdict and its reasons.
-
-    Args:
-        other: arrays of the port that were given with other values than the reference has, and how
-            far these are.
-        notes: what a person has to know who is told that both are the same.
-    """
-    problems = [
-        f"{name} of the port has not the values of the reference: they are {size:.1e} apart"
-        for name, size in other.items()
-    ]
-    problems += [problem for c in comparisons for problem in c.problems]
-    problems += [one.problem for one in sizes if one.problem]
-    if integers.unequal:
-        problems.append(str(integers))
-    if steps is not None and steps.problem:
-        problems.append(steps.problem)
-    if problems:
-        return "different", tuple(dict.fromkeys(problems))
-    agreement = (
-        "float64 agrees to rounding; the float32 error of each side against float64 is of the same "
-        f"size, within a factor of {FACTOR:g} (gradients {GRADIENT_FACTOR:g})"
-    )
-    ties = sum(c.near_ties for c in comparisons)
-    if ties:
-        notes = [
-            *notes,
-            f"{ties} near-ties of ReLUs or pools: where they fall in float32 is chance, so the "
-            "float32 gradients of these inputs say nothing",
-        ]
-    return ("identical" if integers.holds else "equivalent"), (str(integers), agreement, *notes)
 
 
 def _list_notes(
@@ -482,23 +321,6 @@ def _refuse_infinite(state: Mapping[str, np.ndarray], inputs: Arrays) -> None:
             f"NaN or infinite values in {list_names(bad, 3)}: nothing can be said of them; take "
             "other weights or inputs"
         )
-
-
-def _draw_inputs(inputs: Arrays, seed: int) -> Arrays:
-    """Draw inputs of the same shapes and spread; integers stay as they are."""
-    rng = np.random.default_rng((seed, 2))
-    return tuple(
-        (x.mean() + (x.std() or 1.0) * rng.standard_normal(x.shape)).astype(x.dtype)
-        if x.dtype.kind == "f"
-        else x
-        for x in inputs
-    )
-
-
-def _draw_batch(inputs: Arrays, outputs: Arrays, step: int) -> tuple[Arrays, Arrays]:
-    rng = np.random.default_rng((step, 3))
-    targets = tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs)
-    return _draw_inputs(inputs, step + 1), targets
 
 
 def _describe_scope(

@@ -1,0 +1,55 @@
+"""The numbers that both sides of a pair are given, drawn around those of the reference."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from unet_parity.pair.passes import Arrays
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Of all inputs, in order."""
+
+
+def draw_tensors(state: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.ndarray]:
+    """Draw values around those of a reference; what is never negative stays so."""
+    rng = np.random.default_rng(seed)
+    drawn = {}
+    for name, array in state.items():
+        if array.dtype.kind != "f":
+            drawn[name] = array
+        elif name.endswith("running_var"):
+            drawn[name] = (array * rng.uniform(0.5, 1.5, array.shape)).astype(array.dtype)
+        else:
+            spread = float(array.std()) if array.size > 1 else 0.0
+            noise = rng.standard_normal(array.shape) * (spread or 0.2)
+            drawn[name] = (array + noise).astype(array.dtype)
+    return drawn
+
+
+def draw_inputs(inputs: Arrays, seed: int) -> Arrays:
+    """Draw inputs of the same shapes and spread; integers stay as they are."""
+    rng = np.random.default_rng((seed, 2))
+    return tuple(
+        (x.mean() + (x.std() or 1.0) * rng.standard_normal(x.shape)).astype(x.dtype)
+        if x.dtype.kind == "f"
+        else x
+        for x in inputs
+    )
+
+
+def draw_shapes(inputs: Arrays, shapes: Shapes, *, seed: int) -> Arrays:
+    """Draw inputs of other shapes: floating-point numbers spread as before, integers of these."""
+    rng = np.random.default_rng((seed, 4))
+    return tuple(
+        (x.mean() + (x.std() or 1.0) * rng.standard_normal(shape)).astype(x.dtype)
+        if x.dtype.kind == "f"
+        else rng.choice(x.ravel(), shape)
+        for x, shape in zip(inputs, shapes, strict=True)
+    )
+
+
+def draw_batch(inputs: Arrays, outputs: Arrays, step: int) -> tuple[Arrays, Arrays]:
+    """Draw the inputs and the targets of a training step."""
+    rng = np.random.default_rng((step, 3))
+    targets = tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs)
+    return draw_inputs(inputs, step + 1), targets
