@@ -339,22 +339,14 @@ def verify(
     need("jax", "torch", *(["images"] if image or report else []))
     allocator = keep_freed_memory()
     if port is not None or convert is not None:
-        others = {
+        from unet_command import pairs
+
+        pairs.refuse_flags_of_a_net({
             "WEIGHTS": weights, "--size": size, "--image": image, "--recorded": recorded,
             "--config": next(iter(command.list_settings("--config.")), None),
             "--precision": precision if precision != "highest" else None,
-        }  # fmt: skip
-        unused = [flag for flag, value in others.items() if value is not None]
-        if unused:
-            raise InputError(
-                f"{unused[0]} is of a U-Net here, and --port of any net; leave one out"
-            )
-        if reference is None or inputs is None:
-            flag = "--reference" if reference is None else "--inputs"
-            raise InputError(f"a port of your own needs {flag} beside it; give it")
+        })  # fmt: skip
         keep_compilations()
-        from unet_command import pairs
-
         return pairs.verify(
             reference=reference, arguments=reference_arguments, port=port, convert=convert,
             inputs=inputs, names=names, steps=steps, report=report, json=json, command=command,

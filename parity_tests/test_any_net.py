@@ -495,6 +495,7 @@ def run_python(folder, *words, status):
     [
         ("--port pair.py:prot", "pair.py defines no prot; it defines port"),
         ("--port none.py:port", "there is no file none.py; name it: --port net.py:name"),
+        ("--convert pair.py:port --inputs x.npz", "a port of your own needs --reference beside"),
         ("--port pair.py:port --precision high", "--precision is of a U-Net here"),
         ("--port pair.py:port --config.norm batch", "--config is of a U-Net here"),
         ("--port pair.py:port --inputs text.npz", "text.npz: x is of type <U1, and numbers are"),
@@ -510,8 +511,11 @@ def test_the_command_refuses_in_one_sentence(tmp_path, flags, message):
     np.savez(tmp_path / "text.npz", x=np.array(["a"]))
     np.savez(tmp_path / "nan.npz", x=np.array([1, np.nan]))
     np.savez(tmp_path / "nothing.npz")
-    inputs = "" if "--inputs" in flags else "--inputs x.npz"
-    done = shown.run_unet(f"unet verify --reference pair.py:net {inputs} {flags}", tmp_path)
+    if "--inputs x.npz" not in flags:
+        flags += " --reference pair.py:net"
+    if "--inputs" not in flags:
+        flags += " --inputs x.npz"
+    done = shown.run_unet(f"unet verify {flags}", tmp_path)
     assert done.status == 2
     assert message in done.text
 

@@ -1,22 +1,38 @@
 """`unet verify --port`: somebody's own torch module and their own port of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from unet_command.parsing import Command
 from unet_command.reports import write_json
+from unet_spec import InputError
 
 _COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
 
 
+def refuse_flags_of_a_net(values: Mapping[str, object]) -> None:
+    """Refuse what says something of a U-Net here, beside a port of any net.
+
+    Args:
+        values: of the flags; None where one is not given.
+
+    Raises:
+        InputError: it names the first that is given.
+    """
+    for flag, value in values.items():
+        if value is not None:
+            raise InputError(f"{flag} is of a U-Net here, and --port of any net; leave one out")
+
+
 def verify(
     *,
-    reference: str,
+    reference: str | None,
     arguments: str,
     port: str | None,
     convert: str | None,
-    inputs: Path,
+    inputs: Path | None,
     names: Path | None,
     steps: int,
     report: Path | None,
@@ -40,6 +56,9 @@ def verify(
     Raises:
         InputError: one of them cannot be used.
     """
+    if reference is None or inputs is None:
+        flag = "--reference" if reference is None else "--inputs"
+        raise InputError(f"a port of your own needs {flag} beside it; give it")
     from unet_convert.names_map import read_lines
     from unet_parity.pair import page
     from unet_parity.pair.verify import verify_pair

@@ -60,7 +60,7 @@ def find_fault(
     operations: Sequence[Operation],
     outputs: Sequence[tuple[int, int]],
     values: Values,
-    given: Values,
+    port_outputs: Values,
 ) -> Blame:
     """Return where the port leaves the reference.
 
@@ -81,7 +81,7 @@ def find_fault(
     operation = operations[first]
     word = WORDS.get(operation.name, operation.name.strip("_"))
     blame = Blame(operation.module or NET, f"its {word} differs")
-    port = _Port(values, given, _keep_values(operations))
+    port = _Port(values, port_outputs, _keep_values(operations))
     for variant in list_variants(operation, operations[:first]):
         if not variant.tensors or not all(contains(values, t) for t in variant.tensors):
             continue
@@ -118,7 +118,7 @@ class _Port(NamedTuple):
     """The values of a port, those that it gives at its end, and those of the reference."""
 
     values: Values
-    given: Values
+    port_outputs: Values
     of_reference: Values
 
     def goes_on(
@@ -131,20 +131,20 @@ class _Port(NamedTuple):
         """
         uses = [operation for operation in operations[place[0] + 1 :] if place in operation.inputs]
         if not uses:
-            return contains(self.given, tensor)
+            return contains(self.port_outputs, tensor)
         for use in uses:
             tensors = [
                 tensor if source == place else own
                 for source, own in zip(use.inputs, use.tensors, strict=True)
             ]
             try:
-                made = use.run_with(tensors)[0]
+                result = use.run_with(tensors)[0]
             except RuntimeError:  # of another shape
                 continue
             if use.name in VIEWS:
-                if self.goes_on(operations, (use.number, 0), made):
+                if self.goes_on(operations, (use.number, 0), result):
                     return True
-            elif contains(self.values, made) and not contains(self.of_reference, made):
+            elif contains(self.values, result) and not contains(self.of_reference, result):
                 return True
         return False
 

@@ -105,23 +105,23 @@ class PairComparer:
             cotangents: gradients of a loss by the reference's outputs.
             seed: of these values, for the report.
         """
-        given = tensors, inputs, cotangents
-        truth = self.run_reference(*given, dtype="float64")
-        port = self.run_port(*given, dtype="float64")
-        ours = self.run_reference(*given, dtype="float32")
-        found = measure(truth, port)
+        numbers = tensors, inputs, cotangents
+        truth = self.run_reference(*numbers, dtype="float64")
+        port = self.run_port(*numbers, dtype="float64")
+        ours = self.run_reference(*numbers, dtype="float32")
+        differences = measure(truth, port)
         allowed = allow(measure(truth, ours))
-        problems = list(found.list_problems(allowed))
+        problems = list(differences.list_problems(allowed))
         if problems and self.narrowings:
             allowed = allow_float32(measure(truth, ours))
-            problems = list(found.list_problems(allowed))
-        blame = self._find_blame(*given, truth, port, found, allowed) if problems else None
+            problems = list(differences.list_problems(allowed))
+        blame = self._find_blame(*numbers, truth, port, differences, allowed) if problems else None
         errors, near_ties = (np.nan, np.nan), 0
         if blame is None:
-            errors, near_ties, problems = self._compare_float32(*given, truth, ours)
+            errors, near_ties, problems = self._compare_float32(*numbers, truth, ours)
         return PairComparison(
-            "training" if self.train else "inference", seed, *found, *errors, near_ties, blame,
-            tuple([str(blame), *problems] if blame else problems),
+            "training" if self.train else "inference", seed, *differences, *errors, near_ties,
+            blame, tuple([str(blame), *problems] if blame else problems),
         )  # fmt: skip
 
     @cached_property
@@ -141,16 +141,16 @@ class PairComparer:
         cotangents: Arrays,
         truth: PairPass,
         port: PairPass,
-        found: Differences,
+        differences: Differences,
         allowed: Allowed,
     ) -> Blame:
         """Find where the port leaves the reference."""
-        if not found.output <= allowed.output:
+        if not differences.output <= allowed.output:
             return self._blame_forward(tensors, inputs, truth.outputs, port.outputs)
-        statistics = [n for n, size in found.statistics.items() if not size <= allowed.output]
+        statistics = [n for n, size in differences.statistics.items() if not size <= allowed.output]
         if statistics:
             return self._blame_statistic(tensors, truth, port, statistics[0])
-        bad = [name for name, size in found.gradients.items() if not size <= allowed.gradient]
+        bad = [name for name, size in differences.gradients.items() if not size <= allowed.gradient]
         return self._blame_backward(tensors, inputs, cotangents, truth, port, bad)
 
     def compare_outputs(
@@ -189,8 +189,8 @@ class PairComparer:
     ) -> PairPass:
         """Run a pass through the port; everything comes in the reference's layout and names."""
         leaves = self.match.to_port(tensors)
-        given = self.layouts.give(cotangents)
-        outputs, after, of_leaves, of_inputs = self._runs[dtype].run(leaves, inputs, given)
+        numbers = self.layouts.give(cotangents)
+        outputs, after, of_leaves, of_inputs = self._runs[dtype].run(leaves, inputs, numbers)
         gradients = self.match.to_reference(
             {n: of_leaves.get(n, np.zeros(p.shape)) for n, p in self.match.places.items()}
         )
@@ -217,12 +217,12 @@ class PairComparer:
         operations, places = self.log(tensors, inputs)
         sources = [places[place] for place in with_fault if places[place] is not None]
         closed, arguments = self._trace_port(tensors, inputs)
-        values, made = record(closed, arguments, tolerance=self._tolerance)
-        given = Values(self._tolerance)
-        for output in made[: len(truth)]:
-            given.add(output)
+        values, results = record(closed, arguments, tolerance=self._tolerance)
+        numbers = Values(self._tolerance)
+        for output in results[: len(truth)]:
+            numbers.add(output)
         places_at_fault = [place for place in sources if place is not None]
-        return find_fault(operations, places_at_fault, values, given)
+        return find_fault(operations, places_at_fault, values, numbers)
 
     def log(
         self, tensors: Tensors, inputs: Arrays

@@ -102,9 +102,9 @@ class Correspondence:
     def sources(self, leaf: str) -> list[str]:
         """Return the reference's tensors whose values one of the port's arrays holds."""
         places = self.places[leaf]
-        found = np.unique(np.searchsorted(self._ends(), places[places != NOWHERE], side="right"))
+        matches = np.unique(np.searchsorted(self._ends(), places[places != NOWHERE], side="right"))
         names = list(self.shapes)
-        return [names[index] for index in found]
+        return [names[index] for index in matches]
 
     def _ends(self) -> np.ndarray:
         return np.cumsum([_count(shape) for shape in self.shapes.values()])
@@ -205,10 +205,10 @@ def convert_state(convert: Callable[[Any], Any], state: Tensors) -> Any:
 
 
 def _convert(convert: Callable[[Any], Any], state: Tensors) -> dict[str, np.ndarray]:
-    made = convert_state(convert, state)
-    if isinstance(made, nnx.Module):
-        return make_port(made, None).leaves
-    return {name: np.asarray(leaf) for name, leaf in name_leaves(made).items()}
+    params = convert_state(convert, state)
+    if isinstance(params, nnx.Module):
+        return make_port(params, None).leaves
+    return {name: np.asarray(leaf) for name, leaf in name_leaves(params).items()}
 
 
 def _read_places(
@@ -223,8 +223,8 @@ def _read_places(
     read: dict[str, np.ndarray] = {}
     for digit in range(digits):
         coded = _cut((numbers // DIGIT**digit % DIGIT).astype(np.float32), shapes)
-        given = {name: coded.get(tied.get(name, name), array) for name, array in state.items()}
-        for name, array in _convert(convert, given).items():
+        numbered = {name: coded.get(tied.get(name, name), array) for name, array in state.items()}
+        for name, array in _convert(convert, numbered).items():
             values = np.nan_to_num(array.astype(np.float64), nan=-1, posinf=-1, neginf=-1)
             number = np.rint(values).astype(np.int64)
             # a fraction, or what is no digit, can be no place
@@ -284,12 +284,12 @@ def _apply_names(state: Tensors, own: Tensors, names: Mapping[str, str]) -> dict
             continue
         inside = [name for name in state if name.startswith(f"{theirs}.")]
         ends = {_simplify(n.removeprefix(f"{ours}.")): n for n in own if n.startswith(f"{ours}.")}
-        found = {n: ends.get(_simplify(n.removeprefix(f"{theirs}."))) for n in inside}
-        missing = [name for name, path in found.items() if path is None]
+        matches = {n: ends.get(_simplify(n.removeprefix(f"{theirs}."))) for n in inside}
+        missing = [name for name, path in matches.items() if path is None]
         if not inside or missing:
             what = list_names(missing, 3) or theirs
             raise InputError(f'the line "{theirs}" = "{ours}" of names leads nowhere for {what}')
-        pairs |= {name: path for name, path in found.items() if path is not None}
+        pairs |= {name: path for name, path in matches.items() if path is not None}
     return pairs
 
 

@@ -64,11 +64,11 @@ class CallLog(TorchFunctionMode):
             return func(*args, **options)
         ids: list[int] = []
         passed: dict[int, Tensor] = {}
-        given = torch_tree.tree_map(partial(self._take, ids, passed), args)
+        arguments = torch_tree.tree_map(partial(self._take, ids, passed), args)
         named = torch_tree.tree_map(partial(self._take, ids, passed), options)
-        made = func(*given, **named)
+        output = func(*arguments, **named)
         results = [
-            t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor) and t.requires_grad
+            t for t in torch_tree.tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad
         ]
         if results and ids:
             call = Call(
@@ -79,7 +79,7 @@ class CallLog(TorchFunctionMode):
             for result in results:
                 self._alive.append(result)
                 result.register_hook(partial(self.arriving.__setitem__, id(result)))
-        return made
+        return output
 
     def _take(self, ids: list[int], passed: dict[int, Tensor], value: Any) -> Any:
         """Give a function a tensor of its own, whose gradient is that through it alone."""
@@ -124,7 +124,7 @@ def find_module(calls: Sequence[Call], wrong: Sequence[Tensor], values: Values) 
     for call in calls:
         for tensor in dict.fromkeys(call.inputs):
             users[tensor].append(call)
-    found: dict[int, str] = {}  # by the numbers of calls
+    faults: dict[int, str] = {}  # by the numbers of calls
     to_visit, visited = [id(tensor) for tensor in wrong], set[int]()
     while to_visit:
         tensor = to_visit.pop()
@@ -137,12 +137,12 @@ def find_module(calls: Sequence[Call], wrong: Sequence[Tensor], values: Values) 
             later = [y for y in behind if not contains(values, call.arriving[y])]
             to_visit += later
             if not later:
-                found[call.number] = call.module
+                faults[call.number] = call.module
         if users[tensor] and not unlike:
             # each use passes on what the port computes too, but not all of it is added
             modules = [call.module for call in users[tensor]]
-            found[users[tensor][-1].number] = _name_common(modules)
-    return (found[max(found)] or NET) if found else ""
+            faults[users[tensor][-1].number] = _name_common(modules)
+    return (faults[max(faults)] or NET) if faults else ""
 
 
 def _is_known(values: Values, call: Call, tensor: int) -> bool:

@@ -91,14 +91,14 @@ def prove(
     for taps in TAPS:
         rng = np.random.default_rng((seed, taps))
         tensors = draw_integers(reference.state, rng, taps=taps)
-        given = tuple(_draw_like(x, rng, 2) for x in inputs)
+        drawn_inputs = tuple(_draw_like(x, rng, 2) for x in inputs)
         arriving = tuple(_draw_like(c, rng, 1) for c in cotangents)
-        operations, largest = _certify(reference, tensors, given, arriving)
+        operations, largest = _certify(reference, tensors, drawn_inputs, arriving)
         inexact = _find_inexact(operations)
         if inexact is not None:
             return IntegerProof(inexact, shapes=shapes)
         if largest <= 2**BITS:
-            return _compare(comparer, tensors, given, arriving, largest)
+            return _compare(comparer, tensors, drawn_inputs, arriving, largest)
     return IntegerProof(reason, shapes=shapes)
 
 
@@ -160,11 +160,11 @@ def _are_integers(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def _largest_sum(operation: Operation) -> float:
-    made = [] if operation.name in _UNFILLED else list(operation.outputs)
+    results = [] if operation.name in _UNFILLED else list(operation.outputs)
     if operation.name in _PRODUCTS:
-        made += operation.run_with([t.abs() for t in operation.tensors])
+        results += operation.run_with([t.abs() for t in operation.tensors])
     return max(
-        (float(t.abs().max()) for t in made if t.is_floating_point() and t.numel()), default=0
+        (float(t.abs().max()) for t in results if t.is_floating_point() and t.numel()), default=0
     )
 
 

@@ -28,11 +28,11 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], keep:
     def read(atom: Any) -> Any:
         return atom.val if hasattr(atom, "val") else values[atom]
 
-    for variables, given in ((jaxpr.constvars, consts), (jaxpr.invars, arguments)):
-        values.update(zip(variables, given, strict=True))
+    for variables, operands in ((jaxpr.constvars, consts), (jaxpr.invars, arguments)):
+        values.update(zip(variables, operands, strict=True))
     for equation in jaxpr.eqns:
-        made = _run(equation, [read(atom) for atom in equation.invars], keep)
-        for variable, value in zip(equation.outvars, made, strict=True):
+        results = _run(equation, [read(atom) for atom in equation.invars], keep)
+        for variable, value in zip(equation.outvars, results, strict=True):
             values[variable] = value
             _keep(value, keep)
     return [read(atom) for atom in jaxpr.outvars]
@@ -43,48 +43,48 @@ def _keep(value: Any, keep: Any) -> None:
         keep(np.asarray(value))
 
 
-def _run(equation: Any, given: list[Any], keep: Any) -> list[Any]:
+def _run(equation: Any, operands: list[Any], keep: Any) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return _run_scan(params, given, keep)
+        return _run_scan(params, operands, keep)
     if name == "while":
-        return _run_while(params, given, keep)
+        return _run_while(params, operands, keep)
     if name == "cond":
-        return _enter(params["branches"][int(given[0])], given[1:], keep)
+        return _enter(params["branches"][int(operands[0])], operands[1:], keep)
     inner = next((params[k] for k in ("call_jaxpr", "jaxpr", "fun_jaxpr") if k in params), None)
     if inner is not None and name != "custom_partitioning":
-        return _enter(inner, given, keep)
-    made = equation.primitive.bind(*given, **params)
-    return list(made) if equation.primitive.multiple_results else [made]
+        return _enter(inner, operands, keep)
+    results = equation.primitive.bind(*operands, **params)
+    return list(results) if equation.primitive.multiple_results else [results]
 
 
-def _enter(inner: Any, given: list[Any], keep: Any) -> list[Any]:
+def _enter(inner: Any, operands: list[Any], keep: Any) -> list[Any]:
     if hasattr(inner, "consts"):
-        return _evaluate(inner.jaxpr, inner.consts, given, keep)
-    return _evaluate(inner, (), given, keep)
+        return _evaluate(inner.jaxpr, inner.consts, operands, keep)
+    return _evaluate(inner, (), operands, keep)
 
 
-def _run_scan(params: dict[str, Any], given: list[Any], keep: Any) -> list[Any]:
+def _run_scan(params: dict[str, Any], operands: list[Any], keep: Any) -> list[Any]:
     first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, rows = given[:first], given[first:second], given[second:]
+    consts, carry, rows = operands[:first], operands[first:second], operands[second:]
     stacked: list[list[Any]] = []
     turns = range(params["length"])
     for turn in reversed(turns) if params["reverse"] else turns:
         parts = [row[turn] for row in rows]
         for part in parts:
             _keep(part, keep)
-        made = _enter(params["jaxpr"], [*consts, *carry, *parts], keep)
-        carry, each = made[: params["num_carry"]], made[params["num_carry"] :]
+        results = _enter(params["jaxpr"], [*consts, *carry, *parts], keep)
+        carry, each = results[: params["num_carry"]], results[params["num_carry"] :]
         stacked.append(each)
     if params["reverse"]:
         stacked.reverse()
     return [*carry, *(jnp.stack(column) for column in zip(*stacked, strict=True))]
 
 
-def _run_while(params: dict[str, Any], given: list[Any], keep: Any) -> list[Any]:
+def _run_while(params: dict[str, Any], operands: list[Any], keep: Any) -> list[Any]:
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
-    tests, consts, carry = given[:first], given[first:second], given[second:]
+    tests, consts, carry = operands[:first], operands[first:second], operands[second:]
     while bool(_enter(params["cond_jaxpr"], [*tests, *carry], keep)[0]):
         carry = _enter(params["body_jaxpr"], [*consts, *carry], keep)
     return carry
@@ -187,5 +187,5 @@ def record(
         for argument in arguments:
             if jnp.issubdtype(argument.dtype, jnp.floating):
                 values.add(np.asarray(argument))
-        made = evaluate(closed, arguments, values.add)
-    return values, [np.asarray(value) for value in made]
+        results = evaluate(closed, arguments, values.add)
+    return values, [np.asarray(value) for value in results]

@@ -43,12 +43,12 @@ class Operation:
 
     def run_with(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return what the operator gives for other tensors in the place of its own."""
-        given = iter(tensors)
+        others = iter(tensors)
         arguments = torch_tree.tree_map(
-            lambda a: next(given) if isinstance(a, Tensor) else a, self.arguments
+            lambda a: next(others) if isinstance(a, Tensor) else a, self.arguments
         )
-        made = self.run(*arguments, **self.options)
-        return [t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor)]
+        output = self.run(*arguments, **self.options)
+        return [t for t in torch_tree.tree_leaves(output) if isinstance(t, Tensor)]
 
 
 @dataclass
@@ -71,9 +71,9 @@ class OperationLog(TorchDispatchMode):
         origins = tuple(
             self.origins.get(id(a)) for a in torch_tree.tree_leaves(args) if isinstance(a, Tensor)
         )
-        kept = torch_tree.tree_map(_copy, args)
-        made = func(*args, **options)
-        results = [t for t in torch_tree.tree_leaves(made) if isinstance(t, Tensor)]
+        copies = torch_tree.tree_map(_copy, args)
+        output = func(*args, **options)
+        results = [t for t in torch_tree.tree_leaves(output) if isinstance(t, Tensor)]
         number = len(self.operations)
         for place, result in enumerate(results):
             self.origins[id(result)] = (number, place)
@@ -84,13 +84,13 @@ class OperationLog(TorchDispatchMode):
                 func.overloadpacket.__name__,
                 self.path[-1],
                 func,
-                kept,
+                copies,
                 options,
                 origins,
                 tuple(map(_copy, results)),
             )
         )
-        return made
+        return output
 
 
 @contextmanager
@@ -120,8 +120,8 @@ def log_forward(
     """Return all operations of a call, where each living tensor comes from, and what it gave."""
     log = OperationLog()
     with torch.no_grad(), follow_modules(model, log.path), log:
-        made = call()
-    return log.operations, log.origins, made
+        output = call()
+    return log.operations, log.origins, output
 
 
 def _copy(value: Any) -> Any:

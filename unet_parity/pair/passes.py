@@ -131,7 +131,7 @@ def call_reference(model: nn.Module, leaves: Sequence[Tensor]) -> list[Tensor]:
     """
     try:
         # copies, which the module may change in place
-        made = model(*(leaf.clone() for leaf in leaves))
+        result = model(*(leaf.clone() for leaf in leaves))
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's code raises
@@ -140,23 +140,23 @@ def call_reference(model: nn.Module, leaves: Sequence[Tensor]) -> list[Tensor]:
             f"the reference does not run on inputs of the shapes {shapes}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    tensors = [t for _, t in _name_tensors(made) if t.is_floating_point()]
+    tensors = [t for _, t in _name_tensors(result) if t.is_floating_point()]
     if not tensors:
-        raise InputError(f"the reference gives a {type(made).__name__} without tensors")
+        raise InputError(f"the reference gives a {type(result).__name__} without tensors")
     return tensors
 
 
 def name_outputs(model: nn.Module, leaves: Sequence[Tensor]) -> list[str]:
     """Return the paths of a module's floating-point outputs, such as `logits`, in order."""
     with torch.no_grad():
-        made = model(*(leaf.clone() for leaf in leaves))
-    return [name for name, tensor in _name_tensors(made) if tensor.is_floating_point()]
+        result = model(*(leaf.clone() for leaf in leaves))
+    return [name for name, tensor in _name_tensors(result) if tensor.is_floating_point()]
 
 
-def _name_tensors(made: Any) -> list[tuple[str, Tensor]]:
-    if isinstance(made, Mapping):  # such as the outputs of transformers
-        made = dict(made)
-    paths, _ = torch_tree.tree_flatten_with_path(made)
+def _name_tensors(result: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(result, Mapping):  # such as the outputs of transformers
+        result = dict(result)
+    paths, _ = torch_tree.tree_flatten_with_path(result)
     return [
         (".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path), leaf)
         for path, leaf in paths
@@ -195,10 +195,10 @@ class PortRun:
             try:
                 shapes = jax.eval_shape(run, *self._enter(leaves, inputs))
             except Exception as error:  # whatever a stranger's code raises
-                given = ", ".join(str(x.shape) for x in self.prepare(inputs))
+                arguments = ", ".join(str(x.shape) for x in self.prepare(inputs))
                 text = " ".join(str(error).split())[:300]
                 raise InputError(
-                    f"the port does not run on inputs of the shapes {given}: "
+                    f"the port does not run on inputs of the shapes {arguments}: "
                     f"{type(error).__name__}: {text}"
                 ) from error
         return {name: shape.shape for name, shape in zip(names, shapes, strict=True)}
@@ -207,9 +207,9 @@ class PortRun:
         """Return outputs, the parameters after the pass, and the gradients of the floating-point
         parameters and inputs, all as the port lays them out."""
         with jax.enable_x64(self.dtype == "float64"):
-            given = [jnp.asarray(c, self.dtype) for c in cotangents]
-            made = self._both(*self._enter(leaves, inputs), given)
-        outputs, after, of_leaves, of_inputs = map(fetch_tree, made)
+            arguments = [jnp.asarray(c, self.dtype) for c in cotangents]
+            result = self._both(*self._enter(leaves, inputs), arguments)
+        outputs, after, of_leaves, of_inputs = map(fetch_tree, result)
         return tuple(outputs), after, of_leaves, tuple(of_inputs)
 
     def run_forward(self, leaves: Leaves, inputs: Arrays) -> Arrays:
@@ -249,14 +249,14 @@ class PortRun:
         places = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
 
         def forward(moved: Leaves, floats: list[Any]) -> Any:
-            given = list(inputs)
+            arguments = list(inputs)
             for place, x in zip(places, floats, strict=True):
-                given[place] = x
-            return self._run_forward({**leaves, **moved}, given)
+                arguments[place] = x
+            return self._run_forward({**leaves, **moved}, arguments)
 
         outputs, pull, after = jax.vjp(forward, moved, [inputs[i] for i in places], has_aux=True)
-        given = [c.astype(y.dtype) for c, y in zip(cotangents, outputs, strict=True)]
-        return outputs, after, *pull(given)
+        arguments = [c.astype(y.dtype) for c, y in zip(cotangents, outputs, strict=True)]
+        return outputs, after, *pull(arguments)
 
 
 def name_arrays(outputs: Any) -> Leaves:

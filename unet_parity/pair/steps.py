@@ -88,9 +88,9 @@ def _train_reference(
     optimizer, scheduler = unet_torch.recipe.build(recipe, model.named_parameters())
     for step, (inputs, targets) in enumerate(batches):
         outputs = call_reference(model, to_torch(inputs, "float64"))
-        wanted = [torch.tensor(t, dtype=torch.float64) for t in targets]
+        goals = [torch.tensor(t, dtype=torch.float64) for t in targets]
         loss = torch.stack(
-            [(y - t).square().mean() for y, t in zip(outputs, wanted, strict=True)]
+            [(y - t).square().mean() for y, t in zip(outputs, goals, strict=True)]
         ).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -118,22 +118,22 @@ def _train_port(
 
         def loss(params: Any, leaves: Any, inputs: Any, targets: Any) -> Any:
             outputs, after = port.run({**leaves, **params}, tuple(inputs), comparer.train)
-            found = list(name_arrays(outputs).values())
-            squares = [jnp.square(y - t).mean() for y, t in zip(found, targets, strict=True)]
+            port_outputs = list(name_arrays(outputs).values())
+            squares = [jnp.square(y - t).mean() for y, t in zip(port_outputs, targets, strict=True)]
             return sum(squares), after
 
         differentiate = compile_jax(jax.value_and_grad(loss, has_aux=True), "float64")
     for inputs, targets in batches:
         with jax.enable_x64(True):
-            given = [_widen(x) for x in layouts.prepare(inputs)]
-            wanted = [_widen(t) for t in layouts.give(targets)]
-            (value, after), gradients = differentiate(params, leaves, given, wanted)
+            port_inputs = [_widen(x) for x in layouts.prepare(inputs)]
+            goals = [_widen(t) for t in layouts.give(targets)]
+            (value, after), gradients = differentiate(params, leaves, port_inputs, goals)
             params, state = move(params, state, gradients, value)
             leaves = {**after, **params}
-            held = match.to_reference({n: np.asarray(a, np.float64) for n, a in leaves.items()})
+            weights = match.to_reference({n: np.asarray(a, np.float64) for n, a in leaves.items()})
         yield (
             float(value),
-            {n: held[n] / copies[n] for n in comparer.reference.trained if copies[n].all()},
+            {n: weights[n] / copies[n] for n in comparer.reference.trained if copies[n].all()},
         )
 
 

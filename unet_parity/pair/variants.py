@@ -146,8 +146,8 @@ def _list_batch_norms(operation: Operation) -> Iterator[tuple[str, list[Tensor]]
     ):
         yield text, [F.batch_norm(x, mean.clone(), var.clone(), w, b, train, eps=own)]
     other = "the running statistics" if train else "the statistics of the batch"
-    made = F.batch_norm(x, mean.clone(), var.clone(), weight, bias, not train, eps=own)
-    yield f"{other} in their place", [made]
+    result = F.batch_norm(x, mean.clone(), var.clone(), weight, bias, not train, eps=own)
+    yield f"{other} in their place", [result]
     yield "no norm", [x]
 
 
@@ -176,11 +176,11 @@ def _list_convolutions(operation: Operation) -> Iterator[tuple[str, list[Tensor]
 
     def run(x: Tensor = x, weight: Tensor = weight, bias: Tensor | None = bias, **other: object):
         options = {"stride": stride, "padding": padding, "dilation": dilation, **other}
-        made = torch.ops.aten.convolution(
+        result = torch.ops.aten.convolution(
             x, weight, bias, options["stride"], options["padding"], options["dilation"],
             transposed, more, groups,
         )  # fmt: skip
-        return [made]
+        return [result]
 
     axes = tuple(range(2, weight.ndim))
     yield "a mirrored kernel", run(weight=weight.flip(axes))
@@ -311,11 +311,11 @@ def _list_inputs(operation: Operation, before: Sequence[Operation]) -> Iterator[
             turned = tensor.flip(axis)
             yield from _try(operation, f"an input reversed along axis {axis}", place, turned)
         for other in reversed(before[-_NEAR:]):
-            for made in other.outputs:
-                if made.shape == tensor.shape and made.is_floating_point():
+            for result in other.outputs:
+                if result.shape == tensor.shape and result.is_floating_point():
                     text = f"another value in the place of an input, that of {_describe(other)}"
                     is_wiring = other.module != operation.module and tensor.ndim > 1
-                    yield from _try(operation, text, place, made, is_wiring=is_wiring)
+                    yield from _try(operation, text, place, result, is_wiring=is_wiring)
     if len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
         for text, kept in (("its first input alone", 0), ("its second input alone", 1)):
             yield Variant(text, [tensors[kept]])

@@ -79,7 +79,7 @@ def verify_pair(
     check_number("steps", steps, STEPS_OF_A_PROOF)
     precision.use_full_precision()
     say("matching: which value of the port is which of the reference")
-    comparers, given, outputs = prepare_pair(
+    comparers, arrays, outputs = prepare_pair(
         reference, port, inputs=inputs, params=params, convert=convert, names=names,
         channels_last=channels_last,
     )  # fmt: skip
@@ -90,21 +90,21 @@ def verify_pair(
         say(f"{mode}: both in float64 and float32, forward and gradients, {seeds} times")
         # drawn values first: where biases are 0 and norms 1, a fault may show in gradients alone
         for seed in [*range(1, seeds), 0]:
-            comparison = compare_seed(comparer, given, outputs, seed=seed)
+            comparison = compare_seed(comparer, arrays, outputs, seed=seed)
             comparisons.append(comparison)
             if comparison.problems:
                 break
     sizes: list[SizeComparison] = []
     if not any(c.problems for c in comparisons):
         say("other sizes: both in float64, forward")
-        sizes = list(_compare_sizes(comparers[0], given))
+        sizes = list(_compare_sizes(comparers[0], arrays))
     say("exact proof: integers, compared with ==")
     is_sound = not any(c.problems for c in comparisons)
-    integers = prove(comparers[0], given, outputs)
+    integers = prove(comparers[0], arrays, outputs)
     trajectory = None
     if steps and is_sound and not comparers[-1].narrowings:
         say(f"training: {steps} steps of both in float64")
-        batches = [draw_batch(given, outputs, step) for step in range(steps)]
+        batches = [draw_batch(arrays, outputs, step) for step in range(steps)]
         trajectory = train_side_by_side(
             comparers[-1], draw_tensors(origin.state, seed=1), batches, recipe
         )
@@ -114,11 +114,11 @@ def verify_pair(
     )  # fmt: skip
     return PairReport(
         verdict, reasons, tuple(comparisons), tuple(sizes), integers, trajectory,
-        _describe_scope(given, comparers, seeds, sizes, trajectory, integers),
+        _describe_scope(arrays, comparers, seeds, sizes, trajectory, integers),
         "Not compared: sizes and inputs other than these, dropout, and what is around the net.",
         {
             "tensors": hash_tensors(origin.state),
-            "inputs": hash_tensors(dict(enumerate_names(given))),
+            "inputs": hash_tensors(dict(enumerate_names(arrays))),
         },
         {**environment(), **precision.describe_precision()},
     )  # fmt: skip
@@ -141,18 +141,18 @@ def prepare_pair(
     Raises:
         InputError: one side does not run, or they cannot be matched.
     """
-    given = _read_inputs(inputs, reference)
+    arrays = _read_inputs(inputs, reference)
     origin = Reference(reference)
-    _refuse_infinite(origin.state, given)
-    _refuse_random(origin, given)
+    _refuse_infinite(origin.state, arrays)
+    _refuse_random(origin, arrays)
     wrapped, match = match_pair(origin, port, params=params, convert=convert, names=names)
-    truth = origin.run(origin.state, given, dtype="float64", train=False)
-    layouts = _find_layouts(wrapped, match, origin, given, truth.outputs, channels_last)
+    truth = origin.run(origin.state, arrays, dtype="float64", train=False)
+    layouts = _find_layouts(wrapped, match, origin, arrays, truth.outputs, channels_last)
     modes = (False, True) if _has_training(origin, wrapped) else (False,)
     comparers = [
-        PairComparer(origin, wrapped, match, layouts, inputs=given, train=train) for train in modes
+        PairComparer(origin, wrapped, match, layouts, inputs=arrays, train=train) for train in modes
     ]
-    return comparers, given, truth.outputs
+    return comparers, arrays, truth.outputs
 
 
 def match_pair(
@@ -172,10 +172,10 @@ def match_pair(
         if params is not None or names is not None:
             raise InputError("convert says all that params and names say; leave these out")
         match = read_converter(convert, reference.state, reference.tied)
-        made = convert_state(convert, reference.state)
-        if made is None:
+        result = convert_state(convert, reference.state)
+        if result is None:
             raise InputError("convert returns None; let it return the port's parameters")
-        return make_port(port, made), match
+        return make_port(port, result), match
     wrapped = make_port(port, params)
     return wrapped, match_tensors(reference.state, wrapped.leaves, names, reference.tied)
 
@@ -190,10 +190,10 @@ def compare_seed(
     """
     state = comparer.reference.state
     tensors = state if seed == 0 else draw_tensors(state, seed=seed)
-    given = inputs if seed == 0 else draw_inputs(inputs, seed)
+    arrays = inputs if seed == 0 else draw_inputs(inputs, seed)
     rng = np.random.default_rng((seed, 1))
     cotangents = tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs)
-    return comparer(tensors, given, cotangents, seed=seed)
+    return comparer(tensors, arrays, cotangents, seed=seed)
 
 
 def _list_notes(
@@ -229,9 +229,9 @@ def _compare_sizes(comparer: PairComparer, inputs: Arrays) -> Iterator[SizeCompa
     """Compare the outputs at other sizes that the reference takes."""
     tensors = draw_tensors(comparer.reference.state, seed=1)
     for shapes in list_sizes(comparer.reference, tensors, inputs):
-        given = draw_shapes(inputs, shapes, seed=1)
+        arrays = draw_shapes(inputs, shapes, seed=1)
         try:
-            yield SizeComparison(shapes, *comparer.compare_outputs(tensors, given))
+            yield SizeComparison(shapes, *comparer.compare_outputs(tensors, arrays))
         except InputError:
             yield SizeComparison(shapes, None)
 
@@ -257,7 +257,7 @@ def _find_layouts(
     outputs: Arrays,
     channels_last: bool | None,
 ) -> Layouts:
-    run = PortRun(port, lambda given: given, dtype="float64", train=False)
+    run = PortRun(port, lambda arrays: arrays, dtype="float64", train=False)
     leaves = match.to_port(reference.state)
     model = reference.load(reference.state, dtype="float64", train=False)
     names = name_outputs(model, to_torch(inputs, "float64"))
@@ -265,7 +265,7 @@ def _find_layouts(
         return find_layouts(
             inputs,
             dict(zip(names, (y.shape for y in outputs), strict=True)),
-            lambda given: run.list_outputs(leaves, given),
+            lambda arrays: run.list_outputs(leaves, arrays),
             channels_last=channels_last,
         )
     except InputError as error:
