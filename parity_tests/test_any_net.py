@@ -559,6 +559,30 @@ def test_a_linen_module_is_a_port_with_its_variables():
     assert "3 training steps in float64" in report.compared
 
 
+class DropsInTraining(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(3, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.drop(self.norm(x))
+
+
+def test_a_dropout_drops_nothing_in_training_on_either_side():
+    reference = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+    names = {
+        "0.weight": "norm.scale",
+        "0.bias": "norm.bias",
+        "0.running_mean": "norm.mean",
+        "0.running_var": "norm.var",
+    }
+    report = verify_pair(reference, DropsInTraining(), inputs=[X], names=names)
+    assert report.reasons[0] == (
+        "0: its running_var after a pass in training differs; it looks like a variance over n in "
+        "place of n - 1, for n = 4"
+    )
+
+
 @pytest.mark.parametrize(
     ("port", "options", "message"),
     [
