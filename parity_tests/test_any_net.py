@@ -21,13 +21,14 @@ from parity_tests.pairs.bugs import BUGS
 from parity_tests.pairs.catalogue import PAIRS, WIDTHS, draw_inputs, load_port
 from unet_jax.forms import max_pool
 from unet_parity import verify_pair
-from unet_parity.pair.comparison import count_ties
 from unet_parity.pair.correspondence import match_tensors, read_converter
 from unet_parity.pair.integers import prove
+from unet_parity.pair.near_ties import count_ties
 from unet_parity.pair.numbers import draw_tensors
 from unet_parity.pair.operations import log_forward
+from unet_parity.pair.procedure import RECIPE, compare_seed
 from unet_parity.pair.steps import train_side_by_side
-from unet_parity.pair.verify import RECIPE, compare_seed, prepare_pair
+from unet_parity.pair.verify import prepare_pair
 from unet_parity.testing import assert_equivalent
 from unet_spec import InputError
 

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from unet_parity.differences import NET as NET
 from unet_parity.trace import Place
-
-NET = "the net"
-"""What the whole is called where modules are called by their paths."""
 
 
 class Kind(Enum):

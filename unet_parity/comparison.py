@@ -86,7 +86,7 @@ class Comparer:
     Args:
         train: with batch statistics and dropout, and not in inference.
         precision: of JAX's products.
-        quick: as of `twins.compile_jax`.
+        quick: as of `jax_side.compile_jax`.
     """
 
     def __init__(

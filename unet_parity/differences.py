@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+NET = "the net"
+"""What the whole is called where modules are called by their paths."""
 EPS = 2.0**-24  # half of float32's spacing at 1: what one rounding can change, relatively
 
 

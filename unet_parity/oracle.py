@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet_parity.bounds import GRADIENT_BOUND as GRADIENT_BOUND
+from unet_parity.bounds import OUTPUT_BOUND as OUTPUT_BOUND
 from unet_parity.differences import difference, error_ratio, module_of, module_scales, rms
 from unet_parity.twins import Masks, Pass
 from unet_spec import UNetConfig, geometry, judgement
 from unet_spec.parameters import parameters
 
-OUTPUT_BOUND = 1e-12
-GRADIENT_BOUND = 1e-10
 FACTOR = judgement.FACTOR
 
 

@@ -16,8 +16,9 @@ from unet_parity.jax_net import (
     move_masks,
     select_maps,
 )
+from unet_parity.jax_side import compile_jax
 from unet_parity.trace import ModuleMaps
-from unet_parity.twins import Masks, Pass, compile_jax, jax_arrays, to_pass
+from unet_parity.twins import Masks, Pass, jax_arrays, to_pass
 from unet_spec.parameters import Tensors
 
 
@@ -33,7 +34,7 @@ class Recorder:
     """Records passes through JAX's net; compiled once for many weights.
 
     Args:
-        quick: as of `twins.compile_jax`.
+        quick: as of `jax_side.compile_jax`.
     """
 
     def __init__(self, net: JaxNet, *, quick: bool = True):

@@ -11,6 +11,8 @@ import torch
 
 from unet_jax.functional import functional, split
 from unet_jax.layers import Numerics
+from unet_parity.jax_side import compile_jax, fetch_tree
+from unet_parity.torch_side import gradient_of, numpy_of
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors
 from unet_torch.model import UNet
@@ -166,19 +168,6 @@ def _make_pass(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[
     return run
 
 
-def compile_jax(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
-    """Compile a function as `jax.jit` does.
-
-    Args:
-        quick: for float64, which nobody trains in, leave LLVM's optimisations out: on CPU they
-            take five times as long as the rest of a compilation. Convolutions of large maps
-            then run five times as long.
-    """
-    if dtype == "float64" and quick and jax.default_backend() == "cpu":
-        options["compiler_options"] = {"xla_backend_optimization_level": 0}
-    return jax.jit(run, **options)
-
-
 def is_small(x: np.ndarray) -> bool:
     """Say whether a pass over images (b, c, h, w) takes less than its optimised compilation: then
     `compile_jax` had better be quick."""
@@ -205,24 +194,6 @@ def to_pass(
         nchw(fetch_tree(input_gradient)),
         layout.to_torch(config, fetch_tree(gradients)),
         layout.to_torch(config, fetch_tree(stats)),
-    )
-
-
-def numpy_of(tensor: torch.Tensor) -> np.ndarray:
-    """Return an array of its own; bfloat16, which numpy does not have, as float64."""
-    values = tensor.detach().double() if tensor.dtype == torch.bfloat16 else tensor.detach()
-    return values.numpy().copy()
-
-
-def gradient_of(tensor: torch.Tensor) -> np.ndarray:
-    """Return an array of its own with the gradient of a tensor; 0 where it has none."""
-    return numpy_of(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
-
-
-def fetch_tree(tree: Any) -> Any:
-    """Fetch a tree as numpy arrays; bfloat16, which numpy does not have, as float64."""
-    return jax.tree.map(
-        lambda a: np.asarray(a, np.float64) if a.dtype == jnp.bfloat16 else np.asarray(a), tree
     )
 
 

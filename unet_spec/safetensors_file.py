@@ -55,13 +55,31 @@ def write(path: Path, tensors: Tensors, card: Mapping[str, Any], *, dtype: str) 
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is one of {', '.join(DTYPES)}, got {dtype}")
-    text = json.dumps({**card, "version": VERSION, "sha256": _ZEROS}, sort_keys=True)
     refuse_not_finite(tensors)
     contiguous = {name: _contiguous(name, tensor, dtype) for name, tensor in tensors.items()}
     if dtype == "bfloat16":
-        content = memoryview(_save_bfloat16(contiguous, {"unet": text}))
+        _write(path, _save_bfloat16(contiguous, _word_card(card)))
     else:
-        content = memoryview(safetensors.numpy.save(contiguous, {"unet": text}))
+        _write(path, safetensors.numpy.save(contiguous, _word_card(card)))
+
+
+def write_as_they_are(path: Path, arrays: Tensors, card: Mapping[str, Any]) -> None:
+    """Write likewise arrays that are contiguous, each in its own type, whatever its values.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    _write(path, safetensors.numpy.save(dict(arrays), _word_card(card)))
+
+
+def _word_card(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of a file, in which the digits of its hash are still zeros."""
+    return {"unet": json.dumps({**card, "version": VERSION, "sha256": _ZEROS}, sort_keys=True)}
+
+
+def _write(path: Path, file: bytes) -> None:
+    """Write a file with its hash in the place of the zeros."""
+    content = memoryview(file)
     start = 8 + _find_digits(bytes(content[8 : 8 + _header_bytes(content)]))
     digest = hashlib.sha256(content).hexdigest()
     with atomic_write(path) as stream:

@@ -11,7 +11,8 @@ from parity_tests.pairs.bugs import BUGS, Bug
 from parity_tests.pairs.catalogue import PAIRS, draw_inputs, load_port
 from unet_parity.compared import NET
 from unet_parity.pair.comparison import PairComparer, PairComparison
-from unet_parity.pair.verify import compare_seed, prepare_pair
+from unet_parity.pair.procedure import compare_seed
+from unet_parity.pair.verify import prepare_pair
 
 TABLE = Path(__file__).parent.parent.parent / "docs" / "any-net.md"
 BEGIN, END = "<!-- pairs -->", "<!-- end of pairs -->"

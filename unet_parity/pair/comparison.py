@@ -1,20 +1,13 @@
 """Both sides of a pair on the same numbers: float64 must agree, and float32 err alike."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import jax
 import numpy as np
-import torch
 
-from unet_parity.compared import NET
-from unet_parity.differences import difference, error_ratio, module_of, rms
-from unet_parity.float32_errors import GRADIENT_FACTOR
-from unet_parity.oracle import FACTOR, OUTPUT_BOUND
+from unet_parity.bounds import GRADIENT_FACTOR, OUTPUT_BOUND
+from unet_parity.differences import NET, difference, error_ratio, module_of, rms
 from unet_parity.pair.blame import Blame, find_fault
-from unet_parity.pair.correspondence import Correspondence
 from unet_parity.pair.distances import (
     Allowed,
     Differences,
@@ -23,17 +16,13 @@ from unet_parity.pair.distances import (
     measure,
     worst_difference,
 )
-from unet_parity.pair.gradients import find_module, log_backward
-from unet_parity.pair.intermediates import TOLERANCE, Values, find_narrowings, record
-from unet_parity.pair.layouts import Layouts
-from unet_parity.pair.operations import Operation, log_forward
-from unet_parity.pair.passes import Arrays, PairPass, PortRun, Reference, call_reference, to_torch
-from unet_parity.pair.port import Port
+from unet_parity.pair.gradients import find_module
+from unet_parity.pair.numbers import Numbers
+from unet_parity.pair.passes import Arrays, PairPass
 from unet_parity.pair.recognise import recognise_gradient, recognise_statistic
+from unet_parity.pair.sides import PortSide, ReferenceSide
+from unet_spec.judgement import FACTOR
 
-Tensors = Mapping[str, np.ndarray]
-FLOAT32_TOLERANCE = 1e-5
-"""Two values are the same where they are this near, if the port computes in float32."""
 MOST_LOCATED = 2**18
 """Of inputs with more values, every operation of both sides would take too much memory."""
 
@@ -71,54 +60,34 @@ class PairComparison:
 
 
 class PairComparer:
-    """Compares one pair in one mode, compiled once for many values of one shape.
+    """Compares one pair in one mode, on many numbers.
 
-    Args:
-        inputs: of that shape.
+    Attributes:
+        train: the mode is training.
     """
 
-    def __init__(
-        self,
-        reference: Reference,
-        port: Port,
-        match: Correspondence,
-        layouts: Layouts,
-        *,
-        inputs: Arrays,
-        train: bool,
-    ):
-        self.reference, self.port, self.match = reference, port, match
-        self._inputs = inputs
-        self.layouts, self.train = layouts, train
-        self._copies = match.copies()
-        self._runs = {
-            dtype: PortRun(port, layouts.prepare, dtype=dtype, train=train)
-            for dtype in ("float64", "float32")
-        }
+    def __init__(self, reference: ReferenceSide, port: PortSide, *, train: bool):
+        self.reference, self.port, self.train = reference, port, train
 
-    def __call__(
-        self, tensors: Tensors, inputs: Arrays, cotangents: Arrays, *, seed: int = 0
-    ) -> PairComparison:
-        """Compare both sides on these values.
+    def __call__(self, numbers: Numbers, *, seed: int = 0) -> PairComparison:
+        """Compare both sides on some numbers.
 
         Args:
-            cotangents: gradients of a loss by the reference's outputs.
-            seed: of these values, for the report.
+            seed: of these, for the report.
         """
-        numbers = tensors, inputs, cotangents
-        truth = self.run_reference(*numbers, dtype="float64")
-        port = self.run_port(*numbers, dtype="float64")
-        ours = self.run_reference(*numbers, dtype="float32")
+        truth = self.run_reference(numbers, dtype="float64")
+        port = self.run_port(numbers, dtype="float64")
+        ours = self.run_reference(numbers, dtype="float32")
         differences = measure(truth, port)
         allowed = allow(measure(truth, ours))
         problems = list(differences.list_problems(allowed))
         if problems and self.narrowings:
             allowed = allow_float32(measure(truth, ours))
             problems = list(differences.list_problems(allowed))
-        blame = self._find_blame(*numbers, truth, port, differences, allowed) if problems else None
+        blame = self._find_blame(numbers, truth, port, differences, allowed) if problems else None
         errors, near_ties = (np.nan, np.nan), 0
         if blame is None:
-            errors, near_ties, problems = self._compare_float32(*numbers, truth, ours)
+            errors, near_ties, problems = self._compare_float32(numbers, truth, ours)
         return PairComparison(
             "training" if self.train else "inference", seed, *differences, *errors, near_ties,
             blame, tuple([str(blame), *problems] if blame else problems),
@@ -127,18 +96,11 @@ class PairComparer:
     @cached_property
     def narrowings(self) -> tuple[str, ...]:
         """The functions in which the port computes in float32 or less, though given float64."""
-        closed, _ = self._trace_port(self.reference.state, self._inputs)
-        return tuple(dict.fromkeys(find_narrowings(closed.jaxpr)))
-
-    @property
-    def _tolerance(self) -> float:
-        return FLOAT32_TOLERANCE if self.narrowings else TOLERANCE
+        return self.port.find_narrowings(train=self.train)
 
     def _find_blame(
         self,
-        tensors: Tensors,
-        inputs: Arrays,
-        cotangents: Arrays,
+        numbers: Numbers,
         truth: PairPass,
         port: PairPass,
         differences: Differences,
@@ -146,16 +108,14 @@ class PairComparer:
     ) -> Blame:
         """Find where the port leaves the reference."""
         if not differences.output <= allowed.output:
-            return self._blame_forward(tensors, inputs, truth.outputs, port.outputs)
+            return self._blame_forward(numbers, truth.outputs, port.outputs)
         statistics = [n for n, size in differences.statistics.items() if not size <= allowed.output]
         if statistics:
-            return self._blame_statistic(tensors, truth, port, statistics[0])
+            return self._blame_statistic(numbers, truth, port, statistics[0])
         bad = [name for name, size in differences.gradients.items() if not size <= allowed.gradient]
-        return self._blame_backward(tensors, inputs, cotangents, truth, port, bad)
+        return self._blame_backward(numbers, truth, port, bad)
 
-    def compare_outputs(
-        self, tensors: Tensors, inputs: Arrays
-    ) -> tuple[float, float, Blame | None]:
+    def compare_outputs(self, numbers: Numbers) -> tuple[float, float, Blame | None]:
         """Return the largest relative difference of the outputs in float64, what is allowed, and
         where the port leaves the reference if it is out of bounds.
 
@@ -163,102 +123,45 @@ class PairComparer:
             InputError: one of both does not run.
         """
         truth, ours = (
-            self.reference.run(tensors, inputs, dtype=dtype, train=self.train).outputs
+            tuple(self.reference.run_forward(numbers, dtype=dtype, train=self.train).values())
             for dtype in ("float64", "float32")
         )
-        leaves, run = self.match.to_port(tensors), self._runs["float64"]
-        run.list_outputs(leaves, inputs)
-        port = self.layouts.take(run.run_forward(leaves, inputs))
+        port = self.port.run_forward(numbers, train=self.train)
         size = worst_difference(truth, port)
         rounding = Differences(worst_difference(truth, ours), 0.0, {}, {})
         allowed = (allow_float32 if self.narrowings else allow)(rounding).output
-        if size <= allowed or sum(x.size for x in inputs) > MOST_LOCATED:
+        if size <= allowed or not is_located(numbers.inputs):
             return size, allowed, None
-        return size, allowed, self._blame_forward(tensors, inputs, truth, port)
+        return size, allowed, self._blame_forward(numbers, truth, port)
 
-    def run_reference(
-        self, tensors: Tensors, inputs: Arrays, cotangents: Arrays, *, dtype: str
-    ) -> PairPass:
+    def run_reference(self, numbers: Numbers, *, dtype: str) -> PairPass:
         """Run a pass through the reference."""
-        return self.reference.run(
-            tensors, inputs, dtype=dtype, train=self.train, cotangents=cotangents
-        )
+        return self.reference.run(numbers, dtype=dtype, train=self.train)
 
-    def run_port(
-        self, tensors: Tensors, inputs: Arrays, cotangents: Arrays, *, dtype: str
-    ) -> PairPass:
-        """Run a pass through the port; everything comes in the reference's layout and names."""
-        leaves = self.match.to_port(tensors)
-        numbers = self.layouts.give(cotangents)
-        outputs, after, of_leaves, of_inputs = self._runs[dtype].run(leaves, inputs, numbers)
-        gradients = self.match.to_reference(
-            {n: of_leaves.get(n, np.zeros(p.shape)) for n, p in self.match.places.items()}
-        )
-        held = {n: c for n, c in self._copies.items() if c.any()}
-        moved = self.match.to_reference({n: np.asarray(after[n], np.float64) for n in after})
-        statistics = {n: moved[n] / np.maximum(c, 1) for n, c in held.items()}
-        trained = self.reference.trained
-        return PairPass(
-            self.layouts.take(outputs),
-            self.layouts.take_inputs(of_inputs, inputs),
-            {name: gradients[name] for name in trained if name in held},
-            {name: value for name, value in statistics.items() if name not in trained},
-        )
+    def run_port(self, numbers: Numbers, *, dtype: str) -> PairPass:
+        """Run a pass through the port."""
+        return self.port.run(numbers, dtype=dtype, train=self.train)
 
-    def _blame_forward(
-        self, tensors: Tensors, inputs: Arrays, truth: Arrays, port: Arrays
-    ) -> Blame:
+    def _blame_forward(self, numbers: Numbers, truth: Arrays, port: Arrays) -> Blame:
         """Find the operation at which the port leaves the reference."""
         with_fault = [
             place
             for place, (ours, theirs) in enumerate(zip(truth, port, strict=True))
             if not difference(ours, theirs) <= OUTPUT_BOUND
         ]
-        operations, places = self.log(tensors, inputs)
-        sources = [places[place] for place in with_fault if places[place] is not None]
-        closed, arguments = self._trace_port(tensors, inputs)
-        values, results = record(closed, arguments, tolerance=self._tolerance)
-        numbers = Values(self._tolerance)
-        for output in results[: len(truth)]:
-            numbers.add(output)
-        places_at_fault = [place for place in sources if place is not None]
-        return find_fault(operations, places_at_fault, values, numbers)
-
-    def log(
-        self, tensors: Tensors, inputs: Arrays
-    ) -> tuple[list[Operation], list[tuple[int, int] | None]]:
-        """Return the reference's operations in float64, and which of them give its outputs."""
-        model = self.reference.load(tensors, dtype="float64", train=self.train)
-        leaves = [leaf.detach() for leaf in to_torch(inputs, "float64")]
-        operations, origins, outputs = log_forward(model, lambda: call_reference(model, leaves))
-        return operations, [origins.get(id(output)) for output in outputs]
-
-    def _trace_port(self, tensors: Tensors, inputs: Arrays) -> Any:
-        with jax.enable_x64(True):
-            return self._runs["float64"].trace(self.match.to_port(tensors), inputs)
+        log = self.reference.log_forward(numbers, train=self.train)
+        sources = [log.results[place] for place in with_fault]
+        values = self.port.compute_forward(numbers, train=self.train)
+        return find_fault(log, [source for source in sources if source is not None], values)
 
     def _blame_backward(
-        self,
-        tensors: Tensors,
-        inputs: Arrays,
-        cotangents: Arrays,
-        truth: PairPass,
-        port: PairPass,
-        bad: list[str],
+        self, numbers: Numbers, truth: PairPass, port: PairPass, bad: list[str]
     ) -> Blame:
         """Find the module at which the port's gradients leave the reference's."""
-        model = self.reference.load(tensors, dtype="float64", train=self.train)
-        leaves = to_torch(inputs, "float64")
-        arriving = [torch.tensor(c, dtype=torch.float64) for c in cotangents]
-        calls = log_backward(model, lambda: call_reference(model, leaves), arriving)
-        with jax.enable_x64(True):
-            closed, arguments = self._runs["float64"].trace_both(
-                self.match.to_port(tensors), inputs, self.layouts.give(cotangents)
-            )
-        values, _ = record(closed, arguments, tolerance=self._tolerance)
-        held: dict[str, torch.Tensor] = dict(model.named_parameters())
-        wrong = [held[name] for name in bad] or [x for x in leaves if x.requires_grad]
-        module = find_module(calls, wrong, values)
+        log = self.reference.log_backward(numbers, train=self.train)
+        values = self.port.compute_backward(numbers, train=self.train)
+        wrong = [log.parameters[name] for name in bad] or list(log.inputs)
+        module = find_module(log, wrong, values)
         own = next((name for name in bad if module_of(name) == module), None)
         if own is None:
             name = bad[-1] if bad else "the input"
@@ -268,29 +171,23 @@ class PairComparer:
         return Blame(module, f"the gradient of its {own.rpartition('.')[2]} differs", looks_like)
 
     def _blame_statistic(
-        self, tensors: Tensors, truth: PairPass, port: PairPass, name: str
+        self, numbers: Numbers, truth: PairPass, port: PairPass, name: str
     ) -> Blame:
-        before = tensors[name].astype(np.float64)
+        before = numbers.tensors[name].astype(np.float64)
         looks_like = recognise_statistic(
-            before, truth.statistics[name], port.statistics[name], self._momentum(name)
+            before,
+            truth.statistics[name],
+            port.statistics[name],
+            self.reference.find_momentum(name),
         )
         what = f"its {name.rpartition('.')[2]} after a pass in training differs"
         return Blame(module_of(name) or NET, what, looks_like)
 
-    def _momentum(self, name: str) -> float:
-        part = self.reference.module.get_submodule(module_of(name))
-        return float(getattr(part, "momentum", None) or 0.1)
-
     def _compare_float32(
-        self,
-        tensors: Tensors,
-        inputs: Arrays,
-        cotangents: Arrays,
-        truth: PairPass,
-        ours: PairPass,
+        self, numbers: Numbers, truth: PairPass, ours: PairPass
     ) -> tuple[tuple[float, float], int, list[str]]:
         """Compare the errors of both in float32."""
-        theirs = self.run_port(tensors, inputs, cotangents, dtype="float32")
+        theirs = self.run_port(numbers, dtype="float32")
         scale = rms(_join(truth.outputs))
         errors = [rms(_join(run.outputs) - _join(truth.outputs)) for run in (ours, theirs)]
         ratio = error_ratio(errors[0], errors[1], scale)
@@ -301,31 +198,15 @@ class PairComparer:
                 f"{FACTOR:g} allowed"
             )
         wrong = list(_compare_gradients(truth, ours, theirs))
-        near_ties = self._count_near_ties(tensors, inputs) if wrong else 0
+        near_ties = self.reference.count_near_ties(numbers, train=self.train) if wrong else 0
         if not near_ties:  # a ReLU that falls the other way turns a whole gradient
             problems += wrong
         return (errors[0] / (scale or 1), errors[1] / (scale or 1)), near_ties, problems
 
-    def _count_near_ties(self, tensors: Tensors, inputs: Arrays) -> int:
-        """Count what may fall the other way in float32 than in float64."""
-        operations, _ = self.log(tensors, inputs)
-        return sum(map(count_ties, operations))
 
-
-def count_ties(operation: Operation) -> int:
-    """Count the values of a ReLU near 0, and the windows of a pool that noise decides otherwise."""
-    name = operation.name.removesuffix("_")
-    x = operation.tensors[0] if operation.tensors else None
-    if x is None or not x.is_floating_point():
-        return 0
-    near = 2.0**-20 * float(x.abs().max())
-    if name in ("relu", "leaky_relu", "clamp_min", "hardtanh", "threshold"):
-        return int((x.abs() < near).sum())
-    if name == "max_pool2d_with_indices":
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-        _, shaken = operation.run_with([x + near * noise])
-        return int((shaken != operation.outputs[1]).sum())
-    return 0
+def is_located(inputs: Arrays) -> bool:
+    """Say whether inputs are small enough to find out where a port leaves the reference on them."""
+    return sum(x.size for x in inputs) <= MOST_LOCATED
 
 
 def _compare_gradients(truth: PairPass, ours: PairPass, theirs: PairPass) -> list[str]:

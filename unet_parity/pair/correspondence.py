@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from flax import nnx
 
 from unet_parity.differences import difference, module_of
@@ -191,12 +190,16 @@ def convert_state(convert: Callable[[Any], Any], state: Tensors) -> Any:
     """Return what a converter gives for a state_dict of numpy arrays, or of torch tensors.
 
     Raises:
-        InputError: it raises an error.
+        InputError: it raises an error, or takes torch's tensors where torch is not installed.
     """
     try:
         try:
             return convert(dict(state))
-        except (AttributeError, TypeError):  # it takes torch's tensors
+        except (AttributeError, TypeError) as error:  # it takes torch's tensors
+            try:
+                import torch
+            except ModuleNotFoundError:
+                raise error from None
             return convert({name: torch.from_numpy(np.array(a)) for name, a in state.items()})
     except Exception as error:  # whatever a stranger's code raises
         raise InputError(

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet_parity.bounds import GRADIENT_BOUND, GRADIENT_FACTOR, OUTPUT_BOUND
 from unet_parity.differences import difference, module_of, module_scales
-from unet_parity.float32_errors import GRADIENT_FACTOR
-from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND
 from unet_parity.pair.passes import Arrays, PairPass
+from unet_spec.judgement import FACTOR
 
 NO_SCALE = 1e-6
 """A module whose gradients are below this part of the largest is measured by that part."""

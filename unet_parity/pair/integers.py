@@ -10,35 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from unet_parity.compared import NET
+from unet_parity.pair.certificate import BITS, Certificate
 from unet_parity.pair.comparison import PairComparer
-from unet_parity.pair.operations import Operation, OperationLog, follow_modules
-from unet_parity.pair.passes import Arrays, Reference, call_reference, to_torch
+from unet_parity.pair.numbers import Numbers
+from unet_parity.pair.passes import Arrays
+from unet_parity.pair.sides import ReferenceSide
 from unet_spec.wording import list_names
 
-BITS = 24
-"""Of float32's significand: it holds all integers up to 2^24."""
 TAPS = (6, 4, 3, 2, 1)
 """So many weights of each row are not 0; fewer where values would become too large."""
-_PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
-_EXACT = {
-    *_PRODUCTS, "relu", "threshold_backward", "max_pool2d_with_indices",
-    "max_pool2d_with_indices_backward", "add", "sub", "neg", "mul", "sum", "abs", "cat", "stack",
-    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice",
-    "slice_backward", "select", "select_backward", "split", "split_with_sizes",
-    "unsafe_split", "unsafe_split_with_sizes", "unbind", "clone",
-    "copy", "detach", "alias", "contiguous", "squeeze", "unsqueeze", "flip", "constant_pad_nd",
-    "upsample_nearest2d", "upsample_nearest2d_backward", "zeros", "zeros_like", "new_zeros",
-    "ones_like", "_to_copy", "lift_fresh", "maximum",
-    "minimum", "amax", "where", "index_select", "embedding", "pixel_shuffle", "pixel_unshuffle",
-    "_reshape_alias", "as_strided", "result_type", "fill", "zero", "gather", "roll", "im2col",
-}  # fmt: skip
-"""Operators that give integers for integers, without any rounding below 2^24."""
-_UNFILLED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-"""Operators that give memory without values."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +66,32 @@ def prove(
         inputs: whose shapes, and whose integers, are taken.
         cotangents: likewise.
     """
-    reference = comparer.reference
-    shapes = tuple(x.shape for x in inputs)
+    numbers, certificate = find_exact(comparer.reference, inputs, cotangents, seed=seed)
+    if certificate.is_exact:
+        return _compare(comparer, numbers, certificate.largest)
     reason = "its sums are too large for float32, whatever weights are drawn"
+    return IntegerProof(certificate.inexact or reason, shapes=tuple(x.shape for x in inputs))
+
+
+def find_exact(
+    reference: ReferenceSide, inputs: Arrays, cotangents: Arrays, *, seed: int = 0
+) -> tuple[Numbers, Certificate]:
+    """Draw integers with fewer and fewer weights, until float32 holds all that comes of them.
+
+    The last ones are returned where it never does, or where an operation rounds.
+    """
     for taps in TAPS:
         rng = np.random.default_rng((seed, taps))
-        tensors = draw_integers(reference.state, rng, taps=taps)
-        drawn_inputs = tuple(_draw_like(x, rng, 2) for x in inputs)
-        arriving = tuple(_draw_like(c, rng, 1) for c in cotangents)
-        operations, largest = _certify(reference, tensors, drawn_inputs, arriving)
-        inexact = _find_inexact(operations)
-        if inexact is not None:
-            return IntegerProof(inexact, shapes=shapes)
-        if largest <= 2**BITS:
-            return _compare(comparer, tensors, drawn_inputs, arriving, largest)
-    return IntegerProof(reason, shapes=shapes)
+        numbers = Numbers(
+            f"integers, {taps} weights in each row",
+            draw_integers(reference.state, rng, taps=taps),
+            tuple(_draw_like(x, rng, 2) for x in inputs),
+            tuple(_draw_like(c, rng, 1) for c in cotangents),
+        )
+        certificate = reference.certify(numbers)
+        if certificate.inexact or certificate.is_exact:
+            break
+    return numbers, certificate
 
 
 def draw_integers(
@@ -127,56 +119,9 @@ def _draw_like(array: np.ndarray, rng: np.random.Generator, most: int) -> np.nda
     return rng.integers(-most, most + 1, array.shape).astype(np.float32)
 
 
-def _certify(
-    reference: Reference, tensors: Mapping[str, np.ndarray], inputs: Arrays, cotangents: Arrays
-) -> tuple[list[Operation], float]:
-    """Return every operation of a pass in float64, forward and backward, and the largest sum of
-    absolute products in any of them."""
-    model = reference.load(tensors, dtype="float64", train=False)
-    leaves = to_torch(inputs, "float64")
-    log = OperationLog()
-    with follow_modules(model, log.path), log:
-        outputs = call_reference(model, leaves)
-        arriving = [torch.tensor(c, dtype=torch.float64) for c in cotangents]
-        torch.autograd.backward(outputs, arriving)
-    return log.operations, max(map(_largest_sum, log.operations), default=0.0)
-
-
-def _find_inexact(operations: list[Operation]) -> str | None:
-    """Say which operation does not keep integers exact; None where all do."""
-    for operation in operations:
-        name = operation.name.removesuffix("_")
-        if name in _UNFILLED:
-            continue
-        is_exact = name in _EXACT and all(map(_are_integers, operation.outputs))
-        if not is_exact and any(t.is_floating_point() for t in operation.outputs):
-            return f"{operation.name.strip('_')} in {operation.module or NET} rounds"
-    return None
-
-
-def _are_integers(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool((tensor == tensor.round()).all())
-
-
-@torch.no_grad()
-def _largest_sum(operation: Operation) -> float:
-    results = [] if operation.name in _UNFILLED else list(operation.outputs)
-    if operation.name in _PRODUCTS:
-        results += operation.run_with([t.abs() for t in operation.tensors])
-    return max(
-        (float(t.abs().max()) for t in results if t.is_floating_point() and t.numel()), default=0
-    )
-
-
-def _compare(
-    comparer: PairComparer,
-    tensors: Mapping[str, np.ndarray],
-    inputs: Arrays,
-    cotangents: Arrays,
-    largest: float,
-) -> IntegerProof:
-    ours = comparer.run_reference(tensors, inputs, cotangents, dtype="float32")
-    theirs = comparer.run_port(tensors, inputs, cotangents, dtype="float32")
+def _compare(comparer: PairComparer, numbers: Numbers, largest: float) -> IntegerProof:
+    ours = comparer.run_reference(numbers, dtype="float32")
+    theirs = comparer.run_port(numbers, dtype="float32")
     rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for what, first, second in (
         ("output", ours.outputs, theirs.outputs),
@@ -187,4 +132,4 @@ def _compare(
         rows[f"gradient of {name}"] = (ours.gradients[name], gradient)
     unequal = tuple(name for name, (a, b) in rows.items() if not np.array_equal(a, b))
     count = sum(a.size for a, _ in rows.values())
-    return IntegerProof("", count, unequal, largest, tuple(x.shape for x in inputs))
+    return IntegerProof("", count, unequal, largest, tuple(x.shape for x in numbers.inputs))

@@ -1,13 +1,67 @@
 """The numbers that both sides of a pair are given, drawn around those of the reference."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from unet_parity.differences import hash_tensors
 from unet_parity.pair.passes import Arrays
 
 Shapes = tuple[tuple[int, ...], ...]
 """Of all inputs, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """What both sides of a pair are given for one pass.
+
+    Attributes:
+        name: by which a recording knows them, such as `seed 1`.
+        tensors: of the reference, by their names.
+        inputs: as the reference takes them.
+        cotangents: gradients of a loss by the reference's outputs; empty for a forward pass.
+    """
+
+    name: str
+    tensors: Mapping[str, np.ndarray]
+    inputs: Arrays
+    cotangents: Arrays = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the sha256 of all of them."""
+        arrays = enumerate((*self.inputs, *self.cotangents))
+        return hash_tensors({**self.tensors, **{f"array {i}": array for i, array in arrays}})
+
+
+def draw_numbers(
+    state: Mapping[str, np.ndarray], inputs: Arrays, outputs: Arrays, *, seed: int
+) -> Numbers:
+    """Draw the numbers of a seed; 0 stands for the reference's own values and inputs.
+
+    Args:
+        outputs: of the reference, for their shapes.
+    """
+    rng = np.random.default_rng((seed, 1))
+    return Numbers(
+        f"seed {seed}",
+        state if seed == 0 else draw_tensors(state, seed=seed),
+        inputs if seed == 0 else draw_inputs(inputs, seed),
+        tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs),
+    )
+
+
+def draw_size(state: Mapping[str, np.ndarray], inputs: Arrays, shapes: Shapes) -> Numbers:
+    """Draw the numbers with which a pair is compared on inputs of other shapes."""
+    name = f"inputs of {' and '.join(map(str, shapes))}"
+    return Numbers(name, draw_tensors(state, seed=1), draw_shapes(inputs, shapes, seed=1))
+
+
+def name_inputs(inputs: Arrays) -> dict[str, np.ndarray]:
+    """Return inputs by what sentences call them."""
+    return {f"input {place + 1}": x for place, x in enumerate(inputs)}
 
 
 def draw_tensors(state: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.ndarray]:

@@ -1,14 +1,17 @@
 """Every operation of torch in a pass, with the module that it is in and the values around it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_tree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from unet_parity.pair.logs import ForwardLog, LoggedOperation, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,7 @@ class Operation:
     run: Callable[..., Any]
     arguments: tuple[Any, ...]
     options: dict[str, Any]
-    inputs: tuple[tuple[int, int] | None, ...]
+    inputs: tuple[Source | None, ...]
     outputs: tuple[Tensor, ...]
 
     @property
@@ -60,7 +63,7 @@ class OperationLog(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
         self.path: list[str] = [""]
-        self.origins: dict[int, tuple[int, int]] = {}
+        self.origins: dict[int, Source] = {}
         self._alive: list[Tensor] = []  # an id is one tensor's only as long as it lives
 
     def __torch_dispatch__(
@@ -116,12 +119,56 @@ def follow_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 def log_forward(
     model: nn.Module, call: Callable[[], Any]
-) -> tuple[list[Operation], Mapping[int, tuple[int, int]], Any]:
+) -> tuple[list[Operation], Mapping[int, Source], Any]:
     """Return all operations of a call, where each living tensor comes from, and what it gave."""
     log = OperationLog()
     with torch.no_grad(), follow_modules(model, log.path), log:
         output = call()
     return log.operations, log.origins, output
+
+
+def make_log(operations: Sequence[Operation], results: Sequence[Source | None]) -> ForwardLog:
+    """Return the log of some operations.
+
+    Args:
+        results: which of them give the outputs of the net.
+    """
+    dependent = _find_dependent(operations)
+    logged = tuple(
+        LoggedOperation(
+            operation.number,
+            operation.name,
+            operation.module,
+            operation.inputs,
+            tuple(map(widen, operation.outputs)) if operation.number in dependent else (),
+        )
+        for operation in operations
+    )
+    return ForwardLog(logged, tuple(results), operations)
+
+
+def widen(tensor: Tensor) -> np.ndarray:
+    """Return the values of a tensor in float64."""
+    return tensor.detach().double().numpy()
+
+
+def _find_dependent(operations: Sequence[Operation]) -> set[int]:
+    """Return the operations that compute with floating-point numbers what depends on an input.
+
+    What is computed from weights, or from integers and masks alone, may look otherwise in the port.
+    """
+    reached: set[int] = set()
+    dependent: set[int] = set()
+    for operation in operations:
+        # an input of the net is copied before anything is done with it
+        is_input = operation.name == "clone" and not any(operation.inputs)
+        if not is_input and not any(source and source[0] in reached for source in operation.inputs):
+            continue
+        reached.add(operation.number)
+        are_float = [tensor.is_floating_point() for tensor in operation.tensors]
+        if any(are_float) and any(tensor.is_floating_point() for tensor in operation.outputs):
+            dependent.add(operation.number)
+    return dependent
 
 
 def _copy(value: Any) -> Any:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import unet_page
-from unet_parity.oracle import GRADIENT_BOUND, OUTPUT_BOUND
+from unet_parity.bounds import GRADIENT_BOUND, OUTPUT_BOUND, TRAINING_BOUND
 from unet_parity.pair.report import PairReport
-from unet_parity.training import BOUND
 from unet_spec.files import atomic_write
 
 SENTENCES = {
@@ -40,7 +39,7 @@ def make_page(report: PairReport, *, command: str = "") -> str:
         sentence=SENTENCES[report.verdict],
         rows=list_rows(report),
         ticks=[(f"1e{power}", _place(10.0**power)) for power in range(LOW, HIGH + 1, 3)],
-        bounds={"output": OUTPUT_BOUND, "gradient": GRADIENT_BOUND, "steps": BOUND},
+        bounds={"output": OUTPUT_BOUND, "gradient": GRADIENT_BOUND, "steps": TRAINING_BOUND},
     )
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from unet_parity.bounds import GRADIENT_BOUND
 from unet_parity.differences import difference
-from unet_parity.oracle import GRADIENT_BOUND
 
 
 def recognise_gradient(ours: np.ndarray, theirs: np.ndarray) -> str:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from unet_parity.float32_errors import GRADIENT_FACTOR
-from unet_parity.oracle import FACTOR, OUTPUT_BOUND
+from unet_parity.bounds import GRADIENT_FACTOR, OUTPUT_BOUND
 from unet_parity.pair.blame import Blame
 from unet_parity.pair.comparison import PairComparison
 from unet_parity.pair.integers import IntegerProof
 from unet_parity.pair.numbers import Shapes
 from unet_parity.pair.steps import PairSteps
+from unet_spec.judgement import FACTOR
 
 MOST_REASONS = 5
 """A report in words has so many of them, and says how many others there are."""

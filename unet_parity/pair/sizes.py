@@ -5,13 +5,12 @@ asked: one length is changed wherever it stands, and the reference runs or does 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from unet_parity.pair.numbers import Shapes, draw_shapes
-from unet_parity.pair.passes import Arrays, Reference
-from unet_spec import InputError
+from unet_parity.pair.numbers import Shapes
+from unet_parity.pair.passes import Arrays
 
 LARGEST_S = 2.0
 """A forward pass of the reference in float64 takes at most about so long at the largest size."""
@@ -19,13 +18,14 @@ MOST_VALUES = 2**22
 """All inputs together have at most so many values."""
 
 
-def list_sizes(
-    reference: Reference, tensors: Mapping[str, np.ndarray], inputs: Arrays
-) -> list[Shapes]:
+def list_sizes(takes: Callable[[Shapes], bool], inputs: Arrays) -> list[Shapes]:
     """Return other shapes of the inputs that the reference takes.
 
     For each free length it is one more and one fewer, and for all of them together twice as much,
     as often as there is time for.
+
+    Args:
+        takes: runs the reference on inputs of such shapes, and says whether it takes them.
     """
     axes = [
         (place, axis)
@@ -43,20 +43,17 @@ def list_sizes(
         groups = [alike] if len({p for p, _ in alike}) > 1 else [[one] for one in alike]
         for group in groups:
             others = [_change(shapes, group, length + step) for step in (1, -1) if length + step]
-            taken = [other for other in others if _run(reference, tensors, inputs, other)]
+            taken = [other for other in others if takes(other)]
             sizes += taken
             if taken:
                 free.append(group)
     free = [group for group in free if min(axis for _, axis in group) > 0]  # batches stay
-    largest = _find_largest(reference, tensors, inputs, free)
+    largest = _find_largest(takes, inputs, free)
     return sizes if largest is None else [*sizes, largest]
 
 
 def _find_largest(
-    reference: Reference,
-    tensors: Mapping[str, np.ndarray],
-    inputs: Arrays,
-    free: list[list[tuple[int, int]]],
+    takes: Callable[[Shapes], bool], inputs: Arrays, free: list[list[tuple[int, int]]]
 ) -> Shapes | None:
     """Return the largest shapes for which there is time; None where no length is free."""
     largest, factor = None, 2
@@ -68,7 +65,7 @@ def _find_largest(
         start = time.monotonic()
         if sum(map(np.prod, shapes)) > MOST_VALUES:
             break
-        if not _run(reference, tensors, inputs, shapes):
+        if not takes(shapes):
             break
         largest = shapes
         if (time.monotonic() - start) * 2 ** len(free) > LARGEST_S:
@@ -82,14 +79,3 @@ def _change(shapes: Shapes, group: list[tuple[int, int]], length: int) -> Shapes
     for place, axis in group:
         changed[place][axis] = length
     return tuple(map(tuple, changed))
-
-
-def _run(
-    reference: Reference, tensors: Mapping[str, np.ndarray], inputs: Arrays, shapes: Shapes
-) -> bool:
-    """Say whether the reference takes inputs of these shapes."""
-    try:
-        reference.run(tensors, draw_shapes(inputs, shapes, seed=0), dtype="float64", train=False)
-    except InputError:
-        return False
-    return True
