@@ -16,6 +16,7 @@ import unet_torch
 from parity_tests import shown
 from parity_tests.foreign_nets import NETS
 from parity_tests.shown import Message, run_unet
+from unet_parity import record
 from unet_spec import InputError, UNetConfig
 from unet_spec.recipe import Recipe, Schedule
 from unet_torch import training_state as torch_state
@@ -581,6 +582,22 @@ ADVICE = (
         ("unet verify --steps 0 --reference pair.py:net --inputs own.npz {0} pair.py:port "
          "{1} pair.py:convert",),
     ),
+    Advice(
+        "--recorded takes two recordings of a pair", "unet verify --recorded ours.safetensors",
+        r"(--recorded) takes two recordings of a pair, .* got 1; give both",
+        ("unet verify {0} ours.safetensors linear.safetensors",),
+    ),
+    Advice(
+        "stands beside recordings of a pair",
+        "unet verify --recorded ours.safetensors linear.safetensors --steps 3",
+        r"--steps stands beside recordings of a pair, .*; leave it out",
+        ("unet verify --recorded ours.safetensors linear.safetensors",),
+    ),
+    Advice(
+        "--recorded takes one .npz with an output", f"{VERIFY} --recorded cells.npz own.npz",
+        r"(--recorded) takes one \.npz .* got 2 files; give one \.npz",
+        (f"{VERIFY} {{0}} cells.npz",),
+    ),
 )  # fmt: skip
 OTHERWISE = {
     "whose layers are defined in another order": "test_foreign_run.py gives such a net's code",
@@ -733,6 +750,9 @@ def advice_folder(tmp_path_factory):
     net = unet_torch.UNet(UNetConfig(widths=(4, 6)))
     unet_torch.save(net, here / "cells.safetensors")
     torch.save(net.state_dict(), here / "model.pth")
+    x = torch.ones(1, 1, 12, 16).cumsum(3) / 16
+    np.savez(here / "cells.npz", x=x.numpy(), y=net(x).detach().numpy())
+    _save_recordings(here)
     bare = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     (here / "bare.safetensors").write_bytes(safetensors_of(bare))
     for name, config in {
@@ -757,6 +777,17 @@ def advice_folder(tmp_path_factory):
         done = run_unet(command, here)
         assert done.status == 0, done.text
     return here
+
+
+def _save_recordings(here: Path) -> None:
+    """Record both sides of a pair."""
+    reference, x = torch.nn.Linear(3, 2), np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    record(here / "linear.safetensors", reference, inputs=[x], seeds=1, steps=0)
+    record(
+        here / "ours.safetensors", lambda params, x: x @ params["w"] + params["b"],
+        like=here / "linear.safetensors",
+        convert=lambda state: {"w": state["weight"].T, "b": state["bias"]},
+    )  # fmt: skip
 
 
 def _save_foreign(here: Path) -> None:

@@ -18,7 +18,8 @@ from torch import nn
 from parity_tests import shown
 from parity_tests.pairs import table
 from parity_tests.pairs.bugs import BUGS
-from parity_tests.pairs.catalogue import PAIRS, WIDTHS, draw_inputs, load_port
+from parity_tests.pairs.catalogue import PAIRS, WIDTHS
+from parity_tests.pairs.loading import draw_inputs, load_port
 from unet_jax.forms import max_pool
 from unet_parity import verify_pair
 from unet_parity.pair.correspondence import match_tensors, read_converter

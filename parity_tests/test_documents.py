@@ -87,6 +87,10 @@ def prepare(folder: Path) -> dict[str, Any]:
     return parts
 
 
+OWN = ("my_unet", "series", "series_jax", "layers")
+"""The modules that documents tell the reader to write."""
+
+
 @pytest.mark.parametrize(
     "document", [d for d in shown.DOCUMENTS if shown.blocks(d)], ids=lambda path: path.stem
 )
@@ -94,11 +98,11 @@ def test_every_block_of_a_document_runs_in_its_order(document, tmp_path, monkeyp
     names = prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for own in ("my_unet", "series", "series_jax", "layers"):
-        monkeypatch.delitem(sys.modules, own, raising=False)
     for block in shown.blocks(document):
         if block.file is not None:
             (tmp_path / block.file).write_text(block.text)
+            for own in OWN:  # a block behind it runs in a Python that is started anew
+                monkeypatch.delitem(sys.modules, own, raising=False)
         elif block.language == "python":
             exec(compile(block.text, block.name, "exec"), names)
         elif block.language != "text":

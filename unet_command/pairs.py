@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from unet_command.parsing import Command
 from unet_command.reports import write_json
 from unet_spec import InputError
+
+if TYPE_CHECKING:
+    from unet_parity.pair.report import PairReport
 
 _COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
 
@@ -60,7 +64,6 @@ def verify(
         flag = "--reference" if reference is None else "--inputs"
         raise InputError(f"a port of your own needs {flag} beside it; give it")
     from unet_convert.names_map import read_lines
-    from unet_parity.pair import page
     from unet_parity.pair.verify import verify_pair
     from unet_spec.recorded import read_arrays
     from unet_torch import reference as references
@@ -78,10 +81,30 @@ def verify(
         steps=steps,
         say=lambda text: console.print(text, highlight=False),
     )
+    return show_report(found, console, report=report, json=json, command=command)
+
+
+def show_report(
+    found: "PairReport",
+    console: Console,
+    *,
+    report: Path | None,
+    json: Path | None,
+    command: Command,
+) -> int:
+    """Print the report on a pair, write its page and its JSON, and return the exit status.
+
+    Args:
+        report: the page.
+        json: the report.
+        command: what was typed.
+    """
     console.print(f"[{_COLOURS[found.verdict]}]{found.verdict}[/]")
     for sentence in found.list_sentences():
         console.print(sentence, highlight=False, markup=False)
     if report is not None:
+        from unet_parity.pair import page
+
         page.write_page(report, found, command=str(command))
         console.print(f"the page: {report}", markup=False)
     write_json(json, found.to_json(), command=command)

@@ -1,5 +1,7 @@
 """What every comparison needs of PyTorch alone: values as numpy arrays, and its precision."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -13,6 +15,16 @@ def numpy_of(tensor: torch.Tensor) -> np.ndarray:
 def gradient_of(tensor: torch.Tensor) -> np.ndarray:
     """Return an array of its own with the gradient of a tensor; 0 where it has none."""
     return numpy_of(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
+
+
+def run_backward(outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]) -> None:
+    """Send gradients back from those outputs that depend on what is differentiated.
+
+    Args:
+        cotangents: the gradient of each output.
+    """
+    pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    torch.autograd.backward([y for y, _ in pairs], [c for _, c in pairs])
 
 
 def use_full_precision() -> None:

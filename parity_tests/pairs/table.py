@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from parity_tests.pairs.bugs import BUGS, Bug
-from parity_tests.pairs.catalogue import PAIRS, draw_inputs, load_port
+from parity_tests.pairs.catalogue import PAIRS
+from parity_tests.pairs.loading import draw_inputs, load_port
 from unet_parity.compared import NET
 from unet_parity.pair.comparison import PairComparer, PairComparison
 from unet_parity.pair.procedure import compare_seed

@@ -7,13 +7,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as torch_tree
 
 from unet_parity.pair.logs import BackwardLog, LoggedCall
 from unet_parity.pair.operations import follow_modules, widen
+from unet_parity.torch_side import run_backward
 
 
 @dataclass(eq=False)
@@ -99,8 +99,7 @@ def log_backward(
     log = CallLog()
     with follow_modules(model, log.path), log:
         outputs = call()
-    pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    torch.autograd.backward([y for y, _ in pairs], [c for _, c in pairs])
+    run_backward(outputs, cotangents)
     numbers: defaultdict[int, int] = defaultdict(count().__next__)
     calls = tuple(
         LoggedCall(

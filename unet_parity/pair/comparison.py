@@ -23,9 +23,6 @@ from unet_parity.pair.recognise import recognise_gradient, recognise_statistic
 from unet_parity.pair.sides import PortSide, ReferenceSide
 from unet_spec.judgement import FACTOR
 
-MOST_LOCATED = 2**18
-"""Of inputs with more values, every operation of both sides would take too much memory."""
-
 
 @dataclass(frozen=True)
 class PairComparison:
@@ -130,7 +127,7 @@ class PairComparer:
         size = worst_difference(truth, port)
         rounding = Differences(worst_difference(truth, ours), 0.0, {}, {})
         allowed = (allow_float32 if self.narrowings else allow)(rounding).output
-        if size <= allowed or not is_located(numbers.inputs):
+        if size <= allowed or not self.reference.can_log(numbers):
             return size, allowed, None
         return size, allowed, self._blame_forward(numbers, truth, port)
 
@@ -202,11 +199,6 @@ class PairComparer:
         if not near_ties:  # a ReLU that falls the other way turns a whole gradient
             problems += wrong
         return (errors[0] / (scale or 1), errors[1] / (scale or 1)), near_ties, problems
-
-
-def is_located(inputs: Arrays) -> bool:
-    """Say whether inputs are small enough to find out where a port leaves the reference on them."""
-    return sum(x.size for x in inputs) <= MOST_LOCATED
 
 
 def _compare_gradients(truth: PairPass, ours: PairPass, theirs: PairPass) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from unet_parity.differences import NET
 from unet_parity.pair.certificate import Certificate
 from unet_parity.pair.operations import Operation, OperationLog, follow_modules
+from unet_parity.torch_side import run_backward
 
 _PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
 _EXACT = {
@@ -38,7 +39,7 @@ def certify(
     """
     log = OperationLog()
     with follow_modules(model, log.path), log:
-        torch.autograd.backward(call(), list(cotangents))
+        run_backward(call(), cotangents)
     return Certificate(
         _find_inexact(log.operations), max(map(_largest_sum, log.operations), default=0.0)
     )

@@ -87,7 +87,7 @@ def compare_pair(
     say("exact proof: integers, compared with ==")
     integers = prove(comparers[0], inputs, outputs)
     trajectory = None
-    if steps and is_sound and not comparers[-1].narrowings:
+    if steps and is_sound and reference.trained and not comparers[-1].narrowings:
         say(f"training: {steps} steps of both in float64")
         batches = draw_batches(inputs, outputs, steps)
         tensors = draw_tensors(reference.state, seed=1)

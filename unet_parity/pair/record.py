@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from unet_parity.pair.comparison import is_located
 from unet_parity.pair.integers import find_exact
 from unet_parity.pair.numbers import draw_numbers, draw_size, draw_tensors
 from unet_parity.pair.passes import Arrays
@@ -123,9 +122,16 @@ def _record_reference(
     say: Callable[[str], None],
 ) -> None:
     """Ask a torch module all that may be asked of it, whatever its port does."""
+    from torch import nn
+
     from unet_parity.pair.reference import open_reference
     from unet_parity.torch_side import describe_torch, use_full_precision
 
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"the net is a {type(module).__name__}; give a torch.nn.Module with inputs, or a port "
+            "with like"
+        )
     check_counts(seeds, steps)
     use_full_precision()
     reference, arrays = open_reference(module, inputs)
@@ -142,7 +148,7 @@ def _record_reference(
             side.log_forward(numbers, train=train)
             side.log_backward(numbers, train=train)
             side.count_near_ties(numbers, train=train)
-        if steps:
+        if steps and side.trained:
             say(f"{mode}: {steps} steps in float64")
             batches = draw_batches(arrays, outputs, steps)
             tensors = draw_tensors(side.state, seed=1)
@@ -165,7 +171,7 @@ def _record_sizes(side: RecordedReference, inputs: Arrays) -> None:
         numbers = draw_size(side.state, inputs, shapes)
         for dtype in ("float64", "float32"):
             side.run_forward(numbers, dtype=dtype, train=False)
-        if is_located(numbers.inputs):
+        if side.can_log(numbers):
             side.log_forward(numbers, train=False)
 
 

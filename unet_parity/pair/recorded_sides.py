@@ -21,6 +21,8 @@ from unet_parity.pair.values import PortValues
 from unet_spec import InputError
 from unet_spec.recipe import Recipe
 
+MOST_BYTES = 2**26
+"""The operations on inputs of another size are recorded up to so many bytes."""
 Side = TypeVar("Side")
 Answer = TypeVar("Answer")
 
@@ -96,6 +98,17 @@ class RecordedReference:
         return self._memory.ask(
             f"outputs in {dtype} in {_name_mode(train)}",
             lambda side: side.run_forward(numbers, dtype=dtype, train=train),
+            numbers,
+        )
+
+    def can_log(self, numbers: Numbers) -> bool:
+        """Say whether all operations on inputs of this size are in the recording."""
+        return self._memory.ask(
+            "has operations",
+            lambda side: (
+                side.can_log(numbers)
+                and _count_bytes(side.log_forward(numbers, train=False)) <= MOST_BYTES
+            ),
             numbers,
         )
 
@@ -229,6 +242,10 @@ class RecordedValues:
     def contains(self, place: str, array: np.ndarray) -> bool:
         """Say whether the port computes a value of the reference."""
         return self.memory.ask(place, lambda values: values.contains(place, array))
+
+
+def _count_bytes(log: ForwardLog) -> int:
+    return sum(array.nbytes for operation in log.operations for array in operation.outputs)
 
 
 def _run_or_refuse(side: PortSide, numbers: Numbers, *, train: bool) -> Arrays | Refusal:

@@ -24,12 +24,14 @@ from unet_parity.pair.operations import Operation, log_forward, make_log
 from unet_parity.pair.passes import Arrays, PairPass, TakenStep
 from unet_parity.pair.sides import Batches, Tensors
 from unet_parity.pair.sizes import list_sizes
-from unet_parity.torch_side import gradient_of, numpy_of
+from unet_parity.torch_side import gradient_of, numpy_of, run_backward
 from unet_spec import InputError
 from unet_spec.recipe import Recipe
 from unet_spec.wording import list_names
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+MOST_LOGGED = 2**18
+"""Of inputs with more values, every operation of both sides would take too much memory."""
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -82,9 +84,7 @@ class Reference:
         """
         model, leaves = self._enter(numbers, dtype=dtype, train=train)
         outputs = call_reference(model, leaves)
-        arriving = _to_cotangents(numbers, dtype)
-        pairs = [(y, c) for y, c in zip(outputs, arriving, strict=True) if y.requires_grad]
-        torch.autograd.backward([y for y, _ in pairs], [c for _, c in pairs])
+        run_backward(outputs, _to_cotangents(numbers, dtype))
         held = dict(model.named_parameters())
         return PairPass(
             tuple(map(numpy_of, outputs)),
@@ -105,6 +105,10 @@ class Reference:
         """
         model, leaves = self._enter(numbers, dtype=dtype, train=train)
         return {name: numpy_of(output) for name, output in _name_outputs(model, leaves)}
+
+    def can_log(self, numbers: Numbers) -> bool:
+        """Say whether all operations on inputs of this size fit into memory."""
+        return sum(x.size for x in numbers.inputs) <= MOST_LOGGED
 
     def log_forward(self, numbers: Numbers, *, train: bool) -> ForwardLog:
         """Return all operations of a forward pass in float64."""

@@ -42,6 +42,9 @@ class ReferenceSide(Protocol):
     def run_forward(self, numbers: Numbers, *, dtype: str, train: bool) -> dict[str, np.ndarray]:
         """Return the outputs by their paths, such as `logits`, in order."""
 
+    def can_log(self, numbers: Numbers) -> bool:
+        """Say whether all operations on inputs of this size fit into memory, or a recording."""
+
     def log_forward(self, numbers: Numbers, *, train: bool) -> ForwardLog:
         """Return all operations of a forward pass in float64."""
 
