@@ -235,7 +235,7 @@ class RecordedPort:
 
 @dataclass(frozen=True, eq=False)
 class RecordedValues:
-    """Which values of the reference a port computes, by its recording."""
+    """These are the answers of a port to which values of the reference it computes."""
 
     memory: Memory[PortValues]
 
