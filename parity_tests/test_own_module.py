@@ -21,7 +21,7 @@ from unet_parity.comparison import Comparer, draw_numbers
 from unet_parity.differences import difference
 from unet_parity.own_comparison import OwnComparison, blame, choose_size, compare_own
 from unet_parity.own_module import OwnModule, match_module
-from unet_parity.twins import torch_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import InputError, UNetConfig
 from unet_spec.judgement import Run
 from unet_spec.origin import Origin

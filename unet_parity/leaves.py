@@ -20,8 +20,9 @@ from unet_parity.jax_net import (
     find_module,
     move_masks,
 )
+from unet_parity.jax_twin import compile_jax, fetch_tree, jax_arrays
+from unet_parity.torch_twin import numpy_of, torch_model
 from unet_parity.trace import Call, Maps, select_leaves
-from unet_parity.twins import compile_jax, fetch_tree, jax_arrays, numpy_of, torch_model
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors
 

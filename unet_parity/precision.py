@@ -2,10 +2,6 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import torch
-
 FLOAT32_BITS = 24
 
 
@@ -15,6 +11,8 @@ def use_full_precision() -> None:
 
     JAX's precision is given to every product instead (`unet_jax.Numerics`).
     """
+    import torch
+
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
@@ -22,6 +20,9 @@ def use_full_precision() -> None:
 def significand_bits(precision: Any = "highest") -> int:
     """Measure how many bits of a float32 factor JAX's device keeps: 24, or 11 in TF32,
     or 8 in one bfloat16 pass. The device is asked, not looked up."""
+    import jax
+    import jax.numpy as jnp
+
     bits = jnp.arange(1, FLOAT32_BITS + 1)
     factors = (2.0**bits - 1).astype(jnp.float32)
     x = jnp.broadcast_to(factors[:, None, None, None], (FLOAT32_BITS, 8, 8, 16))
@@ -35,6 +36,9 @@ def significand_bits(precision: Any = "highest") -> int:
 
 def describe_precision(precision: Any = "highest") -> dict[str, str]:
     """Describe the devices, and the precision of products on both sides."""
+    import jax
+    import torch
+
     bits = significand_bits(precision)
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     return {

@@ -16,8 +16,9 @@ from unet_parity.jax_net import (
     move_masks,
     select_maps,
 )
+from unet_parity.jax_twin import compile_jax, jax_arrays, to_pass
 from unet_parity.trace import ModuleMaps
-from unet_parity.twins import Masks, Pass, compile_jax, jax_arrays, to_pass
+from unet_parity.twins import Masks, Pass
 from unet_spec.parameters import Tensors
 
 

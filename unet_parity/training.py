@@ -23,7 +23,9 @@ import unet_torch.recipe
 from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity import oracle
-from unet_parity.twins import Masks, compile_jax, is_small, jax_arrays, nhwc, torch_model
+from unet_parity.jax_twin import compile_jax, jax_arrays
+from unet_parity.torch_twin import torch_model
+from unet_parity.twins import Masks, is_small, nhwc
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors, parameters, trained_names
 from unet_spec.recipe import Recipe

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
-from unet_parity import exact, oracle, precision, subnormal, training
+from unet_parity import exact, integer_cases, oracle, precision, subnormal, training
+from unet_parity.certificate import pad_otherwise
 from unet_parity.comparison import Comparer, Comparison, Numbers, draw_numbers
 from unet_parity.differences import hash_tensors
 from unet_parity.exact import ExactRow
@@ -373,11 +374,11 @@ def judge(
     if faults:
         return "different", tuple(faults)
     refused = [f"{row.rung}, padding={row.padding}: {row.refused}" for row in rows if row.refused]
-    if reason := exact.explain_no_proof(config):
+    if reason := integer_cases.explain_no_proof(config):
         refused.append(f"no exact proof exists for this net: {reason}")
     left_out = [
         f"{rung.name} is not asked: this device's products keep {bits} bits of a factor"
-        for rung in exact.RUNGS
+        for rung in integer_cases.RUNGS
         if rung.bits > bits
     ]
     if recorded is not None and (hidden := recorded.judgement.explain_precision()):
@@ -498,17 +499,16 @@ def _prove_exactly(
     jax_precision: str,
     say: Callable[[str], None],
 ) -> Iterator[ExactRow]:
-    if exact.explain_no_proof(config):
+    if integer_cases.explain_no_proof(config):
         return
     configs = [config]
     if both_paddings:
-        other: Literal["same", "valid"] = "valid" if config.padding == "same" else "same"
-        configs.append(replace(config, padding=other, fit="error"))
+        configs.append(pad_otherwise(config))
     bits = precision.significand_bits(jax_precision)
-    for rung in exact.RUNGS:
+    for rung in integer_cases.RUNGS:
         if rung.bits > bits:
             say(f"  {rung.name}: left out, this device's products keep {bits} bits")
-    rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= bits)
+    rungs = tuple(rung for rung in integer_cases.RUNGS if rung.bits <= bits)
     for each in configs:
         fits = size is not None and all(geometry.is_legal(each, side) for side in size)
         rows = exact.prove_rungs(

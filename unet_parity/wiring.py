@@ -25,8 +25,9 @@ from unet_parity.jax_net import (
     move_masks,
     select_maps,
 )
+from unet_parity.jax_twin import compile_jax, jax_arrays
 from unet_parity.trace import OUTPUT, Call, Maps, Place, select_leaves
-from unet_parity.twins import Masks, compile_jax, jax_arrays
+from unet_parity.twins import Masks
 from unet_spec.parameters import Tensors
 
 Shapes = tuple[tuple[Place, tuple[tuple[int, ...], ...]], ...]  # of the maps at every place, NHWC

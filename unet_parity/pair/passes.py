@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_tree
 
+from unet_parity.jax_twin import compile_jax, fetch_tree
 from unet_parity.pair.port import Leaves, Port, is_float, name_leaves
-from unet_parity.twins import compile_jax, fetch_tree, gradient_of, numpy_of
+from unet_parity.torch_twin import gradient_of, numpy_of
 from unet_spec import InputError
 
 Arrays = tuple[np.ndarray, ...]

@@ -12,10 +12,11 @@ import torch
 import unet_jax.recipe
 import unet_torch.recipe
 from unet_parity.differences import difference
+from unet_parity.jax_twin import compile_jax
 from unet_parity.pair.comparison import PairComparer
 from unet_parity.pair.passes import Arrays, call_reference, name_arrays, to_torch
+from unet_parity.torch_twin import numpy_of
 from unet_parity.training import BOUND, make_update
-from unet_parity.twins import compile_jax, numpy_of
 from unet_spec.recipe import Recipe
 
 
