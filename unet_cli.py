@@ -446,7 +446,6 @@ def check(
     check_target(json, others=(certificate, weights))
     if framework is not None:
         need(framework)
-    keep_compilations()
     from rich.console import Console
 
     from unet_parity import certificate as certificates
@@ -454,12 +453,15 @@ def check(
     from unet_spec import weight_file
 
     console = Console()
+    frameworks = check.list_installed() if framework is None else (framework,)
+    if "jax" in frameworks:
+        keep_compilations()
     content, problem = certificates.read(certificate)
     result = check.check(
         content,
         file_problem=problem,
         weights=None if weights is None else weight_file.read(weights),
-        frameworks=() if framework is None else (framework,),
+        frameworks=frameworks,
         say=lambda text: console.print(text, highlight=False, markup=False),
     )
     console.print(f"[bold {'green' if result.holds else 'red'}]{result.verdict}[/]")

@@ -187,7 +187,7 @@ def test_a_changed_digit_is_told(folder, content, kind):
 SAID = {
     "a width": "the weights are of another architecture",
     "that of the weights": "the weights are not those that were verified",
-    "that of the output": "torch, tf32, padding=same, 16 x 20 pixels: output is not as certified",
+    "that of the output": "torch, tf32, padding=same, 16 x 18 pixels: output is not as certified",
     "that of the input's gradient": "gradient of the input is not as certified",
     "that of a parameter's gradient": f"{WEIGHT} is not as certified",
 }
@@ -259,7 +259,7 @@ def test_a_rung_that_a_device_cannot_keep_is_left_out(folder, content, monkeypat
     [
         (change(("format",), lambda n: 2), "a certificate of format 2, and this version reads 1"),
         (change((*CASE, "seed"), lambda n: "1"), r"cases\[1\].seed: '1' is not of type 'integer'"),
-        (change((*CASE, "size"), lambda n: [17, 20]), "17 x 20"),
+        (change((*CASE, "size"), lambda n: [17, 20]), "size 17 px is not legal"),
         (change(("cases",), lambda n: []), "cases: "),
         (change(("config", "widths"), lambda n: [0]), "widths"),
     ],

@@ -446,7 +446,7 @@ def test_a_module_of_another_width_is_refused():
 def report_on(own: Own, module: nn.Module, **options) -> verify.ParityReport:
     weights = WeightFile(own.config, tensors_of(own.config))
     options = {"steps": 0, "say": lambda text: None, "weights": weights, **options}
-    return verify.verify(own.config, reference=module, **options)
+    return verify.verify(own.config, reference=module, other_sizes=False, **options)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,9 @@ def run(config=TINY, **options):
     """A report with an exact proof of what compiles once: in float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(integer_cases, "RUNGS", integer_cases.RUNGS[:2])
-        return verify.verify(config, **{"steps": 0, "say": lambda text: None, **options})
+        return verify.verify(
+            config, **{"steps": 0, "other_sizes": False, "say": lambda text: None, **options}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +304,7 @@ def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
     x = oracle.random_input(TINY, seed=5, size=(6, 10))[0]
     scope = verify.verify(
         TINY, weights=WEIGHTS, x=x, steps=2, reference=unet_torch.UNet(TINY), jax_precision="high",
-        say=lambda text: None,
+        other_sizes=False, say=lambda text: None,
     ).scope  # fmt: skip
     assert sizes == [None, None]
     assert (scope.own_input, scope.input_size, scope.step_size) == (True, (6, 10), (4, 6))

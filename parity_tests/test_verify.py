@@ -33,7 +33,7 @@ def silent(text):
 
 
 def run(config=SMALL, **options):
-    return verify.verify(config, **{"steps": 0, "say": silent, **options})
+    return verify.verify(config, **{"steps": 0, "other_sizes": False, "say": silent, **options})
 
 
 @pytest.fixture(scope="module")

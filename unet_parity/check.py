@@ -92,7 +92,7 @@ def check(
     *,
     file_problem: str = "",
     weights: WeightFile | None = None,
-    frameworks: tuple[str, ...] = (),
+    frameworks: tuple[str, ...] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Check:
     """Compute the cases of a certificate again, and compare every bit.
@@ -101,18 +101,13 @@ def check(
         certificate: as `certificate.read` returns it.
         file_problem: likewise; it counts as a problem.
         weights: which the certificate may be of.
-        frameworks: `jax` or `torch` or both; without any, those that are installed.
+        frameworks: `jax` or `torch` or both; None takes those that are installed.
         say: is called with a line for each case.
 
     Raises:
         InputError: no framework is installed; weights of which the certificate does not speak.
     """
-    installed = tuple(name for name in FRAMEWORKS if find_spec(name) is not None)
-    chosen = frameworks or installed
-    if not chosen:
-        raise InputError(
-            "neither JAX nor PyTorch is installed; install one: pip install 'unet-twins[torch]'"
-        )
+    chosen = list_installed() if frameworks is None else frameworks
     problems = [file_problem] if file_problem else []
     sentence, problem = _compare_weights(certificate, weights)
     problems += [problem] if problem else []
@@ -129,6 +124,20 @@ def check(
     if not problems and all(case.left_out for case in cases):
         problems.append("no case could be computed on this device")
     return Check(tuple(problems), tuple(cases), sentence, environment())
+
+
+def list_installed() -> tuple[str, ...]:
+    """Return the frameworks that are installed.
+
+    Raises:
+        InputError: none is.
+    """
+    installed = tuple(name for name in FRAMEWORKS if find_spec(name) is not None)
+    if not installed:
+        raise InputError(
+            "neither JAX nor PyTorch is installed; install one: pip install 'unet-twins[torch]'"
+        )
+    return installed
 
 
 def _compare_weights(certificate: Certificate, weights: WeightFile | None) -> tuple[str, str]:
@@ -219,7 +228,7 @@ def _make_jax_run(config: UNetConfig, dtype: str, mesh: Any) -> Any:
     """Return a net that is compiled once for several cases."""
     from unet_parity.jax_twin import JaxRun
 
-    return JaxRun(config, dtype=dtype, mesh=mesh)
+    return JaxRun(config, dtype=dtype, mesh=mesh, once=True)
 
 
 def _list_devices(case: CertifiedCase) -> list[Any]:

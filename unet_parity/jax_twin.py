@@ -43,6 +43,7 @@ class JaxRun:
 
     Args:
         mesh: of `make_mesh`: the devices that share a pass; without it there is one.
+        once: as of `compile_jax`.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class JaxRun:
         precision: Any = "highest",
         quick: bool = True,
         mesh: Mesh | None = None,
+        once: bool = False,
     ):
         self.config, self.dtype, self.mesh = config, dtype, mesh
         with jax.enable_x64(dtype == "float64"):
             numerics = Numerics(jnp.dtype(dtype), jnp.dtype(dtype), precision)
             run = _make_pass(config, numerics, train)
-        self._run = compile_jax(run, dtype, quick=quick) if jit else run
+        self._run = compile_jax(run, dtype, quick=quick, once=once) if jit else run
 
     def __call__(
         self, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, keep: Masks = (None, None)
@@ -116,15 +118,19 @@ def _make_pass(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[
     return run
 
 
-def compile_jax(run: Callable[..., Any], dtype: str, *, quick: bool = True, **options: Any) -> Any:
+def compile_jax(
+    run: Callable[..., Any], dtype: str, *, quick: bool = True, once: bool = False, **options: Any
+) -> Any:
     """Compile a function as `jax.jit` does.
 
     Args:
         quick: for float64, which nobody trains in, leave LLVM's optimisations out: on CPU they
             take five times as long as the rest of a compilation. Convolutions of large maps
             then run five times as long.
+        once: leave them out in any type, for what runs once or twice on integers, in which no
+            optimisation changes a bit.
     """
-    if dtype == "float64" and quick and jax.default_backend() == "cpu":
+    if (once or (dtype == "float64" and quick)) and jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
     return jax.jit(run, **options)
 

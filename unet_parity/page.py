@@ -41,6 +41,7 @@ def make_page(report: ParityReport, *, command: str = "") -> str:
         tf32=exact.explain_tf32(report.bits),
         no_proof=integer_cases.explain_no_proof(report.config),
         modes=[_describe_mode(comparison, report.x) for comparison in report.comparisons],
+        ratio=lambda row: error_ratio(row.torch_error, row.jax_error, row.scale),
         steps=[_describe_steps(trajectory) for trajectory in report.steps],
         bounds={
             "output": OUTPUT_BOUND, "gradient": GRADIENT_BOUND, "factor": FACTOR,
