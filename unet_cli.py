@@ -297,6 +297,7 @@ def verify(
     names: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
     steps: int = 10,
     precision: Literal["highest", "high", "default"] = "highest",
+    certificate: Annotated[Path | None, arg(metavar="FILE.json")] = None,
     report: Annotated[Path | None, arg(metavar="PAGE.html")] = None,
     json: Json = None,
     command: Typed = Command(),
@@ -326,6 +327,8 @@ def verify(
             "their.name" = "our.name"; with --convert there are none.
         steps: Train both for this many steps, side by side; with 0 there is no training.
         precision: JAX multiplies in this precision, which matters on accelerators.
+        certificate: Write there what the exact proof gave, which `unet check` computes again with
+            one framework.
         report: Write a page there with every module, gradient and step, and with pictures.
         json: Write the whole report into this file.
         command: This is what was typed.
@@ -334,6 +337,7 @@ def verify(
     _check_arguments(reference, reference_arguments)
     check_target(json, others=(weights, image, *recorded, inputs, names))
     check_target(report, ".html", others=(weights, image, *recorded, inputs, names))
+    check_target(certificate, others=(weights, image, *recorded, inputs, names, json))
     check_number("--steps", steps, STEPS_OF_A_PROOF)
     for side in size or ():
         check_number("--size", side, SIDE)
@@ -353,6 +357,7 @@ def verify(
             "WEIGHTS": weights, "--size": size, "--image": image, "--recorded": recorded or None,
             "--config": next(iter(command.list_settings("--config.")), None),
             "--precision": precision if precision != "highest" else None,
+            "--certificate": certificate,
         })  # fmt: skip
         keep_compilations()
         return pairs.verify(
@@ -375,15 +380,21 @@ def verify(
     from rich.console import Console
 
     from unet_convert.conversion import refuse_contradiction
+    from unet_parity import certificate as certificates
     from unet_parity import inputs as net_inputs
+    from unet_parity import integer_cases, verify
     from unet_parity import report as tables
-    from unet_parity import verify
     from unet_spec import weight_file
 
     loaded = None if weights is None else weight_file.read(weights)
     if loaded is not None:
         refuse_contradiction(config, loaded.config, source=weights)
         config = loaded.config
+    if certificate is not None and (reason := integer_cases.explain_no_proof(config)):
+        raise InputError(
+            f"--certificate needs the exact proof, and of this net there is none: {reason}; leave "
+            "it out"
+        )
     if size is not None:
         net_inputs.check_size(config, size)
     x, y = _read_input(image, next(iter(recorded), None), loaded, config)
@@ -418,7 +429,59 @@ def verify(
             stream.write(page.make_page(comparison, command=str(command)).encode())
         console.print(f"the page: {report}", markup=False)
     write_json(json, comparison.to_json(), command=command)
+    if certificate is not None and comparison.verdict == "different":
+        console.print("no certificate was written", markup=False)
+    elif certificate is not None:
+        certified = certificates.certify(comparison, is_of_weights=loaded is not None)
+        certificates.write(certificate, certified)
+        console.print(f"the certificate: {certificate}", markup=False)
     return int(comparison.verdict == "different")
+
+
+def check(
+    certificate: Positional[Path],
+    weights: Positional[Path | None] = None,
+    /,
+    *,
+    framework: Literal["jax", "torch"] | None = None,
+    json: Json = None,
+    command: Typed = Command(),
+) -> int:
+    """Compute a certificate again, bit for bit; the exit status is 1 if anything differs.
+
+    Args:
+        certificate: Of this file every integer case is computed again.
+        weights: Compare this weight file with the one that was verified.
+        framework: Take this framework alone; the default takes those that are installed.
+        json: Write what was found into this file.
+        command: This is what was typed.
+    """
+    check_target(json, others=(certificate, weights))
+    if framework is not None:
+        need(framework)
+    from rich.console import Console
+
+    from unet_parity import certificate as certificates
+    from unet_parity import check
+    from unet_spec import weight_file
+
+    console = Console()
+    frameworks = check.list_installed() if framework is None else (framework,)
+    if "jax" in frameworks:
+        keep_compilations()
+    content, problem = certificates.read(certificate)
+    result = check.check(
+        content,
+        file_problem=problem,
+        weights=None if weights is None else weight_file.read(weights),
+        frameworks=frameworks,
+        say=lambda text: console.print(text, highlight=False, markup=False),
+    )
+    console.print(f"[bold {'green' if result.holds else 'red'}]{result.verdict}[/]")
+    for sentence in result.list_sentences():
+        console.print(sentence, highlight=False, markup=False)
+    write_json(json, result.to_json(), command=command)
+    return int(not result.holds)
 
 
 def bench(
@@ -457,7 +520,7 @@ def bench(
 
 
 VERBS: dict[str, Callable[..., int]] = {
-    verb.__name__: verb for verb in (demo, train, plan, predict, convert, verify, bench)
+    verb.__name__: verb for verb in (demo, train, plan, predict, convert, verify, check, bench)
 }
 
 

@@ -216,7 +216,7 @@ def prove_exactly(sizes: Sizes) -> Iterator[Record]:
 
     torch computes on the CPU; it is the reference, not what is measured.
     """
-    from unet_parity import exact, precision, twins
+    from unet_parity import exact, integer_cases, jax_twin, precision
 
     precision.use_full_precision()
     bits = {name: precision.significand_bits(name) for name in ("highest", "default")}
@@ -225,9 +225,9 @@ def prove_exactly(sizes: Sizes) -> Iterator[Record]:
         "precisions": {name: precision.describe_precision(name) for name in bits},
     }
     rows: list[Record] = []
-    ports: dict[tuple[Any, ...], twins.JaxRun] = {}
+    ports: dict[tuple[Any, ...], jax_twin.JaxRun] = {}
     other = replace(sizes.net, padding="valid", fit="error")
-    for config, rung in product((sizes.net, other), exact.RUNGS):
+    for config, rung in product((sizes.net, other), integer_cases.RUNGS):
         case, certificate = exact.find_case(config, rung)
         # a bfloat16 factor has 8 bits in either precision
         for name in bits if rung.dtype == "float32" else ("default",):
@@ -236,7 +236,7 @@ def prove_exactly(sizes: Sizes) -> Iterator[Record]:
                 continue
             key = (config, rung.dtype, name)
             if key not in ports:
-                ports[key] = twins.JaxRun(config, dtype=rung.dtype, precision=name)
+                ports[key] = jax_twin.JaxRun(config, dtype=rung.dtype, precision=name)
             row = exact.compare_exactly(
                 config, case, rung, certificate, port=ports[key], locate=False
             )

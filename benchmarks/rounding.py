@@ -14,8 +14,9 @@ import numpy as np
 from benchmarks.script import RESULTS, parse_arguments, write_result
 from unet_bench.environment import environment
 from unet_parity.differences import error_ratio, rms
+from unet_parity.jax_twin import jax_pass
 from unet_parity.oracle import random_input, random_tensors
-from unet_parity.twins import jax_pass, torch_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import UNetConfig
 from unet_spec.environment import versions
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from unet_parity import oracle
-from unet_parity.twins import jax_pass, torch_pass
+from unet_parity.jax_twin import jax_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import UNetConfig
 
 

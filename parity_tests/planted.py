@@ -24,14 +24,14 @@ from jax import lax
 
 from unet_jax import forms, layers, model
 from unet_jax.layers import BatchNorm, Dropout, GroupNorm, UpConv
-from unet_parity import exact, oracle, verify
+from unet_parity import exact, integer_cases, oracle, verify
 from unet_parity.comparison import Comparer, Numbers, compare_twins
 from unet_parity.differences import module_of
 from unet_parity.fault import Fault
 from unet_spec import UNetConfig, layout
 
 EXACT, FLOAT64, FLOAT32, STRUCTURE = "exact", "float64", "float32", "structure"
-FP32 = exact.RUNGS[0]
+FP32 = integer_cases.RUNGS[0]
 TABLE = Path(__file__).parent.parent / "docs" / "parity.md"
 BEGIN, END = "<!-- planted bugs -->", "<!-- end of planted bugs -->"
 

@@ -569,6 +569,18 @@ ADVICE = (
         r"(--reference net\.py:UNet)", (f"{VERIFY} {{0}}",),
     ),
     Advice(
+        "--certificate needs the exact proof",
+        "unet verify --config.widths 4 6 --config.norm batch --steps 0 --certificate new.json",
+        "leave it out", ("unet verify --config.widths 4 6 --config.norm batch --steps 0",),
+    ),
+    Advice(
+        "the certificate is of an architecture, and of no weights",
+        "unet check net.json cells.safetensors --framework torch",
+        r"leave the weight file out, or make one for it: (unet verify) WEIGHTS --certificate NEW",
+        ("unet check net.json --framework torch",
+         "{0} cells.safetensors --steps 0 --certificate new.json"),
+    ),
+    Advice(
         "{} is of a U-Net here, and --port of any net; leave one out",
         f"{VERIFY} --reference pair.py:net --inputs own.npz --port pair.py:port",
         r"WEIGHTS is of a U-Net here, and (--port) of any net; leave one out",
@@ -621,6 +633,8 @@ OTHERWISE = {
     "takes a number, as in": "test_plan.py reads these names",
     "needs at least one name, such as": "test_plan.py reads these names",
     "the compiler refuses it": "the names that are left are those that it takes",
+    "neither JAX nor PyTorch is installed": "test_installed.py has what is missing",
+    "a certificate of format {}, and this version reads": "there is no newer format yet",
     "is not installed; install it: pip install": "`make` installs it as a part of '.[test]'",
     "devices; ask for no more": "test_plan.py asks for as many as there are",
     "too few; {}": "test_a_plan_that_does_not_fit_says_by_how_much does it",
@@ -773,6 +787,7 @@ def advice_folder(tmp_path_factory):
     _save_foreign(here)
     for command in (f"{TRAIN} --out OLD", f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
                     "unet convert run.pt started.safetensors",
+                    "unet verify --config.widths 4 6 --steps 0 --certificate net.json",
                     "unet predict cells.safetensors IMAGES --out PREDICTED"):  # fmt: skip
         done = run_unet(command, here)
         assert done.status == 0, done.text

@@ -11,7 +11,8 @@ import pytest
 from parity_tests.float64 import problems
 from unet_parity import oracle
 from unet_parity.comparison import compare_twins
-from unet_parity.twins import jax_pass, torch_pass
+from unet_parity.jax_twin import jax_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import UNetConfig, geometry
 
 # b=2, 3 channels in, 4 classes: no two axes of any array are of one length by accident

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unet_parity import exact
-from unet_parity.exact import Case
+from unet_parity import exact, integer_cases
+from unet_parity.integer_cases import RUNGS, Case
 from unet_spec import SLIDES, UNetConfig, geometry
 
-FP32, TF32, BF16 = exact.RUNGS
+FP32, TF32, BF16 = RUNGS
 SMALL = UNetConfig(in_channels=3, classes=4, widths=(6, 8, 10))
 NETS = {
     "slides": SMALL,
@@ -29,7 +29,7 @@ EXPANDING = {
 }  # fmt: skip
 # nearest up-sampling sums four gradients at a time: no small net of it with a convolution after it
 # fits bfloat16
-PROVEN = [(net, rung) for net in NETS for rung in exact.RUNGS if (net, rung) != ("nearest", BF16)]
+PROVEN = [(net, rung) for net in NETS for rung in RUNGS if (net, rung) != ("nearest", BF16)]
 PROVEN += [(net, rung) for net in EXPANDING for rung in (FP32, BF16)]
 NETS |= EXPANDING
 
@@ -76,7 +76,7 @@ def sized(config: UNetConfig, height: int, width: int) -> Case:
     rng = np.random.default_rng(0)
     shape = (1, config.classes, *(geometry.output_size(config, s) for s in (height, width)))
     return replace(
-        exact.make_case(config, taps=FP32.taps, seed=0),
+        integer_cases.make_case(config, taps=FP32.taps, seed=0),
         x=rng.integers(-2, 3, (1, config.in_channels, height, width)).astype(np.float32),
         cotangent=rng.integers(-1, 2, shape).astype(np.float32),
     )
@@ -84,7 +84,7 @@ def sized(config: UNetConfig, height: int, width: int) -> Case:
 
 def test_overflow_of_the_rung_is_refused():
     config = replace(SMALL, widths=(6, 8, 10, 12))
-    case = exact.make_case(config, taps=4.0, seed=0)
+    case = integer_cases.make_case(config, taps=4.0, seed=0)
     certificate = exact.certify(config, case, BF16)
     assert certificate.largest > 2**BF16.bits
     assert f"a value of {certificate.largest:.0f} overflows the rung, 2^8" in certificate.refusals
@@ -92,7 +92,7 @@ def test_overflow_of_the_rung_is_refused():
 
 
 def test_overflow_of_the_accumulator_is_refused():
-    case = exact.make_case(SMALL, taps=4.0, seed=0)
+    case = integer_cases.make_case(SMALL, taps=4.0, seed=0)
     scaled = {name: tensor * 16 for name, tensor in case.tensors.items()}
     refusals = exact.certify(SMALL, replace(case, tensors=scaled), FP32).refusals
     assert any("overflows the accumulator" in refusal for refusal in refusals)
@@ -101,7 +101,7 @@ def test_overflow_of_the_accumulator_is_refused():
 def test_what_is_certified_to_overflow_is_really_inexact():
     """The rung's bound is needed: past it, bfloat16 differs from float64."""
     config = replace(SMALL, widths=(6, 8, 10, 12))
-    case = exact.make_case(config, taps=4.0, seed=0)
+    case = integer_cases.make_case(config, taps=4.0, seed=0)
     certificate = exact.certify(config, case, BF16)
     assert certificate.refusals
     row = exact.compare_exactly(config, case, BF16, replace(certificate, refusals=()))
@@ -114,7 +114,7 @@ def test_what_is_certified_to_overflow_is_really_inexact():
      ("x", "gradients are all zero")],
 )  # fmt: skip
 def test_vacuous_case_is_refused(dead, words):
-    case = exact.make_case(SMALL, taps=FP32.taps, seed=0)
+    case = integer_cases.make_case(SMALL, taps=FP32.taps, seed=0)
     assert not exact.certify(SMALL, case, FP32).refusals
     cases = {
         "tensors": replace(case, tensors={n: 0 * t for n, t in case.tensors.items()}),
@@ -144,8 +144,8 @@ def test_what_cannot_be_certified_is_refused_not_passed():
     ids=["batch", "group", "instance", "leaky_relu", "bilinear", "bilinear_aligned"],
 )
 def test_nets_without_an_exact_proof_say_why(change, words):
-    assert words in exact.explain_no_proof(replace(SMALL, **change))
-    assert not exact.explain_no_proof(SMALL)
+    assert words in integer_cases.explain_no_proof(replace(SMALL, **change))
+    assert not integer_cases.explain_no_proof(SMALL)
 
 
 def test_shapes_are_compared_before_values():

@@ -15,7 +15,7 @@ from benchmarks.watched import FAULTS
 from parity_tests.shown import DOCUMENTS, ROOT
 from unet_convert import names_map
 from unet_image import array_file, jpeg_file, tiff_file
-from unet_parity import exact, fault, float32_errors, oracle, training, verify
+from unet_parity import exact, fault, float32_errors, integer_cases, oracle, training, verify
 from unet_spec import config, judgement, recorded, safetensors_file
 from unet_spec.preprocessing import LARGEST_GB
 from unet_torch import outline
@@ -252,7 +252,7 @@ def bounds() -> Iterator[Figure]:
     yield "docs/parity.md", f"to {steps} in float64 (`parity_tests/test_training_state.py`)"
     default = inspect.signature(verify.verify).parameters["steps"].default
     yield "docs/parity.md", f"`unet verify` runs {default} training steps"
-    fp32, tf32, bf16 = (f"2^{rung.bits}" for rung in exact.RUNGS)
+    fp32, tf32, bf16 = (f"2^{rung.bits}" for rung in integer_cases.RUNGS)
     yield "docs/parity.md", f"float32 up to {fp32}, TF32 up to {tf32} and bfloat16 up to {bf16}"
     yield "docs/parity.md", f"at most 2^{exact.ACCUMULATOR_BITS}, because"
     yield "docs/parity.md", f"fewer than {exact.LEAST_DISTINCT} different output values"

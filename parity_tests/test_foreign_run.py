@@ -15,7 +15,7 @@ from parity_tests import shown
 from unet_convert import conversion
 from unet_convert.evidence import Evidence
 from unet_jax.training_state import from_training_state, to_training_state
-from unet_parity import jax_side, training
+from unet_parity import training
 from unet_spec import InputError, training_state
 from unet_spec.training_state import TrainingState
 from unet_torch import reference
@@ -88,7 +88,7 @@ def in_jax(state: TrainingState, steps: int) -> TrainingState:
     config = state.weights.config
     with jax.enable_x64(True):
         params, stats, moments = from_training_state(state)
-        move = jax.jit(jax_side.make_update(unet_jax.recipe.build(state.recipe)))
+        move = jax.jit(unet_jax.recipe.make_update(unet_jax.recipe.build(state.recipe)))
         differentiate = training.jax_gradients(config, "float64")
         for batch in batches(config, state.step, steps):
             loss, stats, gradients = differentiate(

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from parity_tests.planted import around
 from parity_tests.test_layers import assert_both_equal
 from unet_jax import Numerics, forms, functional, layers
-from unet_parity import exact, oracle
+from unet_parity import exact, integer_cases, oracle
 from unet_parity.comparison import Comparer, Numbers
 from unet_spec import UNetConfig
 
@@ -209,12 +209,12 @@ def test_unshifted_moments_in_one_pass_would_be_noticed(optimised):
 
 @lru_cache
 def certified(config, size):
-    return exact.find_case(config, exact.RUNGS[0], size=size)
+    return exact.find_case(config, integer_cases.RUNGS[0], size=size)
 
 
 def prove(config, size):
     case, certificate = certified(config, size)
-    row = exact.compare_exactly(config, case, exact.RUNGS[0], certificate, locate=False)
+    row = exact.compare_exactly(config, case, integer_cases.RUNGS[0], certificate, locate=False)
     assert not row.refused
     return row
 

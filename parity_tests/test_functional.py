@@ -17,7 +17,7 @@ from unet_parity.oracle import (
     random_input,
     random_tensors,
 )
-from unet_parity.twins import torch_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import UNetConfig, layout
 from unet_spec.weight_file import WeightFile
 

@@ -16,16 +16,21 @@ BLOCKED = {
     "unet_torch": ("jax", "jaxlib", "flax", "optax", "unet_jax", "unet_parity"),
 }
 
-BLOCKER = """
-import importlib.abc, sys
+BLOCKER = '''
+import sys
+from importlib.machinery import PathFinder
 
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
+class Blocker(PathFinder):
+    """Finds what there is but for some packages, as if these were not installed."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+            return None
+        return super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
-"""
+sys.meta_path = [Blocker if finder is PathFinder else finder for finder in sys.meta_path]
+'''
 
 WORK = """
 import sys

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from unet_parity import oracle
-from unet_parity.twins import JaxRun, torch_model
+from unet_parity.jax_twin import JaxRun
+from unet_parity.torch_twin import torch_model
 from unet_spec import InputError, UNetConfig
 from unet_spec.judgement import HALF_FACTOR, Judgement, is_representable, judge_output
 from unet_spec.outputs import apply_output

@@ -6,7 +6,8 @@ import torch
 
 from parity_tests.milesial import BilinearUNet
 from unet_parity import oracle
-from unet_parity.twins import jax_pass, torch_pass
+from unet_parity.jax_twin import jax_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import UNetConfig
 from unet_spec.parameters import parameter_count, parameters
 

@@ -21,7 +21,7 @@ from unet_parity.comparison import Comparer, draw_numbers
 from unet_parity.differences import difference
 from unet_parity.own_comparison import OwnComparison, blame, choose_size, compare_own
 from unet_parity.own_module import OwnModule, match_module
-from unet_parity.twins import torch_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import InputError, UNetConfig
 from unet_spec.judgement import Run
 from unet_spec.origin import Origin
@@ -446,7 +446,7 @@ def test_a_module_of_another_width_is_refused():
 def report_on(own: Own, module: nn.Module, **options) -> verify.ParityReport:
     weights = WeightFile(own.config, tensors_of(own.config))
     options = {"steps": 0, "say": lambda text: None, "weights": weights, **options}
-    return verify.verify(own.config, reference=module, **options)
+    return verify.verify(own.config, reference=module, other_sizes=False, **options)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 from parity_tests import planted
 from unet_parity import oracle
 from unet_parity.compared import Compared, Kind
-from unet_parity.twins import JaxRun, torch_pass
+from unet_parity.jax_twin import JaxRun
+from unet_parity.torch_twin import torch_pass
 
 
 @pytest.mark.parametrize("name", planted.BUGS)

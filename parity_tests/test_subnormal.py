@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from unet_parity import exact, oracle, page, report, subnormal, training, verify
+from unet_parity import integer_cases, oracle, page, report, subnormal, training, verify
 from unet_parity.comparison import draw_numbers
 from unet_spec import UNetConfig
 from unet_spec.weight_file import WeightFile
@@ -18,9 +18,11 @@ PLACE = "down_1.conv.conv.2"
 
 def run(tensors, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "RUNGS", exact.RUNGS[:1])
+        patch.setattr(integer_cases, "RUNGS", integer_cases.RUNGS[:1])
         weights = WeightFile(NET, tensors)
-        return verify.verify(NET, weights=weights, say=lambda text: None, **options)
+        return verify.verify(
+            NET, weights=weights, other_sizes=False, say=lambda text: None, **options
+        )
 
 
 def with_channels(weight, bias):

@@ -11,8 +11,8 @@ from unet_parity.decisions import count_flips, impose, read_decisions
 from unet_parity.differences import difference
 from unet_parity.jax_net import match_modules
 from unet_parity.leaves import JaxLeaves
+from unet_parity.torch_twin import torch_pass
 from unet_parity.trace import trace_torch
-from unet_parity.twins import torch_pass
 from unet_parity.wiring import WiringProbe
 from unet_spec import UNetConfig
 from unet_torch import UNet

@@ -20,7 +20,7 @@ import unet_jax.recipe
 import unet_torch.recipe
 from parity_tests.compiling import CHEAP_FLAGS
 from unet_jax.training_state import from_training_state, to_training_state
-from unet_parity import jax_side, training, twins
+from unet_parity import jax_twin, training
 from unet_parity.oracle import random_tensors
 from unet_spec import InputError, UNetConfig, safetensors_file, training_state, weight_file
 from unet_spec.recipe import Optimizer, Recipe, Schedule
@@ -55,7 +55,7 @@ def start(recipe):
     recipe = recipe.for_steps(STEPS)
     optimizer = unet_jax.recipe.build(recipe)
     with jax.enable_x64(True):
-        params, stats = twins.jax_arrays(NET, wide, dtype="float64")
+        params, stats = jax_twin.jax_arrays(NET, wide, dtype="float64")
         return to_training_state(NET, recipe, params, stats, optimizer.init(params))
 
 
@@ -82,7 +82,7 @@ def in_jax(state, steps):
     """The run after some more steps in JAX."""
     with jax.enable_x64(True):
         params, stats, moments = from_training_state(state)
-        move = jax.jit(jax_side.make_update(unet_jax.recipe.build(state.recipe)))
+        move = jax.jit(unet_jax.recipe.make_update(unet_jax.recipe.build(state.recipe)))
         differentiate = compiled_gradients(NET, "float64")
         for batch in batches(state, steps):
             loss, stats, gradients = differentiate(

@@ -16,7 +16,17 @@ import unet_cli
 import unet_torch
 from parity_tests import planted
 from parity_tests.browser import needs_browser, render
-from unet_parity import exact, float32_errors, oracle, page, precision, report, training, verify
+from unet_parity import (
+    exact,
+    float32_errors,
+    integer_cases,
+    oracle,
+    page,
+    precision,
+    report,
+    training,
+    verify,
+)
 from unet_parity.scope import Scope
 from unet_spec import InputError, UNetConfig
 from unet_spec.weight_file import WeightFile
@@ -30,8 +40,10 @@ BOTH = ("inference", "training")
 def run(config=TINY, **options):
     """A report with an exact proof of what compiles once: in float32."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "RUNGS", exact.RUNGS[:2])
-        return verify.verify(config, **{"steps": 0, "say": lambda text: None, **options})
+        patch.setattr(integer_cases, "RUNGS", integer_cases.RUNGS[:2])
+        return verify.verify(
+            config, **{"steps": 0, "other_sizes": False, "say": lambda text: None, **options}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +293,7 @@ def test_the_scope_says_what_it_is_not(scope, sentence):
 
 
 def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
-    monkeypatch.setattr(exact, "RUNGS", ())
+    monkeypatch.setattr(integer_cases, "RUNGS", ())
     sizes = []
 
     def train_side_by_side(*args, size, **options):
@@ -292,7 +304,7 @@ def test_an_input_of_ones_own_is_not_that_of_the_steps(healthy, monkeypatch):
     x = oracle.random_input(TINY, seed=5, size=(6, 10))[0]
     scope = verify.verify(
         TINY, weights=WEIGHTS, x=x, steps=2, reference=unet_torch.UNet(TINY), jax_precision="high",
-        say=lambda text: None,
+        other_sizes=False, say=lambda text: None,
     ).scope  # fmt: skip
     assert sizes == [None, None]
     assert (scope.own_input, scope.input_size, scope.step_size) == (True, (6, 10), (4, 6))
@@ -337,7 +349,7 @@ def test_a_padding_for_which_the_size_is_illegal_is_proven_at_its_own(
 def test_without_a_size_the_proof_is_as_it_was():
     """The default input of a base-width net of five levels, which the docs' figures rest on."""
     config = UNetConfig()
-    assert exact.small_size(config) == (32, 48)
+    assert integer_cases.small_size(config) == (32, 48)
     assert oracle.random_input(config, seed=0)[0].shape == (2, 1, 32, 48)
 
 

@@ -15,8 +15,9 @@ from parity_tests import planted
 from unet_parity import exact, inputs, oracle, page, precision, verify
 from unet_parity.comparison import Comparer, compare_twins, draw_numbers
 from unet_parity.differences import hash_tensors
+from unet_parity.jax_twin import JaxRun
 from unet_parity.recorded_output import judge_recorded
-from unet_parity.twins import JaxRun, torch_pass
+from unet_parity.torch_twin import torch_pass
 from unet_spec import InputError, Preprocessing, UNetConfig
 from unet_spec.outputs import apply_output
 from unet_spec.recorded import read_recorded
@@ -32,7 +33,7 @@ def silent(text):
 
 
 def run(config=SMALL, **options):
-    return verify.verify(config, **{"steps": 0, "say": silent, **options})
+    return verify.verify(config, **{"steps": 0, "other_sizes": False, "say": silent, **options})
 
 
 @pytest.fixture(scope="module")

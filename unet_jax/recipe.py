@@ -96,6 +96,17 @@ def build(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def make_update(optimizer: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+    """Return a function of (params, state, gradients, loss) that gives (params, state) a step
+    on."""
+
+    def move(params: Any, state: Any, gradients: Any, loss: Any) -> Any:
+        updates, state = optimizer.update(gradients, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    return move
+
+
 def learning_rate(state: OptimizerState) -> Array:
     """Return the learning rate of the next step."""
     return state.lr

@@ -18,11 +18,12 @@ from unet_parity.float32_errors import (
     compare_layers,
 )
 from unet_parity.jax_net import match_modules
+from unet_parity.jax_twin import JaxRun
 from unet_parity.leaves import JaxLeaves, LeafResult, TorchLeaves
 from unet_parity.oracle import Agreement
 from unet_parity.recording import Recorder
 from unet_parity.trace import Trace, trace_torch
-from unet_parity.twins import JaxRun, Masks, Pass, is_small
+from unet_parity.twins import Masks, Pass, is_small
 from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors
@@ -86,7 +87,7 @@ class Comparer:
     Args:
         train: with batch statistics and dropout, and not in inference.
         precision: of JAX's products.
-        quick: as of `jax_side.compile_jax`.
+        quick: as of `jax_twin.compile_jax`.
     """
 
     def __init__(

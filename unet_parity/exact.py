@@ -1,10 +1,9 @@
 """The exact proof: nets in which nothing is ever rounded, compared with `==`.
 
-Weights are small integers with few non-zero taps per output, inputs are small integers. Then
-every product and every partial sum is an integer that the arithmetic represents, the order of
-summation cannot matter, and both frameworks must agree bit for bit, with each other and with
-float64: outputs, every parameter's gradient, the input's gradient. A wrong layout, crop, tie or
-order shows as whole numbers, not as digits.
+The net is one of small integers (`integer_cases`). So the order of summation cannot matter, and
+both frameworks must agree bit for bit, with each other and with float64: outputs, every parameter's
+gradient, the input's gradient. A wrong layout, crop, tie or order shows as whole numbers, not as
+digits.
 
 A rung is a significand: float32 holds integers to 2^24, TF32 to 2^11, bfloat16 to 2^8. Before
 anything is compared, a float64 run certifies the case: every stored value fits the rung, every
@@ -22,9 +21,12 @@ from torch import Tensor, nn
 
 from unet_parity.comparison import Comparer, Numbers
 from unet_parity.fault import Fault
-from unet_parity.twins import QUICK_PIXELS, JaxRun, Pass, torch_pass
-from unet_spec import UNetConfig, geometry
-from unet_spec.parameters import Tensors, parameters
+from unet_parity.integer_cases import RUNGS, Case, Rung, make_case, small_size
+from unet_parity.jax_twin import JaxRun
+from unet_parity.torch_twin import torch_pass
+from unet_parity.twins import QUICK_PIXELS, Pass
+from unet_spec import UNetConfig
+from unet_spec.parameters import Tensors
 from unet_torch.layers import Dropout
 from unet_torch.model import UNet
 
@@ -34,42 +36,7 @@ SEEDS = 8
 
 
 @dataclass(frozen=True)
-class Rung:
-    """An arithmetic and what fits it.
-
-    Attributes:
-        bits: integers up to 2^bits are exact.
-        dtype: in which both twins compute.
-        taps: non-zero weights per output, on average, to begin with: 2 keep the size of the
-            values level from layer to layer (He's initialisation), more let it grow.
-    """
-
-    name: str
-    bits: int
-    dtype: str
-    taps: float
-
-
-RUNGS = (
-    Rung("fp32", 24, "float32", 4),
-    Rung("tf32", 11, "float32", 2.5),
-    Rung("bf16", 8, "bfloat16", 2),
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One exact net: integer tensors (torch's layout), input and cotangent, and its truth."""
-
-    taps: float
-    seed: int
-    tensors: Tensors
-    x: np.ndarray
-    cotangent: np.ndarray
-
-
-@dataclass(frozen=True)
-class Certificate:
+class CaseTruth:
     """What the float64 run says of a case.
 
     Attributes:
@@ -123,17 +90,6 @@ class ExactRow:
         return self.refused or ("holds" if self.holds else "FAILS")
 
 
-def explain_no_proof(config: UNetConfig) -> str:
-    """Say why no exact proof exists for a config; empty if one does."""
-    if config.norm != "none":
-        return f"norm={config.norm} divides and takes roots"
-    if config.activation == "leaky_relu":
-        return f"activation=leaky_relu multiplies by {config.negative_slope}, which is rounded"
-    if config.up.startswith("bilinear"):
-        return f"up={config.up} multiplies by fractions"
-    return ""
-
-
 def explain_tf32(bits: int) -> str:
     """Say in one sentence in which arithmetic the rung tf32 was computed.
 
@@ -180,55 +136,24 @@ def prove(
     comparer: Comparer | None = None,
 ) -> ExactRow:
     """Prove on one rung, on the first case that float64 certifies."""
-    case, certificate = find_case(config, rung, size=size)
-    return compare_exactly(config, case, rung, certificate, port=port, comparer=comparer)
+    case, certified = find_case(config, rung, size=size)
+    return compare_exactly(config, case, rung, certified, port=port, comparer=comparer)
 
 
 def find_case(
     config: UNetConfig, rung: Rung, *, size: tuple[int, int] | None = None
-) -> tuple[Case, Certificate]:
+) -> tuple[Case, CaseTruth]:
     """Find the first case that float64 certifies, or the last that it refuses."""
     for taps in np.arange(rung.taps, 0.5, -0.5):
         for seed in range(SEEDS):
             case = make_case(config, taps=float(taps), seed=seed, size=size)
-            certificate = certify(config, case, rung)
-            if not certificate.refusals:
-                return case, certificate
-    return case, certificate
+            certified = certify(config, case, rung)
+            if not certified.refusals:
+                return case, certified
+    return case, certified
 
 
-def make_case(
-    config: UNetConfig, *, taps: float, seed: int, size: tuple[int, int] | None = None
-) -> Case:
-    """Draw integer weights in {-1, 0, 1} with `taps` non-zero ones per output on average,
-    biases in {-1, 0, 1}, an input in -2..2, and a sparse cotangent in {-1, 0, 1}.
-
-    Args:
-        size: (height, width) of the input; `small_size` without it.
-    """
-    rng = np.random.default_rng((seed, int(2 * taps)))
-    height, width = size or small_size(config)
-    out_h, out_w = (geometry.output_size(config, size) for size in (height, width))
-    shape = (1, config.classes, out_h, out_w)
-    sparse = rng.random(shape) < 64 / np.prod(shape)
-    return Case(
-        taps,
-        seed,
-        {p.name: _draw_integers(rng, p.shape, p.kind, taps) for p in parameters(config)},
-        rng.integers(-2, 3, (1, config.in_channels, height, width)).astype(np.float32),
-        (rng.choice((-1, 1), shape) * sparse).astype(np.float32),
-    )
-
-
-def small_size(config: UNetConfig) -> tuple[int, int]:
-    """Return a height and a width, not equal, with a neck of more than one pixel and with outputs
-    enough to be distinct."""
-    side = max(2 ** (config.depth + 1), 2 * geometry.margin(config) + 16)
-    height = geometry.next_legal(config, side)
-    return height, geometry.next_legal(config, height + 1)
-
-
-def certify(config: UNetConfig, case: Case, rung: Rung) -> Certificate:
+def certify(config: UNetConfig, case: Case, rung: Rung) -> CaseTruth:
     """Run the case in float64 and check that it is exact on the rung, and says something."""
     truth = torch_pass(config, case.tensors, case.x, case.cotangent, dtype="float64")
     largest, largest_sum = _measure_magnitudes(config, case)
@@ -246,28 +171,28 @@ def certify(config: UNetConfig, case: Case, rung: Rung) -> Certificate:
         refusals.append(f"{len(dead)} gradients are all zero, {dead[0]} among them")
     if not truth.input_gradient.any():
         refusals.append("the input's gradient is all zero")
-    return Certificate(truth, largest, largest_sum, distinct, tuple(refusals))
+    return CaseTruth(truth, largest, largest_sum, distinct, tuple(refusals))
 
 
 def compare_exactly(
     config: UNetConfig,
     case: Case,
     rung: Rung,
-    certificate: Certificate,
+    certified: CaseTruth,
     *,
     port: JaxRun | None = None,
     comparer: Comparer | None = None,
     locate: bool = True,
 ) -> ExactRow:
     """Compare both twins on the rung with each other and with float64, value by value, with `==`;
-    nothing is compared where the certificate refuses.
+    nothing is compared where the certified refuses.
 
     Args:
         locate: look for the module at fault where values are not equal, which takes longer.
     """
-    truth = certificate.truth
+    truth = certified.truth
     inputs, outputs, wrong = 0, 0, dict.fromkeys(truth.gradients, 0)
-    if not certificate.refusals:
+    if not certified.refusals:
         arguments = (case.tensors, case.x, case.cotangent)
         ours = torch_pass(config, *arguments, dtype=rung.dtype)
         theirs = _run_port(port or JaxRun(config, dtype=rung.dtype), *arguments, like=truth)
@@ -288,15 +213,15 @@ def compare_exactly(
         dtype=rung.dtype,
         taps=case.taps,
         seed=case.seed,
-        largest=certificate.largest,
+        largest=certified.largest,
         outputs=truth.output.size,
         mismatches=outputs,
-        distinct=certificate.distinct,
+        distinct=certified.distinct,
         gradients={"tensors": len(wrong), "mismatches": sum(wrong.values())},
         input_gradient={"values": truth.input_gradient.size, "mismatches": inputs},
         first_wrong=next((name for name, count in wrong.items() if count), ""),
         fault=at_fault[0] if at_fault else None,
-        refused="; ".join(certificate.refusals),
+        refused="; ".join(certified.refusals),
     )
 
 
@@ -318,20 +243,6 @@ def count_mismatches(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray) ->
         return max(truth.size, ours.size, theirs.size)
     equal = (truth == ours.astype(np.float64)) & (truth == theirs.astype(np.float64))
     return int(np.count_nonzero(~equal))
-
-
-def _draw_integers(
-    rng: np.random.Generator, shape: tuple[int, ...], kind: str, taps: float
-) -> np.ndarray:
-    if kind == "vector":
-        return rng.integers(-1, 2, shape).astype(np.float32)
-    # one row for each output value: (out, in * h * w), or (out * h * w, in) for up-convolutions
-    outputs = int(np.prod(shape[1:])) if kind == "up_conv" else shape[0]
-    rows = np.zeros((outputs, int(np.prod(shape)) // outputs), np.float32)
-    for row in rows:
-        chosen = rng.choice(row.size, min(int(taps + rng.random()), row.size), replace=False)
-        row[chosen] = rng.choice((-1, 1), chosen.size)
-    return np.ascontiguousarray(rows.T if kind == "up_conv" else rows).reshape(shape)
 
 
 def _measure_magnitudes(config: UNetConfig, case: Case) -> tuple[float, float]:

@@ -20,10 +20,9 @@ from unet_parity.jax_net import (
     find_module,
     move_masks,
 )
-from unet_parity.jax_side import compile_jax, fetch_tree
-from unet_parity.torch_side import numpy_of
+from unet_parity.jax_twin import compile_jax, fetch_tree, jax_arrays
+from unet_parity.torch_twin import numpy_of, torch_model
 from unet_parity.trace import Call, Maps, select_leaves
-from unet_parity.twins import jax_arrays, torch_model
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors
 
@@ -48,7 +47,7 @@ class JaxLeaves:
     """Every leaf of JAX's net alone; compiled once for many weights.
 
     Args:
-        quick: as of `jax_side.compile_jax`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(self, net: JaxNet, *, quick: bool = True):

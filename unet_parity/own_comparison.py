@@ -23,7 +23,8 @@ from unet_parity.leaves import JaxLeaves
 from unet_parity.oracle import OUTPUT_BOUND, Float64Agreement
 from unet_parity.own_difference import explain_difference
 from unet_parity.own_module import LAST, OwnModule, OwnTrace, match_module
-from unet_parity.twins import Pass, is_small, torch_pass
+from unet_parity.torch_twin import torch_pass
+from unet_parity.twins import Pass, is_small
 from unet_parity.wiring import WiringProbe
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.judgement import Judgement, Run, judge_output

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_parity.differences import module_of
-from unet_parity.torch_side import gradient_of, numpy_of
+from unet_parity.torch_twin import gradient_of, numpy_of
 from unet_parity.trace import Hooks, Trace
 from unet_parity.twins import Pass
 from unet_spec import InputError, UNetConfig

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import unet_page
-from unet_parity import exact
+from unet_parity import exact, integer_cases
 from unet_parity.comparison import Comparison
 from unet_parity.differences import EPS, error_ratio
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR, Gradient, Layer
@@ -39,8 +39,9 @@ def make_page(report: ParityReport, *, command: str = "") -> str:
         command=command,
         sentence=SENTENCES[report.verdict],
         tf32=exact.explain_tf32(report.bits),
-        no_proof=exact.explain_no_proof(report.config),
+        no_proof=integer_cases.explain_no_proof(report.config),
         modes=[_describe_mode(comparison, report.x) for comparison in report.comparisons],
+        ratio=lambda row: error_ratio(row.torch_error, row.jax_error, row.scale),
         steps=[_describe_steps(trajectory) for trajectory in report.steps],
         bounds={
             "output": OUTPUT_BOUND, "gradient": GRADIENT_BOUND, "factor": FACTOR,

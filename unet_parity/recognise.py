@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from unet_parity.compared import OF_A_LEAF, Compared, Kind
 from unet_parity.differences import difference
 from unet_parity.leaves import LeafResult
+from unet_parity.torch_twin import torch_model
 from unet_parity.trace import OUTPUT, Call, Trace
-from unet_parity.twins import torch_model
 from unet_parity.wiring import Wiring
 from unet_spec import UNetConfig
 from unet_spec.parameters import Tensors

@@ -17,9 +17,9 @@ from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity.comparison import Comparison, Numbers, Outputs
 from unet_parity.differences import rms
-from unet_parity.jax_side import fetch_tree
-from unet_parity.torch_side import numpy_of
-from unet_parity.twins import jax_arrays, nchw, nhwc, torch_model
+from unet_parity.jax_twin import fetch_tree, jax_arrays
+from unet_parity.torch_twin import numpy_of, torch_model
+from unet_parity.twins import nchw, nhwc
 from unet_spec import UNetConfig
 from unet_spec.judgement import Judgement, judge_output
 from unet_spec.outputs import apply_output

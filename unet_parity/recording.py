@@ -16,9 +16,9 @@ from unet_parity.jax_net import (
     move_masks,
     select_maps,
 )
-from unet_parity.jax_side import compile_jax
+from unet_parity.jax_twin import compile_jax, jax_arrays, to_pass
 from unet_parity.trace import ModuleMaps
-from unet_parity.twins import Masks, Pass, jax_arrays, to_pass
+from unet_parity.twins import Masks, Pass
 from unet_spec.parameters import Tensors
 
 
@@ -34,7 +34,7 @@ class Recorder:
     """Records passes through JAX's net; compiled once for many weights.
 
     Args:
-        quick: as of `jax_side.compile_jax`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(self, net: JaxNet, *, quick: bool = True):

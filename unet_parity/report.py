@@ -10,6 +10,7 @@ from unet_parity.comparison import Comparison
 from unet_parity.differences import error_ratio
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR, GRADIENT_BOUND, OUTPUT_BOUND, Agreement
+from unet_parity.other_sizes import PredictionRow, SizeRow
 from unet_parity.recorded_output import RecordedOutput
 from unet_parity.training import Trajectory
 from unet_parity.verify import ParityReport
@@ -34,6 +35,10 @@ def show(report: ParityReport, console: Console) -> None:
         _show_layers(comparison, console)
     for own in report.owns:
         console.print(Text(str(own)))
+    for row in report.sizes:
+        console.print(_describe_size(row))
+    if report.prediction is not None:
+        console.print(_describe_prediction(report.prediction))
     for trajectory in report.steps:
         console.print(_describe_steps(trajectory))
     if report.recorded is not None:
@@ -60,6 +65,23 @@ def _show_verdict(report: ParityReport, console: Console) -> None:
         )
     console.print(Text(report.scope.compared))
     console.print(Text(report.scope.not_compared))
+
+
+def _describe_size(row: SizeRow) -> str:
+    ratio = error_ratio(row.torch_error, row.jax_error, row.scale)
+    return (
+        f"inputs of {row.size[0]} x {row.size[1]} pixels: JAX's output in float32 is {ratio:.3g} "
+        f"times as far from float64 as torch's, {FACTOR:g} allowed"
+    )
+
+
+def _describe_prediction(row: PredictionRow) -> str:
+    ratio = error_ratio(row.torch_error, row.jax_error, row.scale)
+    return (
+        f"predict on an image of {row.size[0]} x {row.size[1]} pixels: JAX's probabilities are "
+        f"{ratio:.3g} times as far from float64 as torch's, {FACTOR:g} allowed; {row.differing:,} "
+        f"of {row.pixels:,} pixels differ, {row.unexplained} more than rounding explains"
+    )
 
 
 def _print_indented(sentence: str, console: Console) -> None:

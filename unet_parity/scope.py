@@ -22,6 +22,8 @@ class Scope:
         steps: training steps of both twins, side by side.
         step_size: of the batches of these steps.
         exact_sizes: (padding, size) of every exact proof that ran.
+        other_sizes: of inputs of which the outputs alone were compared.
+        predicted: of the image that both `predict`s were given; None if they were not compared.
         precision: of JAX's products in the passes; training steps have `highest`.
     """
 
@@ -34,6 +36,8 @@ class Scope:
     steps: int = 0
     step_size: Size | None = None
     exact_sizes: tuple[tuple[str, Size], ...] = ()
+    other_sizes: tuple[Size, ...] = ()
+    predicted: Size | None = None
     precision: str = "highest"
 
     @property
@@ -52,6 +56,11 @@ class Scope:
                 "your --reference and JAX's net with the same weights and input in float64, layer "
                 f"by layer and as a whole, forward and gradients, in {' and '.join(self.reference)}"
             )
+        if self.other_sizes:
+            listed = ", ".join(map(_size, self.other_sizes))
+            parts.append(f"outputs for inputs of {listed} pixels")
+        if self.predicted is not None:
+            parts.append(f"predict on a random image of {_size(self.predicted)} pixels")
         parts.append(self._steps)
         if self.exact_sizes:
             parts.append(f"exact proof on {self._exact}")
@@ -60,7 +69,7 @@ class Scope:
     @property
     def not_compared(self) -> str:
         """Say in one sentence what the verdict says nothing of."""
-        parts = ["other sizes"]
+        parts = ["sizes other than these" if self.other_sizes else "other sizes"]
         if self.reference:
             if self.no_training:
                 parts.append(f"your --reference in training, where {self.no_training}")
@@ -69,6 +78,8 @@ class Scope:
             parts.append(f"training steps in precision {self.precision}")
         parts.append(
             "the code of predict around the net (tiles, windows, mirroring, preprocessing)"
+            if self.predicted is None
+            else "predict on other images"
         )
         return f"Not compared: {', '.join(parts[:-1])}, and {parts[-1]}."
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_parity.comparison import Numbers
-from unet_parity.twins import run_module, torch_model
+from unet_parity.torch_twin import run_module, torch_model
 from unet_spec import UNetConfig, narrowing
 from unet_spec.parameters import Tensors
 from unet_spec.wording import list_names

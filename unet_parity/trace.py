@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet_parity.twins import Masks, Pass, run_module, torch_model
+from unet_parity.torch_twin import run_module, torch_model
+from unet_parity.twins import Masks, Pass
 from unet_spec import InputError, UNetConfig
 from unet_spec.parameters import Tensors
 

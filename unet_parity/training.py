@@ -23,8 +23,9 @@ from unet_jax.functional import functional
 from unet_jax.layers import Numerics
 from unet_parity import oracle
 from unet_parity.bounds import TRAINING_BOUND
-from unet_parity.jax_side import compile_jax, make_update
-from unet_parity.twins import Masks, is_small, jax_arrays, nhwc, torch_model
+from unet_parity.jax_twin import compile_jax, jax_arrays
+from unet_parity.torch_twin import torch_model
+from unet_parity.twins import Masks, is_small, nhwc
 from unet_spec import UNetConfig, layout
 from unet_spec.parameters import Tensors, parameters, trained_names
 from unet_spec.recipe import Recipe
@@ -225,7 +226,7 @@ class JaxTrainer:
         self.config, self.dtype = config, dtype
         with self._x64():
             self._optimizer = unet_jax.recipe.build(recipe)
-            self._move = jax.jit(make_update(self._optimizer))
+            self._move = jax.jit(unet_jax.recipe.make_update(self._optimizer))
             self._differentiate = jax_gradients(config, dtype, quick=quick)
 
     def run(self, tensors: Tensors, data: list[TrainingBatch]) -> Iterator[Step]:

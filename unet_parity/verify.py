@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +13,19 @@ from torch import nn
 
 from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
-from unet_parity import exact, oracle, precision, subnormal, training
+from unet_parity import exact, integer_cases, oracle, precision, subnormal, training
+from unet_parity.certificate import pad_otherwise
 from unet_parity.comparison import Comparer, Comparison, Numbers, draw_numbers
 from unet_parity.differences import hash_tensors
 from unet_parity.exact import ExactRow
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
 from unet_parity.oracle import FACTOR
+from unet_parity.other_sizes import (
+    PredictionRow,
+    SizeRow,
+    compare_predictions,
+    compare_sizes,
+)
 from unet_parity.own_comparison import OwnComparison, blame, choose_size, compare_own
 from unet_parity.own_module import OwnModule, match_module
 from unet_parity.recorded_output import RecordedOutput, judge_recorded, runs_of
@@ -59,6 +66,8 @@ class ParityReport:
         exact: the exact proof, a row for each rung and padding.
         comparisons: ordinary weights, for each mode.
         owns: likewise of somebody's own module, where one was given.
+        sizes: outputs for inputs of other sizes; none where the twins differ already.
+        prediction: both `predict`s on one image; None without weights of one's own.
         steps: training steps of both twins side by side, in float64 and in float32.
         recorded: an output of somebody else's, where one was given.
         x: the input of the comparisons, (b, in_channels, h, w); random where none was given.
@@ -76,6 +85,8 @@ class ParityReport:
     exact: tuple[ExactRow, ...]
     comparisons: tuple[Comparison, ...]
     owns: tuple[OwnComparison, ...]
+    sizes: tuple[SizeRow, ...]
+    prediction: PredictionRow | None
     steps: tuple[Trajectory, ...]
     recorded: RecordedOutput | None
     x: np.ndarray
@@ -119,6 +130,8 @@ class ParityReport:
                 for c in self.comparisons
             ],
             "reference": [own.to_json() for own in self.owns],
+            "sizes": [asdict(row) for row in self.sizes],
+            "prediction": None if self.prediction is None else asdict(self.prediction),
             "steps": [asdict(trajectory) for trajectory in self.steps],
             "recorded": None if self.recorded is None else self.recorded.to_json(),
             "input": list(self.x.shape),
@@ -138,6 +151,7 @@ def verify(
     reference: nn.Module | None = None,
     origin: Origin | None = None,
     steps: int = 10,
+    other_sizes: bool = True,
     jax_precision: str = "highest",
     say: Callable[[str], None] = print,
 ) -> ParityReport:
@@ -155,6 +169,7 @@ def verify(
         reference: somebody's own torch module, compared with JAX's net beside `unet_torch.UNet`.
         origin: of the weights, with the reference's names; without it the reference has ours.
         steps: of training, side by side.
+        other_sizes: compare the outputs at other sizes too, and the predictions of given weights.
         jax_precision: of JAX's products, as in `jax.lax.Precision`.
         say: is called with a line when each part begins.
 
@@ -170,7 +185,7 @@ def verify(
     precision.use_full_precision()
     run = partial(
         _verify, config, size=size, recorded=recorded, reference=reference, origin=origin,
-        steps=steps, jax_precision=jax_precision,
+        steps=steps, other_sizes=other_sizes, jax_precision=jax_precision,
     )  # fmt: skip
     report = run(weights=weights, x=x, say=say)
     causes = [] if report.verdict != "different" else list(_explain(report, weights, run, say))
@@ -187,6 +202,7 @@ def _verify(
     reference: nn.Module | None,
     origin: Origin | None,
     steps: int,
+    other_sizes: bool,
     jax_precision: str,
     say: Callable[[str], None],
 ) -> ParityReport:
@@ -228,10 +244,18 @@ def _verify(
         else tuple(_compare_own(own, numbers, comparers, comparisons, no_training, say))
     )
     theirs = None if recorded is None else judge_recorded(config, numbers, comparisons[0], recorded)
+    sizes: tuple[SizeRow, ...] = ()
+    prediction = None
+    if other_sizes and not any(c.problems for c in comparisons):
+        say("other sizes: float64 and float32, forward")
+        sizes = tuple(compare_sizes(config, tensors, precision=jax_precision, say=say))
+        if weights is not None:
+            say("predict: from an image to its mask")
+            prediction = compare_predictions(weights)
     trajectories = tuple(_train_both(config, tensors, comparisons, steps, size, say))
     bits = precision.significand_bits(jax_precision)
     verdict, reasons = judge(
-        config, structure, rows, comparisons, trajectories, theirs, owns,
+        config, structure, rows, comparisons, trajectories, theirs, owns, sizes, prediction,
         own_weights=weights is not None, bits=bits,
     )  # fmt: skip
     scope = replace(
@@ -243,9 +267,12 @@ def _verify(
         steps=len(trajectories[0].parameters) if trajectories else 0,
         step_size=(trajectories[0].batch[2], trajectories[0].batch[3]) if trajectories else None,
         exact_sizes=tuple(dict.fromkeys((r.padding, r.size) for r in rows if not r.refused)),
+        other_sizes=tuple(row.size for row in sizes),
+        predicted=None if prediction is None else prediction.size,
     )
     return ParityReport(
-        verdict, reasons, config, structure, rows, comparisons, owns, trajectories, theirs, x,
+        verdict, reasons, config, structure, rows, comparisons, owns, sizes, prediction,
+        trajectories, theirs, x,
         {"weights": hash_tensors(tensors), "input": hash_tensors({"x": x})},
         {**environment(), **precision.describe_precision(jax_precision)}, scope, bits, subnormals,
     )  # fmt: skip
@@ -335,7 +362,7 @@ def _report_structure(
     """Report on twins whose names or shapes differ already."""
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
     return ParityReport(
-        verdict, reasons, config, structure, (), (), (), (), None, x,
+        verdict, reasons, config, structure, (), (), (), (), None, (), None, x,
         {"weights": hash_tensors(tensors), "input": hash_tensors({"x": x})},
         {**environment(), **precision.describe_precision()}, scope, precision.significand_bits(),
         subnormals,
@@ -350,6 +377,8 @@ def judge(
     trajectories: tuple[Trajectory, ...] = (),
     recorded: RecordedOutput | None = None,
     owns: tuple[OwnComparison, ...] = (),
+    sizes: tuple[SizeRow, ...] = (),
+    prediction: PredictionRow | None = None,
     *,
     own_weights: bool,
     bits: int = precision.FLOAT32_BITS,
@@ -357,6 +386,9 @@ def judge(
     """Return the verdict and its reasons, the module at fault first."""
     faults = list(_list_own_faults(owns, comparisons))
     faults += [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
+    faults += [row.problem for row in sizes if row.problem]
+    if prediction is not None and prediction.problem:
+        faults.append(prediction.problem)
     faults += structure["problems"]
     for row in rows:
         if not row.refused and not row.holds:
@@ -373,11 +405,11 @@ def judge(
     if faults:
         return "different", tuple(faults)
     refused = [f"{row.rung}, padding={row.padding}: {row.refused}" for row in rows if row.refused]
-    if reason := exact.explain_no_proof(config):
+    if reason := integer_cases.explain_no_proof(config):
         refused.append(f"no exact proof exists for this net: {reason}")
     left_out = [
         f"{rung.name} is not asked: this device's products keep {bits} bits of a factor"
-        for rung in exact.RUNGS
+        for rung in integer_cases.RUNGS
         if rung.bits > bits
     ]
     if recorded is not None and (hidden := recorded.judgement.explain_precision()):
@@ -498,17 +530,16 @@ def _prove_exactly(
     jax_precision: str,
     say: Callable[[str], None],
 ) -> Iterator[ExactRow]:
-    if exact.explain_no_proof(config):
+    if integer_cases.explain_no_proof(config):
         return
     configs = [config]
     if both_paddings:
-        other: Literal["same", "valid"] = "valid" if config.padding == "same" else "same"
-        configs.append(replace(config, padding=other, fit="error"))
+        configs.append(pad_otherwise(config))
     bits = precision.significand_bits(jax_precision)
-    for rung in exact.RUNGS:
+    for rung in integer_cases.RUNGS:
         if rung.bits > bits:
             say(f"  {rung.name}: left out, this device's products keep {bits} bits")
-    rungs = tuple(rung for rung in exact.RUNGS if rung.bits <= bits)
+    rungs = tuple(rung for rung in integer_cases.RUNGS if rung.bits <= bits)
     for each in configs:
         fits = size is not None and all(geometry.is_legal(each, side) for side in size)
         rows = exact.prove_rungs(

@@ -25,9 +25,9 @@ from unet_parity.jax_net import (
     move_masks,
     select_maps,
 )
-from unet_parity.jax_side import compile_jax
+from unet_parity.jax_twin import compile_jax, jax_arrays
 from unet_parity.trace import OUTPUT, Call, Maps, Place, select_leaves
-from unet_parity.twins import Masks, jax_arrays
+from unet_parity.twins import Masks
 from unet_spec.parameters import Tensors
 
 Shapes = tuple[tuple[Place, tuple[tuple[int, ...], ...]], ...]  # of the maps at every place, NHWC
@@ -52,7 +52,7 @@ class WiringProbe:
     """Runs JAX's net with the reference's numbers in place of its leaves; compiled once.
 
     Args:
-        quick: as of `jax_side.compile_jax`.
+        quick: as of `twins.compile_jax`.
     """
 
     def __init__(self, net: JaxNet, *, quick: bool = True):

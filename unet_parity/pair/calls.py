@@ -13,7 +13,7 @@ from torch.utils import _pytree as torch_tree
 
 from unet_parity.pair.logs import BackwardLog, LoggedCall
 from unet_parity.pair.operations import follow_modules, widen
-from unet_parity.torch_side import run_backward
+from unet_parity.torch_twin import run_backward
 
 
 @dataclass(eq=False)

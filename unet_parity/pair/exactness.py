@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from unet_parity.differences import NET
-from unet_parity.pair.certificate import Certificate
+from unet_parity.pair.integer_check import IntegerCheck
 from unet_parity.pair.operations import Operation, OperationLog, follow_modules
-from unet_parity.torch_side import run_backward
+from unet_parity.torch_twin import run_backward
 
 _PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
 _EXACT = {
@@ -28,9 +28,9 @@ _UNFILLED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_str
 """Operators that give memory without values."""
 
 
-def certify(
+def check_integers(
     model: nn.Module, call: Callable[[], list[Tensor]], cotangents: Sequence[Tensor]
-) -> Certificate:
+) -> IntegerCheck:
     """Run a pass in float64, forward and backward, and say whether any operation rounds.
 
     Args:
@@ -40,7 +40,7 @@ def certify(
     log = OperationLog()
     with follow_modules(model, log.path), log:
         run_backward(call(), cotangents)
-    return Certificate(
+    return IntegerCheck(
         _find_inexact(log.operations), max(map(_largest_sum, log.operations), default=0.0)
     )
 

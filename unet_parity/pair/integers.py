@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet_parity.pair.certificate import BITS, Certificate
 from unet_parity.pair.comparison import PairComparer
+from unet_parity.pair.integer_check import BITS, IntegerCheck
 from unet_parity.pair.numbers import Numbers
 from unet_parity.pair.passes import Arrays
 from unet_parity.pair.sides import ReferenceSide
@@ -66,16 +66,16 @@ def prove(
         inputs: whose shapes, and whose integers, are taken.
         cotangents: likewise.
     """
-    numbers, certificate = find_exact(comparer.reference, inputs, cotangents, seed=seed)
-    if certificate.is_exact:
-        return _compare(comparer, numbers, certificate.largest)
+    numbers, check = find_exact(comparer.reference, inputs, cotangents, seed=seed)
+    if check.is_exact:
+        return _compare(comparer, numbers, check.largest)
     reason = "its sums are too large for float32, whatever weights are drawn"
-    return IntegerProof(certificate.inexact or reason, shapes=tuple(x.shape for x in inputs))
+    return IntegerProof(check.inexact or reason, shapes=tuple(x.shape for x in inputs))
 
 
 def find_exact(
     reference: ReferenceSide, inputs: Arrays, cotangents: Arrays, *, seed: int = 0
-) -> tuple[Numbers, Certificate]:
+) -> tuple[Numbers, IntegerCheck]:
     """Draw integers with fewer and fewer weights, until float32 holds all that comes of them.
 
     The last ones are returned where it never does, or where an operation rounds.
@@ -88,10 +88,10 @@ def find_exact(
             tuple(_draw_like(x, rng, 2) for x in inputs),
             tuple(_draw_like(c, rng, 1) for c in cotangents),
         )
-        certificate = reference.certify(numbers)
-        if certificate.inexact or certificate.is_exact:
+        check = reference.check_integers(numbers)
+        if check.inexact or check.is_exact:
             break
-    return numbers, certificate
+    return numbers, check
 
 
 def draw_integers(

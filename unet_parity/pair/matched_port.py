@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import unet_jax.recipe
-from unet_parity.jax_side import compile_jax, make_update
+from unet_parity.jax_twin import compile_jax
 from unet_parity.pair.correspondence import (
     Correspondence,
     convert_state,
@@ -138,7 +138,7 @@ class MatchedPort:
             optimizer = unet_jax.recipe.build(recipe)
             params = {name: leaves[name] for name in trained}
             state = optimizer.init(params)
-            move = jax.jit(make_update(optimizer))
+            move = jax.jit(unet_jax.recipe.make_update(optimizer))
 
             def loss(params: Any, leaves: Any, inputs: Any, targets: Any) -> Any:
                 outputs, after = self.port.run({**leaves, **params}, tuple(inputs), train)

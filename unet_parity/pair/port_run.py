@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unet_parity.jax_side import compile_jax, fetch_tree
+from unet_parity.jax_twin import compile_jax, fetch_tree
 from unet_parity.pair.passes import Arrays
 from unet_parity.pair.port import Leaves, Port, is_float, name_leaves
 from unet_spec import InputError

@@ -125,7 +125,7 @@ def _record_reference(
     from torch import nn
 
     from unet_parity.pair.reference import open_reference
-    from unet_parity.torch_side import describe_torch, use_full_precision
+    from unet_parity.precision import describe_torch, use_full_precision
 
     if not isinstance(module, nn.Module):
         raise InputError(
@@ -158,8 +158,8 @@ def _record_reference(
     say("other sizes: float64 and float32, forward")
     _record_sizes(side, arrays)
     say("exact proof: integers")
-    numbers, certificate = find_exact(side, arrays, outputs)
-    if certificate.is_exact:
+    numbers, check = find_exact(side, arrays, outputs)
+    if check.is_exact:
         side.run(numbers, dtype="float32", train=False)
     terms = Terms(seeds, steps, recipe, hash_pair(side, arrays))
     machine = {**environment(), **describe_torch()}
@@ -179,8 +179,8 @@ def _record_port(
     path: Path, like: Path, port: Any, options: Mapping[str, Any], *, say: Callable[[str], None]
 ) -> None:
     """Compare a port with the recording of its reference, and keep what it answers."""
-    from unet_parity.jax_side import describe_jax
     from unet_parity.pair.matched_port import match_port
+    from unet_parity.precision import describe_jax
 
     recording = read_recording(like)
     if recording.side != REFERENCE:

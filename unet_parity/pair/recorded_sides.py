@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from unet_parity.pair.certificate import Certificate
+from unet_parity.pair.integer_check import IntegerCheck
 from unet_parity.pair.logs import BackwardLog, ForwardLog
 from unet_parity.pair.numbers import Numbers, Shapes
 from unet_parity.pair.passes import Arrays, PairPass, TakenStep
@@ -136,9 +136,11 @@ class RecordedReference:
             numbers,
         )
 
-    def certify(self, numbers: Numbers) -> Certificate:
+    def check_integers(self, numbers: Numbers) -> IntegerCheck:
         """Say whether a pass over integers rounds any."""
-        return self._memory.ask("certificate", lambda side: side.certify(numbers), numbers)
+        return self._memory.ask(
+            "check of integers", lambda side: side.check_integers(numbers), numbers
+        )
 
     def list_sizes(self, tensors: Tensors, inputs: Arrays) -> list[Shapes]:
         """Return other shapes of the inputs that it takes."""

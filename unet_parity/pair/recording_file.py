@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unet_parity.pair.certificate import Certificate
+from unet_parity.pair.integer_check import IntegerCheck
 from unet_parity.pair.logs import BackwardLog, ForwardLog, LoggedCall, LoggedOperation
 from unet_parity.pair.passes import PairPass, TakenStep
 from unet_parity.pair.sides import Matching
@@ -34,7 +34,7 @@ class Refusal(NamedTuple):
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        BackwardLog, Certificate, ForwardLog, LoggedCall, LoggedOperation, Matching, PairPass,
+        BackwardLog, IntegerCheck, ForwardLog, LoggedCall, LoggedOperation, Matching, PairPass,
         Refusal, TakenStep,
     )
 }  # fmt: skip

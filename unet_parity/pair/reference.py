@@ -15,8 +15,8 @@ from torch.utils import _pytree as torch_tree
 import unet_torch.recipe
 from unet_parity.differences import module_of
 from unet_parity.pair.calls import log_backward
-from unet_parity.pair.certificate import Certificate
-from unet_parity.pair.exactness import certify
+from unet_parity.pair.exactness import check_integers
+from unet_parity.pair.integer_check import IntegerCheck
 from unet_parity.pair.logs import BackwardLog, ForwardLog, Source
 from unet_parity.pair.near_ties import count_ties
 from unet_parity.pair.numbers import Numbers, Shapes, draw_shapes, name_inputs
@@ -24,7 +24,7 @@ from unet_parity.pair.operations import Operation, log_forward, make_log
 from unet_parity.pair.passes import Arrays, PairPass, TakenStep
 from unet_parity.pair.sides import Batches, Tensors
 from unet_parity.pair.sizes import list_sizes
-from unet_parity.torch_side import gradient_of, numpy_of, run_backward
+from unet_parity.torch_twin import gradient_of, numpy_of, run_backward
 from unet_spec import InputError
 from unet_spec.recipe import Recipe
 from unet_spec.wording import list_names
@@ -126,11 +126,11 @@ class Reference:
         operations, _, _ = self._log_operations(numbers, train=train)
         return sum(map(count_ties, operations))
 
-    def certify(self, numbers: Numbers) -> Certificate:
+    def check_integers(self, numbers: Numbers) -> IntegerCheck:
         """Say whether a pass over integers rounds any."""
         model, leaves = self._enter(numbers, dtype="float64", train=False)
         call = partial(call_reference, model, leaves)
-        return certify(model, call, _to_cotangents(numbers, "float64"))
+        return check_integers(model, call, _to_cotangents(numbers, "float64"))
 
     def list_sizes(self, tensors: Tensors, inputs: Arrays) -> list[Shapes]:
         """Return other shapes of the inputs that the module takes."""

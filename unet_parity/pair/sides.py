@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from unet_parity.pair.certificate import Certificate
+from unet_parity.pair.integer_check import IntegerCheck
 from unet_parity.pair.logs import BackwardLog, ForwardLog
 from unet_parity.pair.numbers import Numbers, Shapes
 from unet_parity.pair.passes import Arrays, PairPass, TakenStep
@@ -54,7 +54,7 @@ class ReferenceSide(Protocol):
     def count_near_ties(self, numbers: Numbers, *, train: bool) -> int:
         """Count what may fall the other way in float32 than in float64."""
 
-    def certify(self, numbers: Numbers) -> Certificate:
+    def check_integers(self, numbers: Numbers) -> IntegerCheck:
         """Say whether a pass over integers rounds any."""
 
     def list_sizes(self, tensors: Tensors, inputs: Arrays) -> list[Shapes]:

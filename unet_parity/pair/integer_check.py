@@ -6,7 +6,7 @@ BITS = 24
 """Of float32's significand: it holds all integers up to 2^24."""
 
 
-class Certificate(NamedTuple):
+class IntegerCheck(NamedTuple):
     """What the reference does with integers.
 
     Attributes:
