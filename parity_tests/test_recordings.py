@@ -23,7 +23,7 @@ from parity_tests.pairs.recorded import CASES
 from parity_tests.test_isolation import BLOCKER
 from unet_parity import record, verify_pair
 from unet_parity.pair import numbers, procedure, recorded_sides, recording_file
-from unet_parity.pair.passes import PairPass
+from unet_parity.pair.passes import PairPass, TakenStep
 from unet_parity.pair.record import NO_GUESS, compare_recordings
 from unet_parity.pair.recording_file import read_recording, write_recording
 from unet_spec import InputError
@@ -196,39 +196,33 @@ def test_a_net_without_parameters_takes_no_steps(tmp_path):
     assert verify_pair(nn.ReLU(), lambda params, x: jax.nn.relu(x), params={}, inputs=[X], seeds=1)
 
 
-@pytest.mark.parametrize("change", [shift_output, shift_gradient])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_one_changed_value_of_a_port_is_told(pair, change, seed):
-    reference, port = pair
-    change_answer(port, f"pass in float64 in inference, seed {seed}", change)
-    with pytest.raises(InputError, match=r"port\.safetensors: it does not say: values"):
-        # where it was recorded nothing differed, so nobody asked where
-        compare_recordings(port, reference)
-    change_answer(port, f"pass in float64 in inference, seed {seed}", lambda answer: answer)
+def shift_first(outputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Return outputs of which one is a little larger."""
+    return shift_output(PairPass(outputs, (), {}, {})).outputs
+
+
+def shift_step(steps: tuple[TakenStep, ...]) -> tuple[TakenStep, ...]:
+    """Return steps of which the first moves all weights a little further."""
+    values = {name: value + 1e-6 for name, value in steps[0].values.items()}
+    return (steps[0]._replace(values=values),)
 
 
 @pytest.mark.parametrize(
     ("question", "change", "reason"),
     [
+        ("pass in float64 in inference, seed 0", shift_output, "the output differs by "),
+        ("pass in float64 in inference, seed 1", shift_gradient, "the gradient of 2.weight diff"),
+        ("pass in float32 in inference, seed 1", shift_output, "in float32 the port is "),
+        ("outputs in inference, inputs of (5, 3)", shift_first, "for inputs of (5, 3): the outp"),
         ("pass in float32 in inference, integers", shift_output, "in exact arithmetic output 1"),
-        (
-            "steps in inference",
-            lambda steps: (steps[0]._replace(values={n: v + 1e-6 for n, v in
-                                                     steps[0].values.items()}),),
-            "after training step 1 the parameters are",
-        ),
-        (
-            "outputs in inference, inputs of (5, 3)",
-            lambda outputs: (outputs[0] * (1 + 1e-15),),
-            "",
-        ),
+        ("steps in inference", shift_step, "after training step 1 the parameters are"),
     ],
-)  # fmt: skip
-def test_a_changed_answer_of_a_port_is_told_where_it_shows(pair, question, change, reason):
+)
+def test_one_changed_value_of_a_port_is_told(pair, question, change, reason):
     reference, port = pair
     change_answer(port, question, change)
     report = compare_recordings(port, reference)
-    assert (report.verdict == "different") == bool(reason)
+    assert report.verdict == "different"
     assert report.reasons[0].startswith(reason)
 
 

@@ -83,7 +83,7 @@ class PairComparer:
             problems = list(differences.list_problems(allowed))
         blame = self._find_blame(numbers, truth, port, differences, allowed) if problems else None
         errors, near_ties = (np.nan, np.nan), 0
-        if blame is None:
+        if not problems:
             errors, near_ties, problems = self._compare_float32(numbers, truth, ours)
         return PairComparison(
             "training" if self.train else "inference", seed, *differences, *errors, near_ties,
@@ -102,8 +102,8 @@ class PairComparer:
         port: PairPass,
         differences: Differences,
         allowed: Allowed,
-    ) -> Blame:
-        """Find where the port leaves the reference."""
+    ) -> Blame | None:
+        """Find where the port leaves the reference; None where a recording does not show it."""
         if not differences.output <= allowed.output:
             return self._blame_forward(numbers, truth.outputs, port.outputs)
         statistics = [n for n, size in differences.statistics.items() if not size <= allowed.output]
@@ -112,18 +112,17 @@ class PairComparer:
         bad = [name for name, size in differences.gradients.items() if not size <= allowed.gradient]
         return self._blame_backward(numbers, truth, port, bad)
 
-    def compare_outputs(self, numbers: Numbers) -> tuple[float, float, Blame | None]:
+    def compare_outputs(self, numbers: Numbers) -> tuple[float, float, Blame | None] | None:
         """Return the largest relative difference of the outputs in float64, what is allowed, and
-        where the port leaves the reference if it is out of bounds.
-
-        Raises:
-            InputError: one of both does not run.
+        where the port leaves the reference if it is out of bounds; None where it does not run.
         """
         truth, ours = (
             tuple(self.reference.run_forward(numbers, dtype=dtype, train=self.train).values())
             for dtype in ("float64", "float32")
         )
         port = self.port.run_forward(numbers, train=self.train)
+        if port is None:
+            return None
         size = worst_difference(truth, port)
         rounding = Differences(worst_difference(truth, ours), 0.0, {}, {})
         allowed = (allow_float32 if self.narrowings else allow)(rounding).output
@@ -139,7 +138,7 @@ class PairComparer:
         """Run a pass through the port."""
         return self.port.run(numbers, dtype=dtype, train=self.train)
 
-    def _blame_forward(self, numbers: Numbers, truth: Arrays, port: Arrays) -> Blame:
+    def _blame_forward(self, numbers: Numbers, truth: Arrays, port: Arrays) -> Blame | None:
         """Find the operation at which the port leaves the reference."""
         with_fault = [
             place
@@ -149,14 +148,18 @@ class PairComparer:
         log = self.reference.log_forward(numbers, train=self.train)
         sources = [log.results[place] for place in with_fault]
         values = self.port.compute_forward(numbers, train=self.train)
+        if values is None:
+            return None
         return find_fault(log, [source for source in sources if source is not None], values)
 
     def _blame_backward(
         self, numbers: Numbers, truth: PairPass, port: PairPass, bad: list[str]
-    ) -> Blame:
+    ) -> Blame | None:
         """Find the module at which the port's gradients leave the reference's."""
         log = self.reference.log_backward(numbers, train=self.train)
         values = self.port.compute_backward(numbers, train=self.train)
+        if values is None:
+            return None
         wrong = [log.parameters[name] for name in bad] or list(log.inputs)
         module = find_module(log, wrong, values)
         own = next((name for name in bad if module_of(name) == module), None)

@@ -89,14 +89,13 @@ class MatchedPort:
             {name: value for name, value in statistics.items() if name not in self._trained},
         )
 
-    def run_forward(self, numbers: Numbers, *, train: bool) -> Arrays:
-        """Return the outputs in float64.
-
-        Raises:
-            InputError: the port does not run on such inputs.
-        """
+    def run_forward(self, numbers: Numbers, *, train: bool) -> Arrays | None:
+        """Return the outputs in float64; None where it does not run on such inputs."""
         leaves, run = self.match.to_port(numbers.tensors), self._make_run("float64", train)
-        run.list_outputs(leaves, numbers.inputs)
+        try:
+            run.list_outputs(leaves, numbers.inputs)
+        except InputError:
+            return None
         return self.layouts.take(run.run_forward(leaves, numbers.inputs))
 
     def compute_forward(self, numbers: Numbers, *, train: bool) -> ComputedValues:

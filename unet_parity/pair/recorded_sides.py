@@ -15,7 +15,6 @@ from unet_parity.pair.integer_check import IntegerCheck
 from unet_parity.pair.logs import BackwardLog, ForwardLog
 from unet_parity.pair.numbers import Numbers, Shapes
 from unet_parity.pair.passes import Arrays, PairPass, TakenStep
-from unet_parity.pair.recording_file import Refusal
 from unet_parity.pair.sides import Batches, PortSide, ReferenceSide, Tensors
 from unet_parity.pair.values import PortValues
 from unet_spec import InputError
@@ -178,31 +177,25 @@ class RecordedPort:
             numbers,
         )
 
-    def run_forward(self, numbers: Numbers, *, train: bool) -> Arrays:
-        """Return the outputs in float64.
-
-        Raises:
-            InputError: the port does not run on such inputs.
-        """
-        answer = self._memory.ask(
+    def run_forward(self, numbers: Numbers, *, train: bool) -> Arrays | None:
+        """Return the outputs in float64; None where it does not run on such inputs."""
+        return self._memory.ask(
             f"outputs in {_name_mode(train)}",
-            lambda side: _run_or_refuse(side, numbers, train=train),
+            lambda side: side.run_forward(numbers, train=train),
             numbers,
         )
-        if isinstance(answer, Refusal):
-            raise InputError(answer.sentence)
-        return answer
 
-    def compute_forward(self, numbers: Numbers, *, train: bool) -> "RecordedValues":
-        """Return which values of the reference are in a forward pass."""
+    def compute_forward(self, numbers: Numbers, *, train: bool) -> "RecordedValues | None":
+        """Return which values of the reference are in a forward pass; None where both sides agreed
+        when the port was recorded, so that nobody asked."""
         return self._find_values(
             f"values in {_name_mode(train)}",
             lambda side: side.compute_forward(numbers, train=train),
             numbers,
         )
 
-    def compute_backward(self, numbers: Numbers, *, train: bool) -> "RecordedValues":
-        """Return which gradients of the reference are in a pass."""
+    def compute_backward(self, numbers: Numbers, *, train: bool) -> "RecordedValues | None":
+        """Return likewise which gradients of the reference are in a pass."""
         return self._find_values(
             f"values and gradients in {_name_mode(train)}",
             lambda side: side.compute_backward(numbers, train=train),
@@ -226,13 +219,15 @@ class RecordedPort:
         )
 
     def _find_values(
-        self, question: str, compute: Callable[[PortSide], PortValues], numbers: Numbers
-    ) -> "RecordedValues":
+        self, question: str, compute: Callable[[PortSide], PortValues | None], numbers: Numbers
+    ) -> "RecordedValues | None":
+        question = f"{question}, {numbers.name}"
         side = self._memory.side
-        answers = self._memory.ask(question, lambda side: dict[str, bool](), numbers)
-        return RecordedValues(
-            Memory(self._memory.path, answers, None if side is None else compute(side))
-        )
+        if side is None and question not in self._memory.answers:
+            return None
+        answers = self._memory.ask(question, lambda side: dict[str, bool]())
+        values = None if side is None else compute(side)
+        return RecordedValues(Memory(self._memory.path, answers, values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,13 +243,6 @@ class RecordedValues:
 
 def _count_bytes(log: ForwardLog) -> int:
     return sum(array.nbytes for operation in log.operations for array in operation.outputs)
-
-
-def _run_or_refuse(side: PortSide, numbers: Numbers, *, train: bool) -> Arrays | Refusal:
-    try:
-        return side.run_forward(numbers, train=train)
-    except InputError as error:
-        return Refusal(str(error))
 
 
 def _name_mode(train: bool) -> str:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +25,11 @@ from unet_spec.recipe import Recipe
 FORMAT = 1
 
 
-class Refusal(NamedTuple):
-    """The sentence with which a side refused what it was given."""
-
-    sentence: str
-
-
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         BackwardLog, IntegerCheck, ForwardLog, LoggedCall, LoggedOperation, Matching, PairPass,
-        Refusal, TakenStep,
+        TakenStep,
     )
 }  # fmt: skip
 """What answers are made of, besides arrays and plain values."""

@@ -101,18 +101,14 @@ class PortSide(Protocol):
     def run(self, numbers: Numbers, *, dtype: str, train: bool) -> PairPass:
         """Run a pass, forward and backward, in float64 or float32."""
 
-    def run_forward(self, numbers: Numbers, *, train: bool) -> Arrays:
-        """Return the outputs in float64.
+    def run_forward(self, numbers: Numbers, *, train: bool) -> Arrays | None:
+        """Return the outputs in float64; None where it does not run on such inputs."""
 
-        Raises:
-            InputError: the port does not run on such inputs.
-        """
+    def compute_forward(self, numbers: Numbers, *, train: bool) -> PortValues | None:
+        """Return all values of a forward pass in float64; None if they were not recorded."""
 
-    def compute_forward(self, numbers: Numbers, *, train: bool) -> PortValues:
-        """Return all values of a forward pass in float64."""
-
-    def compute_backward(self, numbers: Numbers, *, train: bool) -> PortValues:
-        """Return all values of a pass in float64, forward and backward."""
+    def compute_backward(self, numbers: Numbers, *, train: bool) -> PortValues | None:
+        """Return likewise all values of a pass, forward and backward."""
 
     def find_narrowings(self, *, train: bool) -> tuple[str, ...]:
         """Return the functions in which it computes in float32 or less, though given float64."""
