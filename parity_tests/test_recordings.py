@@ -41,17 +41,23 @@ GUESS = r"; it looks like [^;(]*"
 def run_processes(folder):
     """Record and compare every case in processes of their own, and write all reports."""
     for name, blocked in PROCESSES.items():
-        program = BLOCKER.format(blocked=blocked) if blocked else ""
-        program += f"""
+        program = f"""
 from pathlib import Path
 from parity_tests.pairs import recorded
 recorded.{name}(Path({str(folder)!r}))
 """
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=False,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": CHEAP_FLAGS},
-        )  # fmt: skip
+        done = run_without(blocked, program, folder)
         assert done.returncode == 0, done.stderr
+
+
+def run_without(modules, program, folder):
+    """Run a program in a process in which some modules cannot be imported."""
+    blocker = BLOCKER.format(blocked=modules) if modules else ""
+    return subprocess.run(
+        [sys.executable, "-c", blocker + program], cwd=folder, capture_output=True, text=True,
+        check=False, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": CHEAP_FLAGS,
+                          "PYTHONPATH": str(shown.ROOT)},
+    )  # fmt: skip
 
 
 def read_report(path):
@@ -442,6 +448,14 @@ def test_the_command_compares_recordings_and_writes_both_reports(pair):
     assert "unet verify --recorded" in (folder / "a.html").read_text()
     change_answer(pair[1], "pass in float32 in inference, integers", shift_output)
     assert shown.run_unet(command, folder).status == 1
+
+
+def test_the_command_needs_neither_framework(pair):
+    words = ["unet", "verify", "--recorded", *(path.name for path in pair)]
+    program = f"import sys, unet_cli\nsys.argv = {words}\nunet_cli.main()"
+    done = run_without((*TORCH, *JAX), program, pair[0].parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "identical" in done.stdout
 
 
 @pytest.mark.parametrize(
