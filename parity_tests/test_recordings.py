@@ -100,7 +100,7 @@ def check_places(reports):
     modules = {name: report["module"] for name, report in reports.items() if report["module"]}
     assert modules == {
         "layer norm with the eps of Flax": "norm1",
-        "last linear layer frozen": "mlp.2", "biased running variance": "norm",
+        "attention weights detached": "attn", "biased running variance": "norm",
         "bias frozen": "conv", "odd widths": "the net",
     }  # fmt: skip
     assert reports["one bit"]["integers"]["unequal"]

@@ -48,7 +48,7 @@ CASES = (
     *(
         Case(name, FOUND[name].pair, FOUND[name].old, FOUND[name].new)
         for name in (
-            "layer norm with the eps of Flax", "last linear layer frozen",
+            "layer norm with the eps of Flax", "attention weights detached",
             "biased running variance",
         )
     ),
