@@ -288,7 +288,7 @@ def verify(
     config: UNetConfig = UNetConfig(),
     size: Annotated[tuple[int, int] | None, arg(metavar="H W")] = None,
     image: Path | None = None,
-    recorded: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
+    recorded: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")] = (),
     reference: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
     reference_arguments: Annotated[str, arg(metavar="'3, 2'")] = "",
     port: Annotated[str | None, arg(metavar="FILE.py:NAME")] = None,
@@ -311,8 +311,9 @@ def verify(
             proof and the training steps; the default is small.
         image: Compare on the middle of this image, up to 256x256 pixels, in place of random
             numbers.
-        recorded: Compare on the array x in this file, and judge its array y, a float32 output of
-            the same net.
+        recorded: Compare on the array x in this .npz, and judge its array y, a float32 output of
+            the same net. Or compare three recordings of training runs, by RunRecorder: a run, the
+            same run with its sums in another order, and its replay in another framework.
         reference: Compare with this torch module of your own too; the file is run. It has the
             slides' names, or those that the weight file came with.
         reference_arguments: Give the constructor of the reference these arguments.
@@ -322,7 +323,8 @@ def verify(
             whole port as an nnx.Module; the file is run.
         inputs: Give both the arrays in this file, as the reference takes them.
         names: The port has the reference's tensors where this file says, in lines such as
-            "their.name" = "our.name"; with --convert there are none.
+            "their.name" = "our.name"; with --convert there are none. Of recorded runs, the replay
+            has the names on the right.
         steps: Train both for this many steps, side by side; with 0 there is no training.
         precision: JAX multiplies in this precision, which matters on accelerators.
         report: Write a page there with every module, gradient and step, and with pictures.
@@ -331,18 +333,31 @@ def verify(
     """
     check_bounds(config)
     _check_arguments(reference, reference_arguments)
-    check_target(json, others=(weights, image, recorded, inputs, names))
-    check_target(report, ".html", others=(weights, image, recorded, inputs, names))
+    check_target(json, others=(weights, image, *recorded, inputs, names))
+    check_target(report, ".html", others=(weights, image, *recorded, inputs, names))
     check_number("--steps", steps, STEPS_OF_A_PROOF)
     for side in size or ():
         check_number("--size", side, SIDE)
+    if len(recorded) > 1 or any(path.suffix == ".jsonl" for path in recorded):
+        from unet_command import recordings
+
+        recordings.refuse_flags_of_a_net({
+            "WEIGHTS": weights, "--size": size, "--image": image, "--reference": reference,
+            "--port": port, "--convert": convert, "--inputs": inputs,
+            "--config": next(iter(command.list_settings("--config.")), None),
+        })  # fmt: skip
+        need(*(["images"] if report else []))
+        return recordings.verify_recorded(
+            recorded, names=names, report=report, json=json, command=command
+        )
     need("jax", "torch", *(["images"] if image or report else []))
     allocator = keep_freed_memory()
     if port is not None or convert is not None:
         from unet_command import pairs
 
         pairs.refuse_flags_of_a_net({
-            "WEIGHTS": weights, "--size": size, "--image": image, "--recorded": recorded,
+            "WEIGHTS": weights, "--size": size, "--image": image,
+            "--recorded": recorded or None,
             "--config": next(iter(command.list_settings("--config.")), None),
             "--precision": precision if precision != "highest" else None,
         })  # fmt: skip
@@ -354,7 +369,7 @@ def verify(
     for flag, value in {"--inputs": inputs, "--names": names}.items():
         if value is not None:
             raise InputError(f"{flag} is of a port of your own; give --port or --convert too")
-    sources = {"--size": size, "--image": image, "--recorded": recorded}
+    sources = {"--size": size, "--image": image, "--recorded": recorded or None}
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} both give the input; leave one out")
@@ -373,7 +388,7 @@ def verify(
         config = loaded.config
     if size is not None:
         net_inputs.check_size(config, size)
-    x, y = _read_input(image, recorded, loaded, config)
+    x, y = _read_input(image, next(iter(recorded), None), loaded, config)
     origin = None if loaded is None else loaded.origin
     module = None
     if reference is not None:

@@ -94,7 +94,7 @@ def test_every_block_of_a_document_runs_in_its_order(document, tmp_path, monkeyp
     names = prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for own in ("my_unet", "series", "series_jax", "layers"):
+    for own in ("my_unet", "series", "series_jax", "layers", "train_torch", "train_jax"):
         monkeypatch.delitem(sys.modules, own, raising=False)
     for block in shown.blocks(document):
         if block.file is not None:

@@ -1,21 +1,33 @@
 """The instrument behind `unet verify`: whether PyTorch and JAX compute the same net.
 
 `verify_pair` takes any torch module and any port of it to JAX; `unet_parity.testing` has it for
-people's own tests.
+people's own tests. `RunRecorder` records a training run in either framework, and `compare_runs`
+says at which step a replay in the other one leaves it.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unet_parity.pair.verify import verify_pair
+    from unet_parity.runs.comparison import compare_runs
+    from unet_parity.runs.recorder import RunRecorder
 
-__all__ = ["verify_pair"]
+__all__ = ["RunRecorder", "compare_runs", "verify_pair"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the instrument when it is first used: it loads both frameworks."""
-    if name != "verify_pair":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from unet_parity.pair.verify import verify_pair
+    """Import a part of the instrument when it is first used: `verify_pair` loads both frameworks,
+    and the others load none."""
+    if name == "verify_pair":
+        from unet_parity.pair.verify import verify_pair
 
-    return verify_pair
+        return verify_pair
+    if name == "RunRecorder":
+        from unet_parity.runs.recorder import RunRecorder
+
+        return RunRecorder
+    if name == "compare_runs":
+        from unet_parity.runs.comparison import compare_runs
+
+        return compare_runs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
