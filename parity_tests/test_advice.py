@@ -16,6 +16,7 @@ import unet_torch
 from parity_tests import shown
 from parity_tests.foreign_nets import NETS
 from parity_tests.shown import Message, run_unet
+from unet_parity import RunRecorder
 from unet_spec import InputError, UNetConfig
 from unet_spec.recipe import Recipe, Schedule
 from unet_torch import training_state as torch_state
@@ -751,6 +752,7 @@ def advice_folder(tmp_path_factory):
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
     )
     _save_foreign(here)
+    _save_recordings(here)
     for command in (f"{TRAIN} --out OLD", f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
                     "unet convert run.pt started.safetensors",
                     "unet predict cells.safetensors IMAGES --out PREDICTED"):  # fmt: skip
@@ -831,6 +833,22 @@ def _save_schedules(here: Path, net: unet_torch.UNet) -> None:
     ):  # fmt: skip
         state = {**steps.state_dict(), "last_epoch": last_epoch}
         torch.save({**content, "scheduler": state, **beside}, here / f"{name}.pt")
+
+
+def _save_recordings(here: Path) -> None:
+    """Record a run, the same with other rounding, and two replays, of which one has codes as
+    names."""
+    for name, kernel, biases, rounding in (
+        ("first", "up.weight", ("up.bias", "down.bias"), 0.0),
+        ("again", "up.weight", ("up.bias", "down.bias"), 1e-7),
+        ("replay", "up.weight", ("up.bias", "down.bias"), 2e-7),
+        ("codes", "p0", ("p1", "p2"), 2e-7),
+    ):
+        tensors = {kernel: np.ones((2, 3)), **{bias: np.zeros(3) for bias in biases}}
+        recorder = RunRecorder(here / f"{name}.jsonl", tensors)
+        gradients = {n: np.full(a.shape, 1 + rounding) for n, a in tensors.items()}
+        recorder.record(0.5, {n: a - gradients[n] for n, a in tensors.items()}, gradients)
+    (here / "codes.toml").write_text('"up.weight" = "p0"\n"up.bias" = "p1"\n"down.bias" = "p2"\n')
 
 
 def safetensors_of(tensors: dict[str, np.ndarray]) -> bytes:

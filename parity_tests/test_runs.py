@@ -18,6 +18,7 @@ import pytest
 import torch
 from flax import nnx
 
+from parity_tests import shown
 from parity_tests.recorded_runs import NETS, RECIPES, PairRuns, UNetRuns, record_three
 from parity_tests.shown import run_unet
 from parity_tests.test_isolation import BLOCKER
@@ -75,11 +76,11 @@ def test_a_schedule_that_is_one_step_early_is_told_at_its_step(unet, name, tmp_p
     recipe = replace({"sgd": SGD, "adamw": ADAM}[name], schedule=EARLY)
     report = compare(unet, name, unet.runs.record_jax(tmp_path / "early.jsonl", recipe))
     assert (report.verdict, report.first_step) == ("different", 7)
-    assert re.match(r"step 7 is the first beyond: the update of \S+ is ", report.reasons[0])
-    assert report.reasons[1] == (
-        "the gradients agree, and every update is 0.9 times as large from here on: the learning "
-        "rate or its schedule"
+    assert report.reasons[0] == (
+        "step 7 is the first beyond: the loss and the gradients agree, and every update is 0.9 "
+        "times as large; it looks like the learning rate or its schedule"
     )
+    assert re.match(r"furthest is the update of \S+: [\d.e-]+ in the replay", report.reasons[1])
 
 
 def scale(factor, *, names=None):
@@ -94,17 +95,14 @@ def scale(factor, *, names=None):
 
 BUGS = {
     "twice the gradient": (
-        scale(2), 5, "the loss agrees, and every gradient is 2 times as large: a sum in place",
+        scale(2), 5, "the loss agrees, and every gradient is 2 times as large; it looks",
     ),
     "a gradient that is wrong in one tensor": (
-        scale(1.001, names=["neck.conv.0.weight"]), 5, "the gradients differ before the update",
+        scale(1.001, names=["neck.conv.0.weight"]), 5, "the loss agrees, and the gradients differ",
     ),
     "a frozen tensor": (
         scale(0, names=["neck.conv.0.weight"]), 5,
-        "the loss agrees, and the replay has a gradient of 0 for neck.conv.0.weight, as if frozen",
-    ),
-    "gradients in the other direction": (
-        scale(-1), 6, "the loss differs before the update of this step",
+        "the loss agrees, and the gradient of neck.conv.0.weight is 0; it looks frozen",
     ),
     "another loss": (
         lambda step, loss, g: (loss * (1 + 1e-4 * (step >= 3)), g), 3, "the loss differs before",
@@ -120,11 +118,20 @@ def test_a_bug_is_told_at_its_step_with_a_guess(unet, bug, tmp_path):
     change, step, guess = BUGS[bug]
     report = compare(unet, "sgd", unet.runs.record_jax(tmp_path / "bug.jsonl", SGD, change))
     assert report.first_step == step, report
-    assert guess in report.reasons[1]
+    assert guess in report.reasons[0]
     if bug == "a gradient that is wrong in one tensor":
         assert report.departure.what == "the gradient of neck.conv.0.weight"
     if bug == "a loss that is no number":
-        assert "the loss is nan in the replay" in report.reasons[0]
+        assert "furthest is the loss: nan in the replay" in report.reasons[1]
+
+
+def test_an_update_in_another_direction_is_told_by_the_next_loss(unet, tmp_path):
+    plain = Recipe(Optimizer("sgd", lr=0.05))
+    first, again, _ = record_three(unet.runs, tmp_path, plain)
+    replay = unet.runs.record_jax(tmp_path / "turned.jsonl", plain, scale(-1))
+    report = compare_runs(first, again, replay)
+    assert report.first_step == 6
+    assert "or the update before went in another direction" in report.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_another_setting_of_the_optimizer_is_told_at_the_first_step(
     assert report.first_step == 1
     assert report.departure.what.startswith("the update of ")
     if not optimizer.nesterov:
-        assert "the updates differ by no common factor: weight decay, " in report.reasons[1]
+        assert "no common factor; it looks like weight decay, momentum" in report.reasons[0]
 
 
 def test_a_betas_of_adam_is_told_at_the_second_step(unet, tmp_path):
@@ -153,7 +160,7 @@ def test_a_betas_of_adam_is_told_at_the_second_step(unet, tmp_path):
     recipe = replace(ADAM, optimizer=replace(ADAM.optimizer, betas=(0.9, 0.99)))
     report = compare(unet, "adamw", unet.runs.record_jax(tmp_path / "other.jsonl", recipe))
     assert report.first_step == 2
-    assert "momentum, betas or eps" in report.reasons[1]
+    assert "momentum, betas or eps" in report.reasons[0]
 
 
 def test_other_initial_weights_are_told_before_any_step(unet, tmp_path):
@@ -522,7 +529,7 @@ def test_the_command_compares_recordings_and_writes_a_page(unet, tmp_path):
         tmp_path,
     )
     assert done.status == 1
-    assert "different step 7 is the first beyond: the update of " in done.text
+    assert "different step 7 is the first beyond: the loss and the gradients agree" in done.text
     assert "<-- first beyond" in done.text
     report = json.loads((tmp_path / "run.json").read_text())
     assert (report["verdict"], report["first_step"]) == ("different", 7)
@@ -536,10 +543,37 @@ def test_the_command_compares_recordings_and_writes_a_page(unet, tmp_path):
 def test_the_page_draws_what_is_infinite_and_what_is_0(unet, tmp_path):
     bug = unet.runs.record_jax(tmp_path / "bug.jsonl", SGD, BUGS["a loss that is no number"][0])
     html = page.make_page(compare(unet, "sgd", bug))
-    assert "the loss is nan in the replay" in html
+    assert "furthest is the loss: nan in the replay" in html
     points = re.findall(r'points="([^"]+)"', html)
     assert len(points) == 9
     assert all(re.fullmatch(r"[\d. ,-]+", one) for one in points)
+
+
+DOCUMENT = shown.ROOT / "docs" / "any-net.md"
+
+
+def test_the_document_shows_what_a_schedule_that_is_late_gives(tmp_path, monkeypatch):
+    """test_documents.py runs every block; this compares the listing with the report."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    blocks = shown.blocks(DOCUMENT)
+    (listing,) = [b for b in blocks if b.text.startswith("different.\nstep 7 ")]
+    names: dict[str, Any] = {"np": np}
+    for block in blocks[: blocks.index(listing)]:
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.text)
+    for own in ("series", "series_jax", "layers", "train_torch", "train_jax"):
+        monkeypatch.delitem(sys.modules, own, raising=False)
+    exec("from series import net\nfrom series_jax import convert", names)
+    begin = next(n for n, block in enumerate(blocks) if '"batches.npz"' in block.text)
+    for block in blocks[begin : blocks.index(listing)]:
+        if block.language == "python" and block.file is None:
+            exec(compile(block.text, block.name, "exec"), names)
+    reports = names["compare_runs"]("torch.jsonl", "again.jsonl", "late.jsonl")
+    lines = str(reports).splitlines()
+    for shown_line, line in zip(listing.text.splitlines(), lines, strict=False):
+        assert re.fullmatch(re.escape(shown_line).replace(r"\.\.\.", ".*"), line)
+    assert (lines[0], reports.first_step) == ("different.", 7)
 
 
 def test_what_are_no_recordings_of_runs_is_refused(unet, tmp_path):

@@ -57,7 +57,7 @@ def compare_runs(
     departure = _find_departure(one, third, distances)
     reasons = _describe_agreement(distances, steps)
     if departure is not None:
-        reasons = (departure.sentence, departure.guess)
+        reasons = (departure.sentence, departure.detail)
     return RunReport(
         departure=departure,
         reasons=(*reasons, *_list_notes((one, other, third), steps)),
@@ -152,7 +152,7 @@ def _find_departure(
             step=0,
             what="the initial weights",
             sentence="they do not start from the same weights",
-            guess="; ".join(others[:SHOWN]),
+            detail="; ".join(others[:SHOWN]),
         )
     beyond = np.stack([(kind.share > 1).any(axis=1) for kind in distances]).any(axis=0)
     if not beyond.any():
@@ -162,16 +162,17 @@ def _find_departure(
     place = kind.find_worst(step)
     what = kind.describe(place)
     ours, theirs = (list_values(kind.kind, run)[step, place] for run in (replay, first))
-    sentence = (
-        f"step {step + 1} is the first beyond: {what} is {ours:.6g} in the replay and "
-        f"{theirs:.6g} in the first run, {kind.replay[step, place]:.1e} apart, where "
-        f"{kind.allowed[step, place]:.1e} is allowed and the run again is "
-        f"{kind.again[step, place]:.1e} apart"
+    detail = (
+        f"furthest is {what}: {ours:.6g} in the replay and {theirs:.6g} in the first run, "
+        f"{kind.replay[step, place]:.1e} apart, where {kind.allowed[step, place]:.1e} is allowed "
+        f"and the run again is {kind.again[step, place]:.1e} apart"
     )
     more = int((kind.share[step] > 1).sum()) - 1
     if more:
-        sentence += f"; so are those of {more} more of the {len(kind.names)} tensors"
-    return Departure(step + 1, what, sentence, explain_step(first, replay, distances, step))
+        detail += f"; {more} more of {len(kind.names)} tensors are beyond"
+    looks = explain_step(first, replay, distances, step)
+    sentence = f"step {step + 1} is the first beyond: {looks}"
+    return Departure(step + 1, what, sentence, detail)
 
 
 def _describe_agreement(distances: Sequence[Distances], steps: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ SHOWN = 3
 def explain_step(
     first: Recording, replay: Recording, distances: Sequence[Distances], step: int
 ) -> str:
-    """Return a guess at what went wrong in the first step beyond, in a sentence.
+    """Return what differs in the first step beyond, and what it looks like.
 
     Args:
         replay: with the tensors in the order of the first run.
@@ -23,19 +23,17 @@ def explain_step(
     """
     kind = find_worst_kind(distances, step)
     if kind.kind == LOSS:
-        if step == 0:
-            return "the first losses differ: the net, the loss or the batch"
-        return (
-            "the loss differs before the update of this step: the net, the loss or the batch, or "
-            "the update before went in another direction"
-        )
+        guess = "the net, the loss or the batch"
+        if step:
+            guess += ", or the update before went in another direction"
+        return f"the loss differs before the update; it looks like {guess}"
     ours, theirs = replay.norms[kind.kind][step], first.norms[kind.kind][step]
     is_zero = (kind.share[step] > 1) & (ours == 0) & (theirs > 0)
     zeros = list_names([first.names[n] for n in np.flatnonzero(is_zero)], SHOWN)
     ratio = find_common_ratio(kind, first, replay, step)
     if kind.kind == GRADIENT:
         return "the loss agrees, and " + _explain_gradient(ratio, zeros)
-    return "the gradients agree, and " + _explain_update(ratio, zeros)
+    return "the loss and the gradients agree, and " + _explain_update(ratio, zeros)
 
 
 def find_common_ratio(
@@ -66,23 +64,23 @@ def find_common_ratio(
 def _explain_gradient(ratio: float | None, zeros: str) -> str:
     if ratio is not None:
         return (
-            f"every gradient is {ratio:.3g} times as large: a sum in place of a mean, a scale of "
-            "the loss, accumulation, or clipping"
+            f"every gradient is {ratio:.3g} times as large; it looks like a sum in place of a "
+            "mean, a scale of the loss, accumulation, or clipping"
         )
     if zeros:
-        return f"the replay has a gradient of 0 for {zeros}, as if frozen or detached"
-    return "the gradients differ before the update: the backward pass, or clipping"
+        return f"the gradient of {zeros} is 0; it looks frozen or detached"
+    return "the gradients differ; it looks like the backward pass, or clipping"
 
 
 def _explain_update(ratio: float | None, zeros: str) -> str:
     if ratio is not None:
         return (
-            f"every update is {ratio:.3g} times as large from here on: the learning rate or its "
+            f"every update is {ratio:.3g} times as large; it looks like the learning rate or its "
             "schedule"
         )
     if zeros:
-        return f"the replay does not move {zeros}, as if the optimizer did not have it"
+        return f"{zeros} does not move; the optimizer may not have it"
     return (
-        "the updates differ by no common factor: weight decay, momentum, betas or eps of the "
-        "optimizer"
+        "the updates differ by no common factor; it looks like weight decay, momentum, betas or "
+        "eps of the optimizer"
     )

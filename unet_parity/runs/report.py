@@ -18,14 +18,14 @@ class Departure:
     Attributes:
         step: its number, from 1; 0 if the runs do not start from the same weights.
         what: the loss, or the gradient or update of a tensor, that is furthest there.
-        sentence: how far it is.
-        guess: what it looks like.
+        sentence: what differs, and what it looks like.
+        detail: how far it is.
     """
 
     step: int
     what: str
     sentence: str
-    guess: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunReport:
 
     Attributes:
         departure: the first step beyond; None if there is none.
-        reasons: why, in sentences; of a departure, where it is and what it looks like.
+        reasons: why, in sentences; of a departure, first what it looks like.
         distances: of the loss, the gradients and the updates.
         pairs: the tensors of the first run, and what the replay calls them.
         compared: what was compared, in a sentence.
@@ -110,7 +110,7 @@ class RunReport:
             "reasons": list(self.reasons),
             "first_step": self.first_step,
             "what": "" if self.departure is None else self.departure.what,
-            "guess": "" if self.departure is None else self.departure.guess,
+            "looks_like": "" if self.departure is None else self.departure.sentence,
             "factor": FACTOR,
             "steps": [
                 {name: _word(value) for name, value in row.items()} for row in self.list_steps()
