@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,8 @@ from parity_tests.shown import run_unet
 from parity_tests.test_isolation import BLOCKER
 from unet_parity import RunRecorder, compare_runs
 from unet_parity.runs import page
-from unet_parity.runs.recording import read_recording
+from unet_parity.runs.distances import FACTOR, FLOOR, ROUNDING, measure
+from unet_parity.runs.recording import Recording, read_recording
 from unet_spec import InputError
 from unet_spec.recipe import Optimizer, Recipe, Schedule
 
@@ -188,6 +190,63 @@ def test_a_loss_that_is_lost_in_all_three_runs_is_a_note(unet, tmp_path):
     assert report.verdict == "equivalent"
     assert sum("is nan in step 10" in reason for reason in report.reasons) == 3
     assert compare_runs(edited[0], edited[1], unet.sgd[2]).first_step == 10
+
+
+# ---- what is allowed
+
+
+def recording(gradient, *, update=None, weights=1.0, loss=None):
+    """Make a recording of one tensor from its norms at each step."""
+    steps = len(gradient)
+    norms = {
+        "gradient": np.array(gradient, float)[:, None],
+        "update": np.array(gradient if update is None else update, float)[:, None],
+        "weights": np.full((steps, 1), weights),
+    }
+    return Recording(
+        path=Path("run.jsonl"), framework="numpy", versions={}, names=("net.weight",),
+        sizes=np.array([4]), initial=np.array([1.0]), norms=norms, hashes=(), is_cut=False,
+        losses=np.ones(steps) if loss is None else np.array(loss, float),
+    )  # fmt: skip
+
+
+def allow(first, again, kind):
+    """Return what is allowed for the only tensor at each step."""
+    distances = {d.kind: d for d in measure(first, again, first, steps=first.steps)}
+    return distances[kind].allowed[:, 0]
+
+
+def test_what_is_allowed_is_a_multiple_of_what_the_run_again_shows_up_to_twice_the_step():
+    first = recording(np.ones(9))
+    again = recording([1, 1, 1, 1, 1, 1, 1, 1 + 1e-3, 1])
+    floor = FACTOR * FLOOR
+    assert floor < 2e-5
+    np.testing.assert_allclose(allow(first, again, "gradient"), [floor] * 2 + [FACTOR * 1e-3] * 7)
+
+
+def test_a_gradient_that_is_small_by_chance_is_related_to_those_before_it():
+    norms = np.array([1, 1, 1e-3, 1])
+    again, replay = norms + 1e-6, norms + np.array([0, 0, 5e-6, 0])
+    _, gradient, _ = measure(*map(recording, (norms, again, replay)), steps=4)
+    np.testing.assert_allclose(gradient.replay[2], 5e-6, rtol=1e-6)
+    assert gradient.share.max() < 1
+
+
+def test_an_update_may_differ_by_the_rounding_of_its_weights_and_of_its_gradient():
+    small = recording(np.ones(3), update=np.full(3, 1e-4), weights=10.0)
+    np.testing.assert_allclose(allow(small, small, "update"), ROUNDING * 10 / 1e-4)
+    again = recording(np.full(3, 1 + 1e-3))
+    np.testing.assert_allclose(allow(recording(np.ones(3)), again, "update"), FACTOR * 1e-3)
+    noise = recording(np.full(3, 1.2), update=np.ones(3))
+    assert np.isinf(allow(recording(np.ones(3)), noise, "update")).all()
+
+
+def test_what_is_not_finite_in_one_run_alone_is_infinitely_far():
+    first = recording(np.ones(3), loss=[1, np.nan, np.nan])
+    again, replay = recording(np.ones(3), loss=[1, np.nan, 1]), recording(np.ones(3))
+    loss, _, _ = measure(first, again, replay, steps=3)
+    assert loss.again[:, 0].tolist() == [0, 0, np.inf]
+    assert loss.replay[:, 0].tolist() == [0, np.inf, np.inf]
 
 
 # ---- recordings
