@@ -1,8 +1,13 @@
 """How far a replay is from a run at each step, and how far it may be.
 
-Two right replays in float32 are never equal: sums are taken in another order, and training carries
-every difference on. How far that leads is measured, not chosen: the first run is trained again with
-its sums in another order. The replay may be a few times as far from the first run as that one.
+Two right replays are never equal: sums are taken in another order, and training carries every
+difference on. How far that leads is measured, not chosen: the first run is trained again with its
+sums in another order. The replay may be a few times as far from the first run as that one.
+
+In float32 a value near the kink of a ReLU, or near another one in a pool, falls now and then to the
+other side. Then the gradients jump while the loss agrees. No run again shows when that happens or
+how large it is, so gradients get `NEAR_TIE` in float32, and what exceeds the measure but not this
+is told as a note. In float64 it does not happen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +18,13 @@ import numpy as np
 from unet_parity.runs.recording import Recording
 
 FACTOR = 10.0
-FLOOR = 2.0**-20
-"""Rounding of one pass leads so far in float32, which the run again does not always show: where
-images do not meet in a batch norm, another order of them changes no bit of their outputs. 8 units
-in the last place; the largest loss of the 42 replays above was 13 apart, their gradients 7."""
-ROUNDING = 2.0**-23
-"""An update is the difference of weights that were rounded to float32, in both runs, each by up to
-2^-24 of itself. So its norm is uncertain by this part of the norm of the weights."""
+ULPS = 8.0
+"""Rounding of one pass leads so many units in the last place away, which the run again does not
+always show: where images do not meet in a batch norm, another order of them changes no bit of their
+outputs."""
+NEAR_TIE = 0.1
+"""Relative, by how much values that fall to the other side of a kink may move a gradient in
+float32."""
 NOTHING_BUT_ROUNDING = 0.1
 """A gradient of which this part is rounding says nothing of where Adam moves the tensor."""
 WINDOW = 10
@@ -40,6 +45,7 @@ class Distances:
         replay: the difference of the norms over `scale`, (steps, tensors).
         again: of the run with its sums in another order.
         allowed: for the replay.
+        measured: the part of it that the run again shows.
         scale: the largest norm in the tensor's module, or loss, in the last steps.
     """
 
@@ -48,6 +54,7 @@ class Distances:
     replay: np.ndarray
     again: np.ndarray
     allowed: np.ndarray
+    measured: np.ndarray
     scale: np.ndarray
 
     @property
@@ -100,28 +107,62 @@ def measure(
     modules = [name.rpartition(".")[0] for name in first.names]
     scales = {kind: _scale(norms[0], modules) for kind, norms in values.items() if kind != LOSS}
     scales[LOSS] = _scale(values[LOSS][0], [""])
-    loss = _measure_kind(LOSS, ("",), values[LOSS], scales[LOSS])
-    gradient = _measure_kind(GRADIENT, first.names, values[GRADIENT], scales[GRADIENT])
+    unit = max(run.precision for run in (first, again, replay))
+    near_tie = NEAR_TIE if unit > np.finfo(np.float64).eps else 0.0
+    gradient = _measure_kind(
+        GRADIENT, first.names, values[GRADIENT], scales[GRADIENT], unit=unit,
+        uncertain=near_tie * scales[GRADIENT],
+    )  # fmt: skip
+    noise = _estimate_noise_of_updates(gradient, values)
+    loss = _measure_kind(
+        LOSS, ("",), values[LOSS], scales[LOSS], unit=unit,
+        uncertain=_follow_noise(noise, values),
+    )  # fmt: skip
     weights = _largest_of_module(_keep_finite(first.norms["weights"][:steps]), modules)
-    uncertain = np.maximum(_estimate_noise_of_updates(gradient, values), ROUNDING * weights)
-    update = _measure_kind(UPDATE, first.names, values[UPDATE], scales[UPDATE], uncertain)
+    # the difference of weights that were rounded, in both runs, each by half a unit
+    rounded = unit * weights
+    update = _measure_kind(
+        UPDATE, first.names, values[UPDATE], scales[UPDATE], unit=unit,
+        uncertain=np.maximum(noise, rounded),
+    )  # fmt: skip
     return loss, gradient, update
 
 
+def find_near_tie(gradient: Distances) -> int | None:
+    """Return the place of the first step whose gradients exceed what the run again shows, but not
+    what is allowed; None if there is none."""
+    is_near = ((gradient.replay > gradient.measured) & (gradient.share <= 1)).any(axis=1)
+    return int(np.argmax(is_near)) if is_near.any() else None
+
+
 def _estimate_noise_of_updates(gradient: Distances, values: Mapping[str, Norms]) -> np.ndarray:
-    """Return by how much rounding of the gradients may move each update, (steps, tensors).
+    """Return by how much differences of the gradients may move each update, (steps, tensors).
 
     Adam divides a gradient by its own size, so an update is as uncertain as its gradient is,
     relative to the gradient's own norm, and momentum carries that on. The gradient of a bias before
     a norm is nothing but rounding, and its update has any direction: then the result is infinite.
     """
     own, again, _ = map(_keep_finite, values[GRADIENT])
-    noise = gradient.allowed / FACTOR * gradient.scale
-    part = _divide(np.where((own == 0) & (again == 0), 0.0, noise), own)
-    part = np.maximum.accumulate(part, axis=0)
+    noise = np.where((own == 0) & (again == 0), 0.0, gradient.measured / FACTOR * gradient.scale)
+    part = np.maximum.accumulate(_divide(noise, own), axis=0)
+    # near-ties move the gradient of the replay alone; what is more is told of the gradient itself
+    seen = np.where(gradient.share <= 1, gradient.replay, 0.0) * gradient.scale
+    jump = np.minimum(np.maximum.accumulate(_divide(seen, own), axis=0), 1.0)
+    jump = np.maximum(jump, np.median(jump, axis=1, keepdims=True))
     is_known = part < NOTHING_BUT_ROUNDING
-    size = FACTOR * np.where(is_known, part, 0) * _keep_finite(values[UPDATE][0])
+    size = FACTOR * np.where(is_known, np.maximum(part, jump), 0) * _keep_finite(values[UPDATE][0])
     return np.where(is_known, size, np.inf)
+
+
+def _follow_noise(noise: np.ndarray, values: Mapping[str, Norms]) -> np.ndarray:
+    """Return by how much the noise of the updates before a step may change its loss, (steps, 1).
+
+    A loss changes by no more than the norm of its gradient times the way that the weights are off.
+    """
+    gradients, updates = (_keep_finite(values[kind][0]) for kind in (GRADIENT, UPDATE))
+    off = np.cumsum(np.where(np.isinf(noise), updates, noise), axis=0)
+    before = np.concatenate([np.zeros_like(off[:1]), off[:-1]])
+    return (gradients * before).sum(axis=1, keepdims=True)
 
 
 def _measure_kind(
@@ -129,12 +170,15 @@ def _measure_kind(
     names: tuple[str, ...],
     values: Norms,
     scale: np.ndarray,
-    uncertain: np.ndarray | None = None,
+    *,
+    unit: float,
+    uncertain: np.ndarray,
 ) -> Distances:
     """Return the distances of one kind.
 
     Args:
-        uncertain: what the values may differ by in any case, in their own unit.
+        unit: in the last place of the recorded numbers, relative.
+        uncertain: what the values may differ by in any case, as large as they are themselves.
     """
     first, again, replay = values
     distance = _relate(first, again, scale)
@@ -144,10 +188,9 @@ def _measure_kind(
     # what rounding starts in one run it may start sooner in another
     steps = len(noise)
     later = np.minimum(2 * np.arange(1, steps + 1) + 2, steps) - 1
-    allowed = FACTOR * np.maximum(noise[later], FLOOR)
-    if uncertain is not None:
-        allowed = np.maximum(allowed, _divide(uncertain, scale))
-    return Distances(kind, names, _relate(first, replay, scale), distance, allowed, scale)
+    measured = FACTOR * np.maximum(noise[later], ULPS * unit)
+    allowed = np.maximum(measured, _divide(uncertain, scale))
+    return Distances(kind, names, _relate(first, replay, scale), distance, allowed, measured, scale)
 
 
 def _relate(one: np.ndarray, other: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -57,7 +57,8 @@ def find_common_ratio(
         return None
     # divided by the ratio, a norm may differ as much as one of a right replay
     apart = np.abs(np.where(is_known, ours, 0) / ratio - np.where(is_known, theirs, 0))
-    bounds = kind.allowed[step] * kind.scale[step] * max(1, 1 / ratio)
+    bounds = kind.measured if kind.kind == GRADIENT else kind.allowed
+    bounds = bounds[step] * kind.scale[step] * max(1, 1 / ratio)
     return ratio if (apart[is_known] <= bounds[is_known]).all() else None
 
 

@@ -56,6 +56,11 @@ def name_framework(leaf: Any) -> str:
     return "jax" if package in ("jaxlib", "flax") else package
 
 
+def name_dtype(leaf: Any) -> str:
+    """Return the type of a leaf's values as numpy names it: float32, bfloat16, ..."""
+    return str(getattr(leaf, "dtype", "float64")).removeprefix("torch.")
+
+
 def to_numpy(name: str, leaf: Any) -> np.ndarray:
     """Return the values of a leaf as a numpy array of floats.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from unet_parity.runs.leaves import (
     measure_norm,
+    name_dtype,
     name_framework,
     name_leaves,
     name_parameters,
@@ -71,7 +72,11 @@ class RunRecorder:
             "versions": {"python": platform.python_version(), **versions()},
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "tensors": {
-                name: {"size": values.size, "weights": _word(measure_norm(values))}
+                name: {
+                    "size": values.size,
+                    "dtype": name_dtype(leaves[name]),
+                    "weights": _word(measure_norm(values)),
+                }
                 for name, values in self._weights.items()
             },
             "sha256": _hash(self._weights),
