@@ -17,6 +17,8 @@ import numpy as np
 
 from unet_parity.runs.recording import Recording
 
+# 36 right replays (6 tiny nets, 3 recipes, 2 seeds, 25 steps) had ratios of at most 1.5 for the
+# loss, 2.3 for gradients and 3.2 for updates; `python -m parity_tests.recorded_runs` measures them
 FACTOR = 10.0
 ULPS = 8.0
 """Rounding of one pass leads so many units in the last place away, which the run again does not
@@ -24,7 +26,8 @@ always show: where images do not meet in a batch norm, another order of them cha
 outputs."""
 NEAR_TIE = 0.1
 """Relative, by how much values that fall to the other side of a kink may move a gradient in
-float32."""
+float32. Of 3 right replays on images of 48 x 64 pixels, 3 levels deep, 2 had such jumps, of up to
+0.045; that was 144 times what the run again showed."""
 NOTHING_BUT_ROUNDING = 0.1
 """A gradient of which this part is rounding says nothing of where Adam moves the tensor."""
 WINDOW = 10
