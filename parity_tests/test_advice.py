@@ -582,8 +582,33 @@ ADVICE = (
         ("unet verify --steps 0 --reference pair.py:net --inputs own.npz {0} pair.py:port "
          "{1} pair.py:convert",),
     ),
+    Advice(
+        "no recording of a training run, which RunRecorder writes",
+        "unet verify --recorded first.jsonl again.jsonl own.npz",
+        r"give three of them: (unet verify --recorded) FIRST\.jsonl AGAIN\.jsonl REPLAY\.jsonl",
+        ("{0} first.jsonl again.jsonl replay.jsonl",),
+    ),
+    Advice(
+        "unet verify --recorded FIRST.jsonl AGAIN.jsonl REPLAY.jsonl",
+        "unet verify --recorded first.jsonl again.jsonl",
+        r"got 2; give .*: (unet verify --recorded) FIRST\.jsonl AGAIN\.jsonl REPLAY\.jsonl",
+        ("{0} first.jsonl again.jsonl replay.jsonl",),
+    ),
+    Advice(
+        "and recordings of runs after --recorded need none",
+        "unet verify cells.safetensors --recorded first.jsonl again.jsonl replay.jsonl",
+        r"WEIGHTS is of a net, and recordings of runs after (--recorded) need none; leave it out",
+        ("unet verify {0} first.jsonl again.jsonl replay.jsonl",),
+    ),
+    Advice(
+        "do not tell them apart; name them with --names",
+        "unet verify --recorded first.jsonl again.jsonl codes.jsonl",
+        r"may be up\.bias, down\.bias of .*; name them with (--names)",
+        ("unet verify --recorded first.jsonl again.jsonl codes.jsonl {0} codes.toml",),
+    ),
 )  # fmt: skip
 OTHERWISE = {
+    "or name the tensors with --names": "a row with --recorded above names tensors",
     "whose layers are defined in another order": "test_foreign_run.py gives such a net's code",
     "the original drops values in training": "a training with --net.dropout is in test_train.py",
     "there is no file {}; name it": "the rows with --reference above name one",
