@@ -121,6 +121,7 @@ def test_a_bug_is_told_at_its_step_with_a_guess(unet, bug, tmp_path):
     report = compare(unet, "sgd", unet.runs.record_jax(tmp_path / "bug.jsonl", SGD, change))
     assert report.first_step == step, report
     assert guess in report.reasons[0]
+    assert not any("float64" in reason for reason in report.reasons)
     if bug == "a gradient that is wrong in one tensor":
         assert report.departure.what == "the gradient of neck.conv.0.weight"
     if bug == "a loss that is no number":

@@ -63,7 +63,7 @@ def compare_runs(
         departure=departure,
         reasons=(
             *reasons,
-            *_describe_near_tie(distances[1]),
+            *_describe_near_tie(distances[1], departure),
             *_list_notes((one, other, third), steps),
         ),
         distances=distances,
@@ -192,10 +192,14 @@ def _describe_agreement(distances: Sequence[Distances], steps: int) -> tuple[str
     )
 
 
-def _describe_near_tie(gradient: Distances) -> list[str]:
-    """Say from where on gradients differ more than the run again shows; empty if they do not."""
+def _describe_near_tie(gradient: Distances, departure: Departure | None) -> list[str]:
+    """Say where gradients first differ more than the run again shows; empty if they do not.
+
+    Args:
+        departure: from there on other differences follow from it.
+    """
     step = find_near_tie(gradient)
-    if step is None:
+    if step is None or (departure is not None and departure.step <= step + 1):
         return []
     place = int(np.argmax((gradient.replay / gradient.measured)[step]))
     return [

@@ -8,7 +8,7 @@ import numpy as np
 import unet_page
 from unet_page import plot
 from unet_page.plot import Dot, Line, Plot, Points
-from unet_parity.runs.distances import FACTOR, LOSS, Distances
+from unet_parity.runs.distances import FACTOR, LOSS, NEAR_TIE, Distances
 from unet_parity.runs.report import RunReport
 from unet_spec.files import atomic_write
 
@@ -39,6 +39,7 @@ def make_page(report: RunReport, *, command: str = "") -> str:
         command=command,
         sentence=SENTENCES[report.verdict],
         factor=FACTOR,
+        near_tie=NEAR_TIE,
         curves=[plot_distances(kind, report.first_step) for kind in report.distances],
         rows=report.list_steps(),
         renamed={theirs: ours for theirs, ours in report.pairs.items() if theirs != ours},
