@@ -48,7 +48,7 @@ CASES = (
     *(
         Case(name, FOUND[name].pair, FOUND[name].old, FOUND[name].new)
         for name in (
-            "layer norm with the eps of Flax", "last linear layer frozen", "mask forgotten",
+            "layer norm with the eps of Flax", "last linear layer frozen",
             "biased running variance",
         )
     ),
