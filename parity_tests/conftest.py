@@ -21,9 +21,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
-import parity_tests.strict  # noqa: E402
+from parity_tests import strict  # noqa: E402
 from parity_tests.compiling import AS_USERS, CHEAP_FLAGS  # noqa: E402
 
 # XLA reads its flags once, with the first device: commands that tests start compile as for users
@@ -40,10 +39,9 @@ CHECKED = {
     ),
     "unet_train": ("augment", "losses", "metrics", "weight_map"),
 }  # fmt: skip
-install_import_hook(
+strict.install(
     ["unet_torch", "unet_jax", "unet_parity"]
-    + [f"{package}.{name}" for package, names in CHECKED.items() for name in names],
-    f"{parity_tests.strict.__name__}.typechecked",
+    + [f"{package}.{name}" for package, names in CHECKED.items() for name in names]
 )
 
 settings.register_profile("parity", deadline=None)
