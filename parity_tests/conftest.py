@@ -1,7 +1,9 @@
 """A stricter world than the user's: shapes in signatures are checked, and there are 8 devices."""
 
+import functools
 import gc
 import os
+from dataclasses import replace
 
 from unet_command.compilations import LARGEST_MB, find_cache, remove_oldest
 
@@ -92,6 +94,28 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, loop.run(TINY, folder, progress=quiet(), command="unet train cells")
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Training runs of one config share what the first of them has traced and compiled.
+
+    It is for tests of what surrounds the step: to trace it is most of what a tiny run costs.
+    """
+    from unet_train import loop
+    from unet_train.step import compile_steps
+
+    compile_first = functools.cache(compile_steps)
+
+    def compile_or_take(config, placement):
+        # no step reads where images lie, nor what happens between steps
+        data = replace(config.data, images=None, masks=None)
+        between = {"validate_every": 1, "checkpoint_every": 1, "keep": 1, "patience": None}
+        return compile_first(replace(config, data=data, **between), placement)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_steps", compile_or_take)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
