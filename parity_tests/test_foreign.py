@@ -147,7 +147,7 @@ PLANTS: dict[str, dict[str, Any]] = {
     "aligned corners": {"up": "bilinear_aligned"},
 }
 BASE = UNetConfig(
-    in_channels=2, classes=3, widths=(4, 8, 12), norm="group", groups=2, up="nearest", fit="zeros"
+    in_channels=2, classes=3, widths=(4, 12), norm="group", groups=2, up="nearest", fit="zeros"
 )
 
 
