@@ -175,6 +175,12 @@ ADVICE = (
         (f"{TRAIN} --mesh.data 3 {{0}} 3", f"{TRAIN} {{1}} 2"),
     ),
     Advice(
+        "has 2 rows, one for each part of",
+        f"{TRAIN} --mesh.data 2 --mesh.rows 2 --data.crop-px 4",
+        r"of (--data\.crop-px) 4 has 2 rows, one for each part of .*; use (8) or more",
+        (f"{TRAIN} --mesh.data 2 --mesh.rows 2 {{0}} {{1}}",),
+    ),
+    Advice(
         "mesh.rows={} does not divide the rows", f"{TRAIN} --mesh.rows 4 --data.crop-px 36",
         r"use a multiple of (\d+), or fewer rows",
         (f"{TRAIN} --mesh.rows 4 --data.crop-px {{0}}0", f"{TRAIN} --mesh.rows 2"),
