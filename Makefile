@@ -8,7 +8,7 @@ demo: $(READY)
 	.venv/bin/unet demo
 
 test: lint
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	.venv/bin/ruff format --check .

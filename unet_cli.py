@@ -312,9 +312,10 @@ def verify(
             proof and the training steps; the default is small.
         image: Compare on the middle of this image, up to 256x256 pixels, in place of random
             numbers.
-        recorded: Compare on the array x in this file (.npz), and judge its array y, a float32
-            output of the same net; or compare these two recordings of a pair (.safetensors), which
-            unet_parity.record writes.
+        recorded: Compare on the array x in this .npz, and judge its array y, a float32 output of
+            the same net; or compare these two recordings of a pair (.safetensors), which
+            unet_parity.record writes; or these three of training runs (.jsonl), by RunRecorder: a
+            run, the same run with its sums in another order, and its replay in another framework.
         reference: Compare with this torch module of your own too; the file is run. It has the
             slides' names, or those that the weight file came with.
         reference_arguments: Give the constructor of the reference these arguments.
@@ -324,7 +325,8 @@ def verify(
             whole port as an nnx.Module; the file is run.
         inputs: Give both the arrays in this file, as the reference takes them.
         names: The port has the reference's tensors where this file says, in lines such as
-            "their.name" = "our.name"; with --convert there are none.
+            "their.name" = "our.name"; with --convert there are none. Of recorded runs, the replay
+            has the names on the right.
         steps: Train both for this many steps, side by side; with 0 there is no training.
         precision: JAX multiplies in this precision, which matters on accelerators.
         certificate: Write there what the exact proof gave, which `unet check` computes again with
@@ -341,12 +343,12 @@ def verify(
     check_number("--steps", steps, STEPS_OF_A_PROOF)
     for side in size or ():
         check_number("--size", side, SIDE)
-    if any(path.suffix == ".safetensors" for path in recorded):
+    if any(path.suffix in (".safetensors", ".jsonl") for path in recorded):
         need(*(["images"] if report else []))
-        from unet_command import pair_recordings
+        from unet_command import recordings
 
-        return pair_recordings.verify_recorded(
-            recorded, weights=weights, report=report, json=json, command=command
+        return recordings.verify_recorded(
+            recorded, weights=weights, names=names, report=report, json=json, command=command
         )
     need("jax", "torch", *(["images"] if image or report else []))
     allocator = keep_freed_memory()

@@ -1,7 +1,9 @@
 """A stricter world than the user's: shapes in signatures are checked, and there are 8 devices."""
 
+import functools
 import gc
 import os
+from dataclasses import replace
 
 from unet_command.compilations import LARGEST_MB, find_cache, remove_oldest
 
@@ -21,9 +23,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
-import parity_tests.strict  # noqa: E402
+from parity_tests import strict  # noqa: E402
 from parity_tests.compiling import AS_USERS, CHEAP_FLAGS  # noqa: E402
 
 # XLA reads its flags once, with the first device: commands that tests start compile as for users
@@ -40,10 +41,9 @@ CHECKED = {
     ),
     "unet_train": ("augment", "losses", "metrics", "weight_map"),
 }  # fmt: skip
-install_import_hook(
+strict.install(
     ["unet_torch", "unet_jax", "unet_parity"]
-    + [f"{package}.{name}" for package, names in CHECKED.items() for name in names],
-    f"{parity_tests.strict.__name__}.typechecked",
+    + [f"{package}.{name}" for package, names in CHECKED.items() for name in names]
 )
 
 settings.register_profile("parity", deadline=None)
@@ -94,6 +94,28 @@ def run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, loop.run(TINY, folder, progress=quiet(), command="unet train cells")
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Training runs of one config share what the first of them has traced and compiled.
+
+    It is for tests of what surrounds the step: to trace it is most of what a tiny run costs.
+    """
+    from unet_train import loop
+    from unet_train.step import compile_steps
+
+    compile_first = functools.cache(compile_steps)
+
+    def compile_or_take(config, placement):
+        # no step reads where images lie, nor what happens between steps
+        data = replace(config.data, images=None, masks=None)
+        between = {"validate_every": 1, "checkpoint_every": 1, "keep": 1, "patience": None}
+        return compile_first(replace(config, data=data, **between), placement)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_steps", compile_or_take)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -33,12 +33,28 @@ TRAIN = (
     "--data.crop-px 32 --steps 2 --validate-every 2 --checkpoint-every 2 --out RUN"
 )
 
+# as the command `unet demo`, which continuous integration runs at its whole length too
+DEMO = """
+import dataclasses, sys, unet_cli, unet_spec
+from unet_demo import run
+values = run.run.__kwdefaults__
+small = {"net": unet_spec.UNetConfig(widths=(4, 6)), "steps": 4, "validate_every": 2}
+values["config"] = dataclasses.replace(values["config"], checkpoint_every=4, **small)
+sys.argv[1:] = ["demo"]
+sys.exit(unet_cli.main())
+"""
+
 
 class Environment:
-    """A new virtual environment, and an empty folder in which its commands run."""
+    """A new virtual environment, and an empty folder in which its commands run.
 
-    def __init__(self, place: Path):
+    Args:
+        variables: of the environment of its commands, beside those of this process.
+    """
+
+    def __init__(self, place: Path, variables: Mapping[str, str] = {}):
         self.folder, self.place = place / "work", place / "environment"
+        self.variables = variables
         self.folder.mkdir(parents=True)
         subprocess.run([sys.executable, "-m", "venv", self.place], check=True)
 
@@ -53,7 +69,7 @@ class Environment:
         done = subprocess.run(
             [self.place / "bin" / command[0], *command[1:]],
             cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**inherited, "COLUMNS": "200"}, check=False,
+            env={**inherited, "COLUMNS": "200", **self.variables}, check=False,
         )  # fmt: skip
         assert done.returncode == status, f"{command}: {done.returncode}: {done.stdout}"
         return done.stdout
@@ -104,8 +120,10 @@ def check_all(place: Path, wheel: Path) -> None:
     environment = Environment(place)
     environment.install(f"{wheel}[all]")
     print(f"[all]: {environment.megabytes():,.0f} MB")
+    environment.run("python", "-c", DEMO)
+    print("  unet demo, a short one")
     for command in (
-        "demo", "verify demo_run/run/weights.safetensors --report page.html --json verify.json",
+        "verify demo_run/run/weights.safetensors --steps 2 --report page.html --json verify.json",
         "bench --quick --json bench.json --report bench.html",
     ):  # fmt: skip
         environment.run("unet", *command.split())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks import accelerator
 from benchmarks.accelerator import Section
+from parity_tests.compiling import CHEAP_FLAGS
 from unet_bench import steps
 from unet_spec import UNetConfig
 
@@ -176,6 +178,13 @@ def test_ordinary_weights_end_in_a_verdict():
     assert record["steps_in"] == ["float32", "float64"]
 
 
+@pytest.fixture
+def compiles_cheaply(monkeypatch):
+    """Runs that a section starts as processes compile as the tests do."""
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {CHEAP_FLAGS}")
+
+
+@pytest.mark.usefixtures("compiles_cheaply")
 def test_a_preset_trains_and_its_loss_falls():
     summary = record_of("train")["modern"]
     assert summary["step"] == TINY.presets["modern"]
@@ -183,6 +192,7 @@ def test_a_preset_trains_and_its_loss_falls():
     assert summary["images_per_s"] > 0
 
 
+@pytest.mark.usefixtures("compiles_cheaply")
 def test_a_run_that_is_killed_ends_in_the_same_bytes():
     record = record_of("resume", dataclasses.replace(TINY, kill_steps=12, kill_every=2))
     assert record["equal"]

@@ -16,7 +16,7 @@ import unet_torch
 from parity_tests import shown
 from parity_tests.foreign_nets import NETS
 from parity_tests.shown import Message, run_unet
-from unet_parity import record
+from unet_parity import RunRecorder, record
 from unet_spec import InputError, UNetConfig
 from unet_spec.recipe import Recipe, Schedule
 from unet_torch import training_state as torch_state
@@ -173,6 +173,12 @@ ADVICE = (
         "devices do not divide the {} images", f"{TRAIN} --mesh.data 3",
         r"change (--data\.batch) or (--mesh\.data)",
         (f"{TRAIN} --mesh.data 3 {{0}} 3", f"{TRAIN} {{1}} 2"),
+    ),
+    Advice(
+        "has 2 rows, one for each part of",
+        f"{TRAIN} --mesh.data 2 --mesh.rows 2 --data.crop-px 4",
+        r"of (--data\.crop-px) 4 has 2 rows, one for each part of .*; use (8) or more",
+        (f"{TRAIN} --mesh.data 2 --mesh.rows 2 {{0}} {{1}}",),
     ),
     Advice(
         "mesh.rows={} does not divide the rows", f"{TRAIN} --mesh.rows 4 --data.crop-px 36",
@@ -600,9 +606,9 @@ ADVICE = (
         ("unet verify {0} ours.safetensors linear.safetensors",),
     ),
     Advice(
-        "stands beside recordings of a pair",
+        "stands beside recordings, which say all by themselves",
         "unet verify --recorded ours.safetensors linear.safetensors --steps 3",
-        r"--steps stands beside recordings of a pair, .*; leave it out",
+        r"--steps stands beside recordings, .*; leave it out",
         ("unet verify --recorded ours.safetensors linear.safetensors",),
     ),
     Advice(
@@ -610,8 +616,27 @@ ADVICE = (
         r"(--recorded) takes one \.npz .* got 2 files; give one \.npz",
         (f"{VERIFY} {{0}} cells.npz",),
     ),
+    Advice(
+        "no recording of a training run, which RunRecorder writes",
+        "unet verify --recorded first.jsonl again.jsonl own.npz",
+        r"give three of them: (unet verify --recorded) FIRST\.jsonl AGAIN\.jsonl REPLAY\.jsonl",
+        ("{0} first.jsonl again.jsonl replay.jsonl",),
+    ),
+    Advice(
+        "unet verify --recorded FIRST.jsonl AGAIN.jsonl REPLAY.jsonl",
+        "unet verify --recorded first.jsonl again.jsonl",
+        r"got 2; give .*: (unet verify --recorded) FIRST\.jsonl AGAIN\.jsonl REPLAY\.jsonl",
+        ("{0} first.jsonl again.jsonl replay.jsonl",),
+    ),
+    Advice(
+        "do not tell them apart; name them with --names",
+        "unet verify --recorded first.jsonl again.jsonl codes.jsonl",
+        r"may be up\.bias, down\.bias of .*; name them with (--names)",
+        ("unet verify --recorded first.jsonl again.jsonl codes.jsonl {0} codes.toml",),
+    ),
 )  # fmt: skip
 OTHERWISE = {
+    "or name the tensors with --names": "a row with --recorded above names tensors",
     "whose layers are defined in another order": "test_foreign_run.py gives such a net's code",
     "the original drops values in training": "a training with --net.dropout is in test_train.py",
     "there is no file {}; name it": "the rows with --reference above name one",
@@ -766,7 +791,7 @@ def advice_folder(tmp_path_factory):
     torch.save(net.state_dict(), here / "model.pth")
     x = torch.ones(1, 1, 12, 16).cumsum(3) / 16
     np.savez(here / "cells.npz", x=x.numpy(), y=net(x).detach().numpy())
-    _save_recordings(here)
+    _save_pair(here)
     bare = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     (here / "bare.safetensors").write_bytes(safetensors_of(bare))
     for name, config in {
@@ -785,6 +810,7 @@ def advice_folder(tmp_path_factory):
         "def UNet():\n    return unet_torch.UNet(UNetConfig(widths=(4, 6)))\n"
     )
     _save_foreign(here)
+    _save_runs(here)
     for command in (f"{TRAIN} --out OLD", f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
                     "unet convert run.pt started.safetensors",
                     "unet verify --config.widths 4 6 --steps 0 --certificate net.json",
@@ -794,7 +820,7 @@ def advice_folder(tmp_path_factory):
     return here
 
 
-def _save_recordings(here: Path) -> None:
+def _save_pair(here: Path) -> None:
     """Record both sides of a pair."""
     reference, x = torch.nn.Linear(3, 2), np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
     record(here / "linear.safetensors", reference, inputs=[x], seeds=1, steps=0)
@@ -877,6 +903,22 @@ def _save_schedules(here: Path, net: unet_torch.UNet) -> None:
     ):  # fmt: skip
         state = {**steps.state_dict(), "last_epoch": last_epoch}
         torch.save({**content, "scheduler": state, **beside}, here / f"{name}.pt")
+
+
+def _save_runs(here: Path) -> None:
+    """Record a run, the same with other rounding, and two replays, of which one has codes as
+    names."""
+    for name, kernel, biases, rounding in (
+        ("first", "up.weight", ("up.bias", "down.bias"), 0.0),
+        ("again", "up.weight", ("up.bias", "down.bias"), 1e-7),
+        ("replay", "up.weight", ("up.bias", "down.bias"), 2e-7),
+        ("codes", "p0", ("p1", "p2"), 2e-7),
+    ):
+        tensors = {kernel: np.ones((2, 3)), **{bias: np.zeros(3) for bias in biases}}
+        recorder = RunRecorder(here / f"{name}.jsonl", tensors)
+        gradients = {n: np.full(a.shape, 1 + rounding) for n, a in tensors.items()}
+        recorder.record(0.5, {n: a - gradients[n] for n, a in tensors.items()}, gradients)
+    (here / "codes.toml").write_text('"up.weight" = "p0"\n"up.bias" = "p1"\n"down.bias" = "p2"\n')
 
 
 def safetensors_of(tensors: dict[str, np.ndarray]) -> bytes:

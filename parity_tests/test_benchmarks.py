@@ -3,8 +3,10 @@
 import os
 import re
 import runpy
+import shlex
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from benchmarks import (
     own_net,
     pipeline,
 )
-from parity_tests.shown import ROOT, inline_code
+from parity_tests.compiling import CHEAP_FLAGS
+from parity_tests.shown import ROOT, inline_code, run_unet
 from parity_tests.tiny import TINY
 from unet_spec import UNetConfig
 
@@ -68,12 +71,21 @@ def pictures(tmp_path):
     return tmp_path
 
 
+def run_here(words, *, cwd, check):
+    """Run a command of `unet` that a script would start as a process, in this one."""
+    assert words[:3] == [sys.executable, "-m", "unet_cli"]
+    assert check
+    done = run_unet(shlex.join(["unet", *words[3:]]), cwd)
+    assert done.status == 0, done.text
+
+
 def test_a_small_net_of_ones_own_goes_there_and_back_as_the_figures_do(pictures, monkeypatch):
     flags = [*own_net.FLAGS[:-3], "2", "--steps", "2", "--mesh.data", "1"]
     sizes = {"LEG": 1, "STEPS": 3, "WIDTH": 2, "BATCH": 2, "CROP_PX": 32, "FLAGS": flags}
     flags[flags.index("--data.crop-px") + 1], flags[flags.index("--data.batch") + 1] = "32", "2"
     for name, value in sizes.items():
         monkeypatch.setattr(own_net, name, value)
+    monkeypatch.setattr(own_net, "subprocess", SimpleNamespace(run=run_here))
     monkeypatch.delitem(sys.modules, "my_unet", raising=False)
     result = own_net.own_net(pictures / "images", pictures / "masks", pictures)
     monkeypatch.delitem(sys.modules, "my_unet", raising=False)
@@ -88,6 +100,7 @@ def test_a_small_run_moves_from_torch_to_jax_as_the_figures_do(pictures, monkeyp
     }  # fmt: skip
     for name, value in sizes.items():
         monkeypatch.setattr(continued, name, value)
+    monkeypatch.setattr(continued, "subprocess", SimpleNamespace(run=run_here))
     result = continued.continued(pictures / "images", pictures / "masks", pictures)
     assert {tuple(curve) for curve in result["iou"].values()} == {(2, 3)}
     assert result["furthest_iou"]["torch"] == 0.0
@@ -134,6 +147,7 @@ def test_a_run_on_more_images_than_its_cache_holds_is_killed_and_compared(tmp_pa
         "12", "--validate-every", "12", "--checkpoint-every", "2", "--keep", "9",
         "--data.cache-gb", "0", "--net.in-channels", "3",
     ]  # fmt: skip
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {CHEAP_FLAGS}")
     run = more_than_memory.run_and_kill(tmp_path, flags, kill_at=2)
     assert run["equal"]
     assert run["start_s"] > 0

@@ -147,7 +147,7 @@ PLANTS: dict[str, dict[str, Any]] = {
     "aligned corners": {"up": "bilinear_aligned"},
 }
 BASE = UNetConfig(
-    in_channels=2, classes=3, widths=(4, 8, 12), norm="group", groups=2, up="nearest", fit="zeros"
+    in_channels=2, classes=3, widths=(4, 12), norm="group", groups=2, up="nearest", fit="zeros"
 )
 
 
@@ -175,6 +175,21 @@ def test_one_run_leaves_nothing_to_the_next():
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(seen[0]["out"], first)
     np.testing.assert_array_equal(seen[1]["out"], second)
+
+
+def test_nets_that_share_a_skeleton_do_not_disturb_each_other():
+    x = np.random.default_rng(0).normal(size=(1, 2, 9, 11)).astype(np.float32)
+    leaky = replace(BASE, activation="leaky_relu")
+    tensors = random_tensors(BASE, seed=0)
+    configs = [
+        leaky, replace(leaky, concat="skip_first"), replace(leaky, fit="crop"),
+        replace(leaky, negative_slope=0.3),
+    ]  # fmt: skip
+    first, *others = [hidden.run(config, tensors, x, "float32") for config in configs]
+    assert not any(np.array_equal(first, other) for other in others)
+    np.testing.assert_array_equal(hidden.run(leaky, tensors, x, "float32"), first)
+    with pytest.raises(InputError, match="9"):
+        hidden.run(replace(leaky, fit="error"), tensors, x, "float32")
 
 
 def test_what_the_first_pair_does_not_tell_the_second_does():

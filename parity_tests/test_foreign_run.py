@@ -35,6 +35,20 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def config(folder, tmp_path_factory):
+    """What that net is, as its code tells."""
+    place = tmp_path_factory.mktemp("config")
+    Theirs(folder).save(place / "begin.pt")
+    return conversion.convert(
+        place / "begin.pt", place / "begin", evidence=evidence_of(folder), weights_only=True
+    ).weights.config
+
+
+def evidence_of(folder: Path) -> Evidence:
+    return Evidence(reference=f"{folder / 'my_unet.py'}:UNet", arguments="1, 3, width=2")
+
+
 class Theirs:
     """Net, optimizer and scheduler as people write them: AdamW with two groups, and cosine."""
 
@@ -100,21 +114,16 @@ def in_jax(state: TrainingState, steps: int) -> TrainingState:
         )
 
 
-def test_20_steps_in_torch_20_in_jax_and_20_in_torch_equal_60_in_torch(folder, tmp_path):
+def test_20_steps_in_torch_20_in_jax_and_20_in_torch_equal_60_in_torch(folder, config, tmp_path):
     stays = Theirs(folder)
     leaves = Theirs(folder)
     begin = {n: t.clone() for n, t in leaves.net.state_dict().items()}
-    leaves.save(tmp_path / "begin.pt")
-    reference = f"{folder / 'my_unet.py'}:UNet"
-    evidence = Evidence(reference=reference, arguments="1, 3, width=2")
-    config = conversion.convert(
-        tmp_path / "begin.pt", tmp_path / "begin", evidence=evidence, weights_only=True
-    ).weights.config
-
     stays.run(batches(config, 0, STEPS))
     leaves.run(batches(config, 0, LEG))
     before = leaves.save(tmp_path / "run.pt")
-    result = conversion.convert(tmp_path / "run.pt", tmp_path / "START", evidence=evidence)
+    result = conversion.convert(
+        tmp_path / "run.pt", tmp_path / "START", evidence=evidence_of(folder)
+    )
     state = result.content
     assert isinstance(state, TrainingState)
     assert (state.step, state.dtype) == (LEG, "float64")
@@ -161,13 +170,8 @@ def apart(a, b):
 
 
 @pytest.mark.parametrize("plant", ["decay on all", "groups exchanged", "a step lost"])
-def test_what_would_be_wrong_in_a_hand_over_is_seen(folder, tmp_path, plant):
+def test_what_would_be_wrong_in_a_hand_over_is_seen(folder, config, tmp_path, plant):
     stays, leaves = Theirs(folder), Theirs(folder)
-    stays.save(tmp_path / "begin.pt")
-    evidence = Evidence(reference=f"{folder / 'my_unet.py'}:UNet", arguments="1, 3, width=2")
-    config = conversion.convert(
-        tmp_path / "begin.pt", tmp_path / "begin", evidence=evidence, weights_only=True
-    ).weights.config
     stays.run(batches(config, 0, LEG))
     leaves.run(batches(config, 0, LEG - (plant == "a step lost")))
     content = leaves.save(tmp_path / "run.pt")
@@ -185,8 +189,9 @@ def test_what_would_be_wrong_in_a_hand_over_is_seen(folder, tmp_path, plant):
 def test_numbers_of_batches_come_back(folder, tmp_path):
     theirs = Theirs(folder)
     content = theirs.save(tmp_path / "begin.pt")
-    evidence = Evidence(reference=f"{folder / 'my_unet.py'}:UNet", arguments="1, 3, width=2")
-    conversion.convert(tmp_path / "begin.pt", tmp_path / "a", evidence=evidence, weights_only=True)
+    conversion.convert(
+        tmp_path / "begin.pt", tmp_path / "a", evidence=evidence_of(folder), weights_only=True
+    )
     conversion.convert(tmp_path / "a", tmp_path / "b.pt")
     back = torch.load(tmp_path / "b.pt", weights_only=True)["state_dict"]
     for name, tensor in content["state_dict"].items():

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from parity_tests import installed
+from parity_tests.compiling import CHEAP_FLAGS
 from parity_tests.installed import ROOT, Environment
 
 
@@ -30,7 +31,7 @@ def test_the_wheel_holds_every_file_of_the_packages_under_names_of_its_own(wheel
 
 def test_what_is_installed_trains_predicts_and_converts(wheel, tmp_path, capsys):
     """The new environment borrows its dependencies from this one, and nothing else of it."""
-    environment = Environment(tmp_path)
+    environment = Environment(tmp_path, {"XLA_FLAGS": CHEAP_FLAGS})
     environment.run("pip", "install", "--quiet", "--no-deps", str(wheel))
     (site,) = environment.place.glob("lib/*/site-packages")
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -20,6 +20,8 @@ from unet_train.input.identity import Identity
 from unet_train.report.metrics_log import read_metrics
 from unet_train.run import folder as run_folder
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
     out = tmp_path / "run"

@@ -468,8 +468,9 @@ def test_by_default_the_most_devices_that_divide_the_batch_are_taken(images, par
         (64, MeshConfig(data=16), "does not fit the number of devices, which is 8"),
         (36, MeshConfig(data=1, rows=2), "use a multiple of 8"),  # its lowest level has 9 rows
         (34, MeshConfig(data=1, rows=4), "use a multiple of 16"),  # its lowest level has 8
+        (8, MeshConfig(data=2, rows=2), "XLA computes wrong gradients there; use 16 or more"),
     ],
-    ids=["devices", "rows of the lowest level", "rows of other levels"],
+    ids=["devices", "rows of the lowest level", "rows of other levels", "two rows"],
 )
 def test_a_mesh_that_does_not_fit_is_refused(crop_px, mesh, told):
     net = replace(PADDED.net, fit="zeros")

@@ -37,6 +37,8 @@ from unet_train.run.states import to_weight_file
 from unet_train.setup import make_setup
 from unet_train.step import compile_steps, prepare_batch
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 # what a run ends in, byte for byte
 ENDS = ("weights.safetensors", "best.safetensors", "checkpoints/6.safetensors")
 

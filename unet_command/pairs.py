@@ -13,7 +13,7 @@ from unet_spec import InputError
 if TYPE_CHECKING:
     from unet_parity.pair.report import PairReport
 
-_COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
+COLOURS = {"identical": "bold green", "equivalent": "bold green", "different": "bold red"}
 
 
 def refuse_flags_of_a_net(values: Mapping[str, object]) -> None:
@@ -99,7 +99,7 @@ def show_report(
         json: the report.
         command: what was typed.
     """
-    console.print(f"[{_COLOURS[found.verdict]}]{found.verdict}[/]")
+    console.print(f"[{COLOURS[found.verdict]}]{found.verdict}[/]")
     for sentence in found.list_sentences():
         console.print(sentence, highlight=False, markup=False)
     if report is not None:

@@ -97,7 +97,10 @@ def make_mesh(config: UNetConfig, size: tuple[int, int], devices: Sequence[Any])
     rows = 1
     if config.padding == "same":  # unpadded maps have other heights, which nothing divides
         multiples = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        rows = max(n for n in multiples if n == 1 or size[0] % (n << config.depth) == 0)
+        lowest = size[0] >> config.depth
+        # XLA's gradients of a convolution over two rows are wrong where two devices have one each
+        fitting = [n for n in multiples if size[0] % (n << config.depth) == 0]
+        rows = max(fitting, default=1) if lowest > 2 else 1
     grid = np.array(devices).reshape(len(devices) // rows, rows)
     return Mesh(grid, ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto))
 

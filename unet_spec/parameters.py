@@ -4,6 +4,7 @@ Neither twin reads it: it is the third witness, which both must equal.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -33,6 +34,7 @@ class Parameter(NamedTuple):
         return self.kind not in ("statistic", "count")
 
 
+@lru_cache(maxsize=64)  # a search for a net's hidden facts asks thousands of times
 def parameters(config: UNetConfig) -> tuple[Parameter, ...]:
     """List every tensor of the net, in the order of torch's `state_dict`."""
     return tuple(_parameters(config))

@@ -26,12 +26,16 @@ from unet_spec.judgement import judge_output
 from unet_spec.outputs import apply_output
 from unet_spec.parameters import Tensors
 from unet_spec.structure import Structure, rename, settle
-from unet_torch.model import UNet
+from unet_torch.model import UNet, Up
 
 SLOPES = (0.01, 0.1, 0.2, 0.05, 0.3, 0.02, 0.15, 0.25)  # of LeakyReLU: torch's, then others
 EXACT = 1e-9  # of the scale, between two float64 runs of one net
 FEWEST_FINALISTS = 4
 ROUGH = 1e-5  # of the scale: what float32 hides in the first comparison
+LOOKED_UP: dict[str, Any] = {
+    name: getattr(UNetConfig(), name) for name in ("concat", "fit", "output", "negative_slope")
+}
+"""Fields that a net looks up when it is called, with what they are in one that nets share."""
 SMALL_PIXELS = 64 * 64
 SECONDS_OF_SILENCE = 10
 
@@ -384,9 +388,23 @@ def run(
     return (y if dtype in ("float32", "float64") else y.double()).numpy()
 
 
-@cache
 def _build_skeleton(config: UNetConfig) -> UNet:
-    """Return a net without values: to build one takes longer than to run a small one."""
+    """Return a net without values.
+
+    To build one takes longer than to run a small one. So nets share it that differ only in what
+    they look up when they are called.
+    """
+    model = _build_layers(replace(config, **LOOKED_UP))
+    for module in model.modules():
+        if isinstance(module, UNet | Up):
+            module.config = config
+        if isinstance(module, nn.LeakyReLU):
+            module.negative_slope = config.negative_slope
+    return model
+
+
+@cache
+def _build_layers(config: UNetConfig) -> UNet:
     with torch.device("meta"):
         return UNet(config)
 

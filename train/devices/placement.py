@@ -141,6 +141,13 @@ def make_placement(config: TrainConfig, devices: Sequence[Any] | None = None) ->
             "multiple of {multiple}, or fewer rows",
             multiple=multiple,
         )
+    if settings.rows == 2 and data > 1 and config.data.crop_px == multiple:
+        raise ConfigError(
+            config,
+            "the lowest level of {data.crop_px=} has 2 rows, one for each part of {mesh.rows=}, "
+            "and XLA computes wrong gradients there; use {least} or more, or 1 row",
+            least=2 * multiple,
+        )
     grid = np.array(devices[:count]).reshape(data, settings.rows)
     mesh = Mesh(grid, ("data", "rows"), axis_types=(AxisType.Auto, AxisType.Auto))
     return Placement(mesh, settings.shard_parameters)

@@ -1,0 +1,87 @@
+"""What the first step beyond looks like: the schedule, the optimizer, the gradients or the net."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unet_parity.runs.distances import GRADIENT, LOSS, Distances, find_worst_kind
+from unet_parity.runs.recording import Recording
+from unet_spec.wording import list_names
+
+SHOWN = 3
+
+
+def explain_step(
+    first: Recording, replay: Recording, distances: Sequence[Distances], step: int
+) -> str:
+    """Return what differs in the first step beyond, and what it looks like.
+
+    Args:
+        replay: with the tensors in the order of the first run.
+        distances: of the loss, the gradients and the updates.
+        step: its place, from 0.
+    """
+    kind = find_worst_kind(distances, step)
+    if kind.kind == LOSS:
+        guess = "the net, the loss or the batch"
+        if step:
+            guess += ", or the update before went in another direction"
+        return f"the loss differs before the update; it looks like {guess}"
+    ours, theirs = replay.norms[kind.kind][step], first.norms[kind.kind][step]
+    is_zero = (kind.share[step] > 1) & (ours == 0) & (theirs > 0)
+    zeros = list_names([first.names[n] for n in np.flatnonzero(is_zero)], SHOWN)
+    ratio = find_common_ratio(kind, first, replay, step)
+    if kind.kind == GRADIENT:
+        return "the loss agrees, and " + _explain_gradient(ratio, zeros)
+    return "the loss and the gradients agree, and " + _explain_update(ratio, zeros)
+
+
+def find_common_ratio(
+    kind: Distances, first: Recording, replay: Recording, step: int
+) -> float | None:
+    """Return the ratio of all norms of the replay to those of the first run; None if they have
+    none in common.
+
+    Args:
+        kind: the distances of gradients or updates.
+        step: its place, from 0.
+    """
+    ours, theirs = replay.norms[kind.kind][step], first.norms[kind.kind][step]
+    # what is nothing but rounding has no ratio
+    is_known = np.isfinite(kind.allowed[step]) & np.isfinite(ours) & (theirs > 0)
+    if not is_known.any():
+        return None
+    ratios = np.where(is_known, ours / np.where(theirs > 0, theirs, 1), np.nan)
+    ratio = float(np.nanmedian(ratios))
+    if ratio == 0 or not np.isfinite(ratio):
+        return None
+    # divided by the ratio, a norm may differ as much as one of a right replay
+    apart = np.abs(np.where(is_known, ours, 0) / ratio - np.where(is_known, theirs, 0))
+    bounds = kind.measured if kind.kind == GRADIENT else kind.allowed
+    bounds = bounds[step] * kind.scale[step] * max(1, 1 / ratio)
+    return ratio if (apart[is_known] <= bounds[is_known]).all() else None
+
+
+def _explain_gradient(ratio: float | None, zeros: str) -> str:
+    if ratio is not None:
+        return (
+            f"every gradient is {ratio:.3g} times as large; it looks like a sum in place of a "
+            "mean, a scale of the loss, accumulation, or clipping"
+        )
+    if zeros:
+        return f"the gradient of {zeros} is 0; it looks frozen or detached"
+    return "the gradients differ; it looks like the backward pass, or clipping"
+
+
+def _explain_update(ratio: float | None, zeros: str) -> str:
+    if ratio is not None:
+        return (
+            f"every update is {ratio:.3g} times as large; it looks like the learning rate or its "
+            "schedule"
+        )
+    if zeros:
+        return f"{zeros} does not move; the optimizer may not have it"
+    return (
+        "the updates differ by no common factor; it looks like weight decay, momentum, betas or "
+        "eps of the optimizer"
+    )
