@@ -452,7 +452,7 @@ def check(
     """Compute a certificate again, bit for bit; the exit status is 1 if anything differs.
 
     Args:
-        certificate: Of this file every integer case is computed again.
+        certificate: Compute every integer case of this file again.
         weights: Compare this weight file with the one that was verified.
         framework: Take this framework alone; the default takes those that are installed.
         json: Write what was found into this file.

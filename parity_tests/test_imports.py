@@ -21,6 +21,7 @@ ALLOWED = {
         "optax",
         "numpy",
         "jaxtyping",
+        "jsonschema",
         "safetensors",
         "rich",
         "unet_image",

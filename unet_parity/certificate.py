@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from unet_parity.twins import Pass
 from unet_spec import InputError, UNetConfig, geometry
 from unet_spec.files import atomic_write, open_plain
 from unet_spec.plain_json import read_json
-
-if TYPE_CHECKING:
-    from unet_parity.verify import ParityReport
 
 FORMAT = 1
 SCHEMA = Path(__file__).with_name("certificate.schema.json")
@@ -110,45 +107,6 @@ class Certificate:
         }
         plain = json.loads(json.dumps(content))
         return {**plain, "sha256": hash_json(plain)}
-
-
-def certify(report: "ParityReport", *, is_of_weights: bool) -> Certificate:
-    """Return the certificate of what `verify` found.
-
-    PyTorch computes its cases once more; that JAX gives the same bits, the report says.
-
-    Args:
-        is_of_weights: they were given, and are no random ones.
-
-    Raises:
-        InputError: there is nothing to certify.
-    """
-    from unet_parity.torch_twin import torch_pass
-
-    rows = [row for row in report.exact if row.holds]
-    if report.verdict == "different" or not rows:
-        raise InputError(f"the verdict is {report.verdict}, and there is nothing to certify")
-    cases = []
-    for row in rows:
-        rung = next(rung for rung in RUNGS if rung.name == row.rung)
-        is_own = row.padding == report.config.padding
-        config = report.config if is_own else pad_otherwise(report.config)
-        case = make_case(config, taps=row.taps, seed=row.seed, size=row.size)
-        result = torch_pass(config, case.tensors, case.x, case.cotangent, dtype=rung.dtype)
-        cases.append(
-            CertifiedCase(
-                config, rung, row.taps, row.seed, row.size, hash_case(case), hash_pass(result)
-            )
-        )
-    return Certificate(
-        report.verdict,
-        report.scope.compared,
-        report.scope.not_compared,
-        report.config,
-        report.hashes["weights"] if is_of_weights else None,
-        tuple(cases),
-        report.environment,
-    )
 
 
 def pad_otherwise(config: UNetConfig) -> UNetConfig:
