@@ -386,6 +386,7 @@ def verify(
     from unet_parity import inputs as net_inputs
     from unet_parity import integer_cases, verify
     from unet_parity import report as tables
+    from unet_parity.certify import certify
     from unet_spec import weight_file
 
     loaded = None if weights is None else weight_file.read(weights)
@@ -434,7 +435,7 @@ def verify(
     if certificate is not None and comparison.verdict == "different":
         console.print("no certificate was written", markup=False)
     elif certificate is not None:
-        certified = certificates.certify(comparison, is_of_weights=loaded is not None)
+        certified = certify(comparison, is_of_weights=loaded is not None)
         certificates.write(certificate, certified)
         console.print(f"the certificate: {certificate}", markup=False)
     return int(comparison.verdict == "different")
