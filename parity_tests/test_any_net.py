@@ -464,7 +464,7 @@ def test_the_document_shows_what_comes_and_its_test_leaves_a_page(tmp_path):
     """Its listing is the beginning of the report; its test runs with the option that it names."""
     blocks = shown.blocks(table.TABLE)
     files = [block for block in blocks if block.file is not None]
-    (listing,) = [block for block in blocks if block.language == "text"]
+    (listing, *_) = [block for block in blocks if block.language == "text"]
     for block in files:
         path = tmp_path / str(block.file)
         if not path.exists():  # the first `layers.py` has the mistake

@@ -686,7 +686,7 @@ def test_what_are_no_recordings_of_runs_is_refused(unet, tmp_path):
         f"{first} {again}": "a training run is compared by 3 recordings, got 2",
         f"{first} {again} x.npz": "x.npz: no recording of a training run",
         f"{first} {again} nothing.jsonl": "nothing.jsonl: there is no such file",
-        f"{first} {again} {replay} --size 8 8": "--size is of a net, and recordings of runs",
+        f"{first} {again} {replay} --size 8 8": "--size stands beside recordings",
     }.items():
         done = run_unet(f"unet verify --recorded {words}", tmp_path)
         assert done.status == 2
