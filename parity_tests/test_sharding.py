@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import unet_train.step
 from benchmarks import exact_step
@@ -79,6 +79,31 @@ def test_sizes_that_are_no_powers_of_two_give_the_bits_of_float64(data, rows):
 def test_bfloat16_gives_the_bits_of_float64(data, rows):
     step = certified(HALF, taps=2.5, seed=4)
     assert count_differences(step.truth, take_step(on(HALF, data=data, rows=rows), step)) == {}
+
+
+@pytest.mark.parametrize(("data", "height", "holds"), [(2, 2, False), (1, 2, True), (2, 4, True)])
+def test_xla_is_wrong_where_two_devices_have_one_row_each(data, height, holds):
+    """So `make_placement` refuses that; once XLA is mended, the refusal can go."""
+    rng = np.random.default_rng(0)
+    x, y, kernel = (
+        rng.integers(-2, 3, shape).astype(np.float32)
+        for shape in ((data, height, 3, 4), (data, height, 3, 5), (3, 3, 4, 5))
+    )
+
+    @jax.jit
+    def gradient(x, kernel, y):
+        _, pull = jax.vjp(
+            lambda x: jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+            x,
+        )
+        return pull(y)[0]
+
+    mesh = jax.make_mesh((data, 2), ("data", "rows"), (AxisType.Auto,) * 2)
+    rows = NamedSharding(mesh, PartitionSpec("data", "rows"))
+    spread = gradient(jax.device_put(x, rows), kernel, jax.device_put(y, rows))
+    assert np.array_equal(spread, gradient(x, kernel, y)) == holds
 
 
 @pytest.mark.parametrize("channels", [(2, 5), (7, 7), (10, 5)], ids=["first", "neck", "last"])
