@@ -296,6 +296,7 @@ def verify(
     inputs: Annotated[Path | None, arg(metavar="FILE.npz")] = None,
     names: Annotated[Path | None, arg(metavar="FILE.toml")] = None,
     steps: int = 10,
+    other_sizes: bool = True,
     precision: Literal["highest", "high", "default"] = "highest",
     certificate: Annotated[Path | None, arg(metavar="FILE.json")] = None,
     report: Annotated[Path | None, arg(metavar="PAGE.html")] = None,
@@ -328,6 +329,8 @@ def verify(
             "their.name" = "our.name"; with --convert there are none. Of recorded runs, the replay
             has the names on the right.
         steps: Train both for this many steps, side by side; with 0 there is no training.
+        other_sizes: Compare the outputs at other sizes too, up to the largest for which there is
+            time, and the predictions of a weight file.
         precision: JAX multiplies in this precision, which matters on accelerators.
         certificate: Write there what the exact proof gave, which `unet check` computes again with
             one framework.
@@ -359,6 +362,7 @@ def verify(
             "WEIGHTS": weights, "--size": size, "--image": image, "--recorded": recorded or None,
             "--config": next(iter(command.list_settings("--config.")), None),
             "--precision": precision if precision != "highest" else None,
+            "--no-other-sizes": None if other_sizes else True,
             "--certificate": certificate,
         })  # fmt: skip
         keep_compilations()
@@ -421,6 +425,7 @@ def verify(
         reference=module,
         origin=origin,
         steps=steps,
+        other_sizes=other_sizes,
         jax_precision=precision,
         say=lambda text: console.print(text, highlight=False),
     )

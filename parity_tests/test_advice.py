@@ -27,7 +27,8 @@ PAPER = TRAIN.replace("cells", "paper").replace("--data.crop-px 32", "--data.cro
 IMAGES = "--data.images IMAGES --data.masks"
 SPLIT = "--data.split split.txt"
 HELD_OUT = "--data.validation-images IN_COLOUR --data.validation-masks MASKS"
-VERIFY = "unet verify cells.safetensors --steps 0"
+VERIFY = "unet verify cells.safetensors --steps 0 --no-other-sizes"
+VERIFY_NET = "unet verify --config.widths 4 6 --steps 0 --no-other-sizes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -576,15 +577,15 @@ ADVICE = (
     ),
     Advice(
         "--certificate needs the exact proof",
-        "unet verify --config.widths 4 6 --config.norm batch --steps 0 --certificate new.json",
-        "leave it out", ("unet verify --config.widths 4 6 --config.norm batch --steps 0",),
+        f"{VERIFY_NET} --config.norm batch --certificate new.json", "leave it out",
+        (f"{VERIFY_NET} --config.norm batch",),
     ),
     Advice(
         "the certificate is of an architecture, and of no weights",
         "unet check net.json cells.safetensors --framework torch",
         r"leave the weight file out, or make one for it: (unet verify) WEIGHTS --certificate NEW",
         ("unet check net.json --framework torch",
-         "{0} cells.safetensors --steps 0 --certificate new.json"),
+         "{0} cells.safetensors --steps 0 --no-other-sizes --certificate new.json"),
     ),
     Advice(
         "{} is of a U-Net here, and --port of any net; leave one out",
@@ -813,7 +814,7 @@ def advice_folder(tmp_path_factory):
     _save_runs(here)
     for command in (f"{TRAIN} --out OLD", f"{TRAIN} {IMAGES} MASKS {SPLIT} --out SPLIT",
                     "unet convert run.pt started.safetensors",
-                    "unet verify --config.widths 4 6 --steps 0 --certificate net.json",
+                    f"{VERIFY_NET} --certificate net.json",
                     "unet predict cells.safetensors IMAGES --out PREDICTED"):  # fmt: skip
         done = run_unet(command, here)
         assert done.status == 0, done.text

@@ -25,7 +25,8 @@ NET = UNetConfig(widths=(4, 6))
 RUN = ("--net.widths 8 16 --data.batch 2 --data.crop-px 32 --steps 2 --validate-every 2 "
        "--checkpoint-every 2 --mesh.data 1")  # fmt: skip
 SIZES = {
-    "unet verify": "--config.widths 6 9 --steps 2",
+    "unet verify": "--config.widths 6 9 --steps 2 --no-other-sizes",
+    "unet verify --config.widths 8 16 --steps 0 --certificate unet.json": "--no-other-sizes",
     "unet verify demo_run/run/weights.safetensors --report page.html --json out.json": "--steps 2",
     "unet train nuclei --data.images IMAGES --data.masks MASKS --out RUN": (
         f"{RUN} --preprocessing.window-px 32"
