@@ -196,7 +196,7 @@ def test_memory_that_runs_out_anywhere_is_a_sentence(verb, error, tmp_path, monk
         raise ERRORS[error]
 
     words = {"train": ["cells", "--out", "a"], "predict": ["a", "b", "--out", "c"]}
-    words |= {"convert": ["a", "b"], "plan": ["cells", "--topology", "v5e:2x2"]}
+    words |= {"convert": ["a", "b"], "check": ["a"], "plan": ["cells", "--topology", "v5e:2x2"]}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(unet_cli, "check_target", run_out)
     monkeypatch.setattr(sys, "argv", ["unet", verb, *words.get(verb, [])])
