@@ -276,7 +276,8 @@ def test_what_is_no_certificate_is_refused(folder, content, edit, message):
     ("command", "message"),
     [
         ("check cells.safetensors", "it is no certificate in JSON"),
-        ("check nothing.json", "nothing.json"),
+        ("check nothing.json", "nothing.json: there is no such file"),
+        ("check .", "a folder, and a file is needed"),
         ("check net.json cells.safetensors", "of an architecture, and of no weights; leave"),
         ("check net.json --json net.json", "the report would take the place of this file"),
         ("verify --config.widths 4 6 --config.norm batch --certificate new.json",

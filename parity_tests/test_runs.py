@@ -470,6 +470,23 @@ def test_a_run_again_that_is_the_same_in_every_bit_is_refused(unet):
         compare_runs(first, first, replay)
 
 
+def test_a_replay_in_the_place_of_the_run_again_is_refused(unet):
+    first, again, replay = unet.sgd
+    with pytest.raises(InputError, match=r"a run in jax and .* one in torch; give the first run"):
+        compare_runs(first, replay, again)
+
+
+def test_a_small_common_ratio_is_said_with_its_digits(unet, tmp_path):
+    recipe = replace(SGD, optimizer=replace(SGD.optimizer, lr=SGD.optimizer.lr * (1 + 4e-4)))
+    report = compare(unet, "sgd", unet.runs.record_jax(tmp_path / "near.jsonl", recipe))
+    assert report.first_step == 1
+    assert re.search(
+        r"agree, and every update is 1 \+ 4\.0e-04 times as large; it looks like the learning rate "
+        "or its schedule, or a constant of the optimizer that was rounded to float32",
+        report.reasons[0],
+    )
+
+
 def test_a_run_again_on_other_batches_or_weights_is_refused(unet, tmp_path):
     first, _, replay = unet.sgd
     other = UNetRuns(NETS["batch norm"], seed=1, steps=2)

@@ -20,7 +20,7 @@ from unet_parity.differences import hash_tensors
 from unet_parity.integer_cases import RUNGS, Case, Rung, make_case
 from unet_parity.twins import Pass
 from unet_spec import InputError, UNetConfig, geometry
-from unet_spec.files import atomic_write, open_plain
+from unet_spec.files import atomic_write, open_plain, refuse_no_file
 from unet_spec.plain_json import read_json
 
 FORMAT = 1
@@ -156,6 +156,7 @@ def read(path: Path) -> tuple[Certificate, str]:
     Raises:
         InputError: it is none, or of a newer version.
     """
+    refuse_no_file(path)
     try:
         with open_plain(path, most_bytes=MOST_BYTES) as stream:
             content = read_json(stream.read())

@@ -90,6 +90,11 @@ def _check_again(first: Recording, again: Recording) -> Recording:
     Raises:
         InputError: it is another run, or the very same.
     """
+    if again.framework != first.framework:
+        raise InputError(
+            f"{again.path} is a run in {again.framework} and {first.path} one in "
+            f"{first.framework}; give the first run, the same run again, and then the replay"
+        )
     if {*again.names} != {*first.names}:
         odd = sorted({*again.names} ^ {*first.names})
         raise InputError(

@@ -9,6 +9,8 @@ from unet_parity.runs.recording import Recording
 from unet_spec.wording import list_names
 
 SHOWN = 3
+SMALL = 1e-3
+"""A ratio that is nearer to 1 may come of a constant that was rounded to float32."""
 
 
 def explain_step(
@@ -33,6 +35,13 @@ def explain_step(
     ratio = find_common_ratio(kind, first, replay, step)
     if kind.kind == GRADIENT:
         return "the loss agrees, and " + _explain_gradient(ratio, zeros)
+    gradients = next(one for one in distances if one.kind == GRADIENT)
+    apart = gradients.replay[step].max()
+    if (gradients.replay[step] > gradients.measured[step]).any():
+        return (
+            f"the loss agrees, the gradients are up to {apart:.1e} apart, and "
+            f"{_explain_update(ratio, zeros)}, or like what the gradients differ by"
+        )
     return "the loss and the gradients agree, and " + _explain_update(ratio, zeros)
 
 
@@ -75,6 +84,13 @@ def _explain_gradient(ratio: float | None, zeros: str) -> str:
 
 def _explain_update(ratio: float | None, zeros: str) -> str:
     if ratio is not None:
+        if abs(ratio - 1) < SMALL:
+            sign = "+" if ratio > 1 else "-"
+            return (
+                f"every update is 1 {sign} {abs(ratio - 1):.1e} times as large; it looks like the "
+                "learning rate or its schedule, or a constant of the optimizer that was rounded to "
+                "float32"
+            )
         return (
             f"every update is {ratio:.3g} times as large; it looks like the learning rate or its "
             "schedule"
