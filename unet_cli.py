@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Fixed, Positional, Suppress, arg
 
@@ -25,9 +25,8 @@ from unet_spec.ranges import SIDE, STEPS_OF_A_PROOF, check_number
 from unet_spec.xla_flags import prefer_eigen
 from unet_train.config import TrainConfig
 
-if TYPE_CHECKING:
-    from unet_spec.weight_file import WeightFile
-
+RECORDINGS = (".safetensors", ".jsonl")
+"""How the names of what `unet verify --recorded` compares end: sides of a pair, training runs."""
 Json = Annotated[Path | None, arg(metavar="FILE")]
 Typed = Annotated[Fixed[Command], Suppress]
 """What was typed: it goes into reports, and no flag sets it."""
@@ -346,8 +345,7 @@ def verify(
     check_number("--steps", steps, STEPS_OF_A_PROOF)
     for side in size or ():
         check_number("--size", side, SIDE)
-    if any(path.suffix in (".safetensors", ".jsonl") for path in recorded):
-        need(*(["images"] if report else []))
+    if any(path.suffix in RECORDINGS for path in recorded):
         from unet_command import recordings
 
         return recordings.verify_recorded(
@@ -379,71 +377,18 @@ def verify(
         raise InputError(f"{given[0]} and {given[1]} both give the input; leave one out")
     if len(recorded) > 1:
         raise InputError(
-            f"--recorded takes one .npz with an output, or two recordings of a pair, got "
-            f"{len(recorded)} files; give one .npz"
+            f"--recorded takes one .npz with an output, or recordings (.safetensors or .jsonl), "
+            f"got {len(recorded)} files; give one .npz"
         )
     keep_compilations()
-    from rich.console import Console
+    from unet_command import verifying
 
-    from unet_convert.conversion import refuse_contradiction
-    from unet_parity import certificate as certificates
-    from unet_parity import inputs as net_inputs
-    from unet_parity import integer_cases, verify
-    from unet_parity import report as tables
-    from unet_parity.certify import certify
-    from unet_spec import weight_file
-
-    loaded = None if weights is None else weight_file.read(weights)
-    if loaded is not None:
-        refuse_contradiction(config, loaded.config, source=weights)
-        config = loaded.config
-    if certificate is not None and (reason := integer_cases.explain_no_proof(config)):
-        raise InputError(
-            f"--certificate needs the exact proof, and of this net there is none: {reason}; leave "
-            "it out"
-        )
-    if size is not None:
-        net_inputs.check_size(config, size)
-    x, y = _read_input(image, next(iter(recorded), None), loaded, config)
-    origin = None if loaded is None else loaded.origin
-    module = None
-    if reference is not None:
-        from unet_torch import reference as references
-
-        module = references.build(reference, reference_arguments)
-        if origin is None:
-            references.check_names(module, config, place=reference)
-    console = Console()
-    if allocator.keeps:
-        console.print(allocator.text)
-    comparison = verify.verify(
-        config,
-        weights=loaded,
-        x=x,
-        size=size,
-        recorded=y,
-        reference=module,
-        origin=origin,
-        steps=steps,
-        other_sizes=other_sizes,
-        jax_precision=precision,
-        say=lambda text: console.print(text, highlight=False),
-    )
-    tables.show(comparison, console)
-    if report is not None:
-        from unet_parity import page
-
-        with atomic_write(report) as stream:
-            stream.write(page.make_page(comparison, command=str(command)).encode())
-        console.print(f"the page: {report}", markup=False)
-    write_json(json, comparison.to_json(), command=command)
-    if certificate is not None and comparison.verdict == "different":
-        console.print("no certificate was written", markup=False)
-    elif certificate is not None:
-        certified = certify(comparison, is_of_weights=loaded is not None)
-        certificates.write(certificate, certified)
-        console.print(f"the certificate: {certificate}", markup=False)
-    return int(comparison.verdict == "different")
+    return verifying.verify(
+        config, weights=weights, size=size, image=image, recorded=next(iter(recorded), None),
+        reference=reference, reference_arguments=reference_arguments, steps=steps,
+        other_sizes=other_sizes, precision=precision, certificate=certificate, report=report,
+        json=json, note=allocator.text if allocator.keeps else "", command=command,
+    )  # fmt: skip
 
 
 def check(
@@ -536,31 +481,6 @@ def _check_arguments(reference: str | None, arguments: str) -> None:
     """Refuse arguments of a constructor that is not named."""
     if arguments and reference is None:
         raise InputError("--reference-arguments is for --reference, which is not given")
-
-
-def _read_input(
-    image: Path | None, recorded: Path | None, loaded: "WeightFile | None", config: UNetConfig
-) -> tuple[Any, Any]:
-    """Return the input (b, in_channels, h, w) that `verify` is given, and a recorded output of it;
-    None for each that is not given."""
-    from unet_parity import inputs
-    from unet_spec.recorded import read_recorded
-
-    if image is not None:
-        import unet_image
-
-        preprocessing = loaded.preprocessing if loaded else Preprocessing()
-        page = unet_image.measure_pages(image)[0]
-        channels = config.in_channels
-        unet_image.check_channels(page, channels=channels, preprocessing=preprocessing)
-        alpha = unet_image.takes_alpha(page, channels=channels, preprocessing=preprocessing)
-        pixels = unet_image.read_page(page, alpha=alpha)
-        return inputs.crop_middle(pixels, config, preprocessing, source=image), None
-    if recorded is not None:
-        x, y = read_recorded(recorded)
-        inputs.check_recorded(x, y, config, source=recorded)
-        return x, y
-    return None, None
 
 
 if __name__ == "__main__":

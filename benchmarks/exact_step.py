@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unet_parity.exact import SEEDS, CaseTruth, certify
+from unet_parity.exact import SEEDS, CaseTruth, find_truth
 from unet_parity.integer_cases import RUNGS, Case, make_case
 from unet_parity.torch_twin import torch_pass
 from unet_spec import UNetConfig, geometry, layout
@@ -113,20 +113,20 @@ def make_step(config: TrainConfig, *, taps: float, seed: int) -> ExactStep:
     cotangent = _one_hot(predicted, net) - _one_hot(truth, net)
     case = Case(taps, seed, tensors, x, cotangent * wrong[:, None])
     rung = next(rung for rung in RUNGS if rung.dtype == config.compute)
-    certified = certify(net, case, rung)
+    case_truth = find_truth(net, case, rung)
 
     scaled = {name: tensor * _scale_of(name) for name, tensor in tensors.items()}
-    outcome = _compute_outcome(config, scaled, certified, truth, counted)
+    outcome = _compute_outcome(config, scaled, case_truth, truth, counted)
     turned = np.empty((len(truth), side * side), np.uint8)
     np.put_along_axis(turned, source, truth.reshape(turned.shape).astype(np.uint8), 1)
     return ExactStep(
         scaled,
         Batch(crops, turned.reshape(shape)),
         {name: np.asarray(value, np.float32) for name, value in outcome.items()},
-        certified.largest_sum,
+        case_truth.largest_sum,
         (
-            *certified.refusals,
-            *_find_overflows(certified, outcome, bound=2**rung.bits),
+            *case_truth.refusals,
+            *_find_overflows(case_truth, outcome, bound=2**rung.bits),
             *_find_idle_parts(config, wrong),
         ),
     )
@@ -219,7 +219,7 @@ def _scale_of(name: str) -> int:
 def _compute_outcome(
     config: TrainConfig,
     tensors: Tensors,
-    certified: CaseTruth,
+    case_truth: CaseTruth,
     truth: np.ndarray,
     counted: np.ndarray,
 ) -> Outcome:
@@ -227,11 +227,11 @@ def _compute_outcome(
 
     Args:
         tensors: scaled.
-        certified: of the net without the scale, for the sum over pixels.
+        case_truth: of the net without the scale, for the sum over pixels.
         truth: the class of each pixel that the net sees.
         counted: the pixels that are not ignored.
     """
-    classes, logits = config.net.classes, SCALE * certified.truth.output
+    classes, logits = config.net.classes, SCALE * case_truth.result.output
     predicted, count = logits.argmax(1), counted.sum()
     asked = np.where(counted, truth, 0)[:, None]
     missing = logits.max(1) - np.take_along_axis(logits, asked, 1)[:, 0]
@@ -240,7 +240,7 @@ def _compute_outcome(
     # what lies before the last convolution gets its gradient through the scale of its weights
     gradients = {
         name: gradient * (SCALE // _scale_of(name)) / count
-        for name, gradient in certified.truth.gradients.items()
+        for name, gradient in case_truth.result.gradients.items()
     }
     rate = config.optimizer.lr
     weights = {name: tensors[name] - rate * gradient for name, gradient in gradients.items()}
@@ -256,16 +256,16 @@ def _name_outcome(loss: Any, matrix: Any, gradients: Tensors, weights: Tensors) 
     }
 
 
-def _find_overflows(certified: CaseTruth, outcome: Outcome, *, bound: int) -> list[str]:
-    """Say what could be rounded, besides what the certified knows.
+def _find_overflows(case_truth: CaseTruth, outcome: Outcome, *, bound: int) -> list[str]:
+    """Say what could be rounded, besides what float64 said.
 
     Args:
         bound: up to which the arithmetic holds every integer. Each device rounds its own sum to it
             before the sums are added, and that may be as large as the sum of absolute values.
     """
     refusals = []
-    if certified.largest_sum > bound:
-        refusals.append(f"the sum of a device could be {certified.largest_sum:.0f}")
+    if case_truth.largest_sum > bound:
+        refusals.append(f"the sum of a device could be {case_truth.largest_sum:.0f}")
     rounded = [n for n, value in outcome.items() if (value != value.astype(np.float32)).any()]
     if rounded:
         refusals.append(f"float32 rounds {rounded[0]}")

@@ -491,8 +491,8 @@ def diagnose(bug: Bug) -> Diagnosis | None:
         differences = verify.compare_shapes(config)
         return Diagnosis(module_of(differences[0].tensor)) if differences else None
     if bug.catcher == EXACT:
-        case, certificate = certified(config, FP32)
-        row = exact.compare_exactly(config, case, FP32, certificate)
+        case, truth = certified(config, FP32)
+        row = exact.compare_exactly(config, case, FP32, truth)
         assert not row.refused
         if row.holds:
             return None

@@ -59,9 +59,9 @@ def test_twins_and_float64_are_equal_in_every_bit(request, net, rung):
 def test_twins_are_equal_in_every_bit_at_odd_sizes(padding, fit, height, width):
     config = replace(SMALL, padding=padding, fit=fit)
     case = sized(config, height, width)
-    certificate = exact.certify(config, case, FP32)
-    assert not certificate.refusals
-    assert exact.compare_exactly(config, case, FP32, certificate).holds
+    truth = exact.find_truth(config, case, FP32)
+    assert not truth.refusals
+    assert exact.compare_exactly(config, case, FP32, truth).holds
 
 
 def test_twins_are_equal_in_every_bit_at_full_width(optimised):
@@ -85,16 +85,16 @@ def sized(config: UNetConfig, height: int, width: int) -> Case:
 def test_overflow_of_the_rung_is_refused():
     config = replace(SMALL, widths=(6, 8, 10, 12))
     case = integer_cases.make_case(config, taps=4.0, seed=0)
-    certificate = exact.certify(config, case, BF16)
-    assert certificate.largest > 2**BF16.bits
-    assert f"a value of {certificate.largest:.0f} overflows the rung, 2^8" in certificate.refusals
-    assert not exact.certify(config, case, FP32).refusals
+    truth = exact.find_truth(config, case, BF16)
+    assert truth.largest > 2**BF16.bits
+    assert f"a value of {truth.largest:.0f} overflows the rung, 2^8" in truth.refusals
+    assert not exact.find_truth(config, case, FP32).refusals
 
 
 def test_overflow_of_the_accumulator_is_refused():
     case = integer_cases.make_case(SMALL, taps=4.0, seed=0)
     scaled = {name: tensor * 16 for name, tensor in case.tensors.items()}
-    refusals = exact.certify(SMALL, replace(case, tensors=scaled), FP32).refusals
+    refusals = exact.find_truth(SMALL, replace(case, tensors=scaled), FP32).refusals
     assert any("overflows the accumulator" in refusal for refusal in refusals)
 
 
@@ -102,9 +102,9 @@ def test_what_is_certified_to_overflow_is_really_inexact():
     """The rung's bound is needed: past it, bfloat16 differs from float64."""
     config = replace(SMALL, widths=(6, 8, 10, 12))
     case = integer_cases.make_case(config, taps=4.0, seed=0)
-    certificate = exact.certify(config, case, BF16)
-    assert certificate.refusals
-    row = exact.compare_exactly(config, case, BF16, replace(certificate, refusals=()))
+    truth = exact.find_truth(config, case, BF16)
+    assert truth.refusals
+    row = exact.compare_exactly(config, case, BF16, replace(truth, refusals=()))
     assert row.mismatches > 0
 
 
@@ -115,13 +115,13 @@ def test_what_is_certified_to_overflow_is_really_inexact():
 )  # fmt: skip
 def test_vacuous_case_is_refused(dead, words):
     case = integer_cases.make_case(SMALL, taps=FP32.taps, seed=0)
-    assert not exact.certify(SMALL, case, FP32).refusals
+    assert not exact.find_truth(SMALL, case, FP32).refusals
     cases = {
         "tensors": replace(case, tensors={n: 0 * t for n, t in case.tensors.items()}),
         "cotangent": replace(case, cotangent=0 * case.cotangent),
         "x": replace(case, x=0 * case.x),
     }
-    refusals = exact.certify(SMALL, cases[dead], FP32).refusals
+    refusals = exact.find_truth(SMALL, cases[dead], FP32).refusals
     assert any(words in refusal for refusal in refusals)
 
 

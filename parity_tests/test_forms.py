@@ -213,8 +213,8 @@ def certified(config, size):
 
 
 def prove(config, size):
-    case, certificate = certified(config, size)
-    row = exact.compare_exactly(config, case, integer_cases.RUNGS[0], certificate, locate=False)
+    case, truth = certified(config, size)
+    row = exact.compare_exactly(config, case, integer_cases.RUNGS[0], truth, locate=False)
     assert not row.refused
     return row
 

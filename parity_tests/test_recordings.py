@@ -450,10 +450,10 @@ def test_the_command_compares_recordings_and_writes_both_reports(pair):
     assert shown.run_unet(command, folder).status == 1
 
 
-def test_the_command_needs_neither_framework(pair):
-    words = ["unet", "verify", "--recorded", *(path.name for path in pair)]
+def test_the_command_needs_neither_framework_nor_pillow(pair):
+    words = ["unet", "verify", "--recorded", *(path.name for path in pair), "--report", "b.html"]
     program = f"import sys, unet_cli\nsys.argv = {words}\nunet_cli.main()"
-    done = run_without((*TORCH, *JAX), program, pair[0].parent)
+    done = run_without((*TORCH, *JAX, "PIL"), program, pair[0].parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert "identical" in done.stdout
 
@@ -465,7 +465,10 @@ def test_the_command_needs_neither_framework(pair):
         ("port.safetensors port.safetensors", "are both recordings of a port"),
         ("port.safetensors x.npz", "x.npz: "),
         ("port.safetensors reference.safetensors --steps 3", "--steps stands beside recordings"),
-        ("a.npz b.npz", "takes one .npz with an output, or two recordings of a pair, got 2 files"),
+        (
+            "a.npz b.npz",
+            "takes one .npz with an output, or recordings (.safetensors or .jsonl)",
+        ),
     ],
 )
 def test_the_command_refuses_in_one_sentence(pair, words, message):

@@ -25,6 +25,7 @@ from parity_tests.test_isolation import BLOCKER
 from unet_parity import RunRecorder, compare_runs
 from unet_parity.runs import page
 from unet_parity.runs.distances import FACTOR, NEAR_TIE, ULPS, measure
+from unet_parity.runs.explanation import explain_step
 from unet_parity.runs.recording import Recording, read_recording
 from unet_spec import InputError
 from unet_spec.recipe import Optimizer, Recipe, Schedule
@@ -485,6 +486,20 @@ def test_a_small_common_ratio_is_said_with_its_digits(unet, tmp_path):
         "or its schedule, or a constant of the optimizer that was rounded to float32",
         report.reasons[0],
     )
+
+
+def test_gradients_that_are_a_little_apart_are_not_said_to_agree():
+    first = recording(np.ones(3), update=np.ones(3))
+    replay = recording([1, 1.01, 1], update=[1, 1.5, 1])
+    distances = tuple(distances_of(first, recording(np.ones(3)), replay).values())
+    assert explain_step(first, replay, distances, 1) == (
+        "the loss agrees, the gradients are up to 1.0e-02 apart, and every update is 1.5 times as "
+        "large; it looks like the learning rate or its schedule, or like what the gradients differ "
+        "by"
+    )
+    alike = recording(np.ones(3), update=[1, 1.5, 1])
+    distances = tuple(distances_of(first, recording(np.ones(3)), alike).values())
+    assert explain_step(first, alike, distances, 1).startswith("the loss and the gradients agree")
 
 
 def test_a_run_again_on_other_batches_or_weights_is_refused(unet, tmp_path):

@@ -3,6 +3,6 @@
 `parsing` makes a verb of the words that were typed, `usage` a sentence of words that make none,
 `wording` a sentence of an error, `training` runs the process of `unet train`, `planning` does what
 `unet plan` does, `predicting` does what `unet predict` does, in a folder of `prediction_folder`,
-and `reports` writes what `--json` and `--report` name. Nothing here imports a framework before a
-verb needs it.
+`verifying`, `pairs` and `recordings` do what `unet verify` does, and `reports` writes what `--json`
+and `--report` name. Nothing here imports a framework before a verb needs it.
 """

@@ -10,8 +10,8 @@ from unet_command.parsing import Command
 from unet_command.reports import write_json
 from unet_spec import InputError
 
-PAIR, RUN = ".safetensors", ".jsonl"
-"""How the names of recordings end: of either side of a pair, and of training runs."""
+RUN = ".jsonl"
+"""The names of recorded training runs end so; those of either side of a pair in .safetensors."""
 RUNS = "unet verify --recorded FIRST.jsonl AGAIN.jsonl REPLAY.jsonl"
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 __all__ = ["picture_url", "render"]
 
@@ -41,6 +40,8 @@ def picture_url(pixels: np.ndarray, *, largest_px: int | None = None) -> str:
         pixels: bytes, (h, w) gray or (h, w, 3) in colours.
         largest_px: shrink the picture until neither side is longer.
     """
+    from PIL import Image  # pages without a picture need none
+
     picture, content = Image.fromarray(pixels), io.BytesIO()
     if largest_px is not None:
         picture.thumbnail((largest_px, largest_px))

@@ -20,12 +20,11 @@ from unet_spec.wording import list_names
 
 FRAMEWORKS = ("jax", "torch")
 MOST_PROBLEMS = 4
-Run = Callable[[CertifiedCase, Case], Pass]
 
 
 @dataclass(frozen=True)
-class CheckedCase:
-    """A `CheckedCase` is a case of a certificate, computed again.
+class CaseCheck:
+    """A `CaseCheck` is a case of a certificate, computed again.
 
     Attributes:
         case: its name.
@@ -62,7 +61,7 @@ class Check:
     """
 
     problems: tuple[str, ...]
-    cases: tuple[CheckedCase, ...]
+    cases: tuple[CaseCheck, ...]
     weights: str
     environment: dict[str, str]
 
@@ -109,6 +108,8 @@ def check(
     """
     chosen = list_installed() if frameworks is None else frameworks
     problems = [file_problem] if file_problem else []
+    for text in problems:  # before minutes of computing
+        say(text)
     sentence, problem = _compare_weights(certificate, weights)
     problems += [problem] if problem else []
     cases = []
@@ -162,7 +163,7 @@ def _compare_weights(certificate: Certificate, weights: WeightFile | None) -> tu
     return "The weights are those that were verified, bit for bit.", ""
 
 
-def _check_case(case: CertifiedCase, drawn: Case, framework: str, *, is_other: bool) -> CheckedCase:
+def _check_case(case: CertifiedCase, drawn: Case, framework: str, *, is_other: bool) -> CaseCheck:
     """Compute a case again and compare it.
 
     Args:
@@ -174,19 +175,19 @@ def _check_case(case: CertifiedCase, drawn: Case, framework: str, *, is_other: b
         bits, run, device = case.rung.bits, _run_torch, _describe_torch()
     if case.rung.bits > bits:
         reason = f"this device's products keep {bits} bits"
-        return CheckedCase(str(case), framework, device, 0, left_out=reason)
+        return CaseCheck(str(case), framework, device, 0, left_out=reason)
     if is_other:
         problem = (
             f"the integers drawn from seed {case.seed} are not the certified ones: something of "
             "this case was changed, or numpy draws otherwise than the version in its environment"
         )
-        return CheckedCase(str(case), framework, device, 0, problem)
+        return CaseCheck(str(case), framework, device, 0, problem)
     hashes = hash_pass(run(case, drawn))
     differing = [name for name, value in hashes.items() if case.hashes.get(name) != value]
     differing += [name for name in case.hashes if name not in hashes]
     verb = "is" if len(differing) == 1 else "are"
     problem = f"{list_names(differing, 2)} {verb} not as certified" if differing else ""
-    return CheckedCase(str(case), framework, device, len(hashes), problem)
+    return CaseCheck(str(case), framework, device, len(hashes), problem)
 
 
 def _run_torch(case: CertifiedCase, drawn: Case) -> Pass:
@@ -228,7 +229,7 @@ def _make_jax_run(config: UNetConfig, dtype: str, mesh: Any) -> Any:
     """Return a net that is compiled once for several cases."""
     from unet_parity.jax_twin import JaxRun
 
-    return JaxRun(config, dtype=dtype, mesh=mesh, once=True)
+    return JaxRun(config, dtype=dtype, mesh=mesh, unoptimised=True)
 
 
 def _list_devices(case: CertifiedCase) -> list[Any]:

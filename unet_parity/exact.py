@@ -6,9 +6,9 @@ gradient, the input's gradient. A wrong layout, crop, tie or order shows as whol
 digits.
 
 A rung is a significand: float32 holds integers to 2^24, TF32 to 2^11, bfloat16 to 2^8. Before
-anything is compared, a float64 run certifies the case: every stored value fits the rung, every
+anything is compared, a float64 run checks the case: every stored value fits the rung, every
 sum of absolute products fits the float32 accumulators that all three share, and the case is not
-vacuous. What cannot be certified is refused, not passed.
+vacuous. A case that fails is refused, and proves nothing.
 """
 
 from collections.abc import Iterator
@@ -40,14 +40,14 @@ class CaseTruth:
     """What the float64 run says of a case.
 
     Attributes:
-        truth: the pass in float64.
+        result: the pass in float64.
         largest: the largest stored value: activations, gradients of activations, of parameters.
         largest_sum: the largest sum of absolute products in any convolution, forward or back.
         distinct: number of distinct output values.
         refusals: why the case proves nothing; empty if it does.
     """
 
-    truth: Pass
+    result: Pass
     largest: float
     largest_sum: float
     distinct: int
@@ -136,8 +136,8 @@ def prove(
     comparer: Comparer | None = None,
 ) -> ExactRow:
     """Prove on one rung, on the first case that float64 certifies."""
-    case, certified = find_case(config, rung, size=size)
-    return compare_exactly(config, case, rung, certified, port=port, comparer=comparer)
+    case, truth = find_case(config, rung, size=size)
+    return compare_exactly(config, case, rung, truth, port=port, comparer=comparer)
 
 
 def find_case(
@@ -147,19 +147,19 @@ def find_case(
     for taps in np.arange(rung.taps, 0.5, -0.5):
         for seed in range(SEEDS):
             case = make_case(config, taps=float(taps), seed=seed, size=size)
-            certified = certify(config, case, rung)
-            if not certified.refusals:
-                return case, certified
-    return case, certified
+            truth = find_truth(config, case, rung)
+            if not truth.refusals:
+                return case, truth
+    return case, truth
 
 
-def certify(config: UNetConfig, case: Case, rung: Rung) -> CaseTruth:
+def find_truth(config: UNetConfig, case: Case, rung: Rung) -> CaseTruth:
     """Run the case in float64 and check that it is exact on the rung, and says something."""
-    truth = torch_pass(config, case.tensors, case.x, case.cotangent, dtype="float64")
+    result = torch_pass(config, case.tensors, case.x, case.cotangent, dtype="float64")
     largest, largest_sum = _measure_magnitudes(config, case)
-    largest = max(largest, *(float(np.abs(g).max()) for g in truth.gradients.values()))
-    distinct = len(np.unique(truth.output))
-    dead = [name for name, gradient in truth.gradients.items() if not gradient.any()]
+    largest = max(largest, *(float(np.abs(g).max()) for g in result.gradients.values()))
+    distinct = len(np.unique(result.output))
+    dead = [name for name, gradient in result.gradients.items() if not gradient.any()]
     refusals = []
     if largest > 2**rung.bits:
         refusals.append(f"a value of {largest:.0f} overflows the rung, 2^{rung.bits}")
@@ -169,38 +169,38 @@ def certify(config: UNetConfig, case: Case, rung: Rung) -> CaseTruth:
         refusals.append(f"only {distinct} distinct outputs, {LEAST_DISTINCT} needed")
     if dead:
         refusals.append(f"{len(dead)} gradients are all zero, {dead[0]} among them")
-    if not truth.input_gradient.any():
+    if not result.input_gradient.any():
         refusals.append("the input's gradient is all zero")
-    return CaseTruth(truth, largest, largest_sum, distinct, tuple(refusals))
+    return CaseTruth(result, largest, largest_sum, distinct, tuple(refusals))
 
 
 def compare_exactly(
     config: UNetConfig,
     case: Case,
     rung: Rung,
-    certified: CaseTruth,
+    truth: CaseTruth,
     *,
     port: JaxRun | None = None,
     comparer: Comparer | None = None,
     locate: bool = True,
 ) -> ExactRow:
     """Compare both twins on the rung with each other and with float64, value by value, with `==`;
-    nothing is compared where the certified refuses.
+    nothing is compared where that refuses.
 
     Args:
         locate: look for the module at fault where values are not equal, which takes longer.
     """
-    truth = certified.truth
-    inputs, outputs, wrong = 0, 0, dict.fromkeys(truth.gradients, 0)
-    if not certified.refusals:
+    result = truth.result
+    inputs, outputs, wrong = 0, 0, dict.fromkeys(result.gradients, 0)
+    if not truth.refusals:
         arguments = (case.tensors, case.x, case.cotangent)
         ours = torch_pass(config, *arguments, dtype=rung.dtype)
-        theirs = _run_port(port or JaxRun(config, dtype=rung.dtype), *arguments, like=truth)
-        outputs = count_mismatches(truth.output, ours.output, theirs.output)
-        inputs = count_mismatches(truth.input_gradient, ours.input_gradient, theirs.input_gradient)
+        theirs = _run_port(port or JaxRun(config, dtype=rung.dtype), *arguments, like=result)
+        outputs = count_mismatches(result.output, ours.output, theirs.output)
+        inputs = count_mismatches(result.input_gradient, ours.input_gradient, theirs.input_gradient)
         wrong = {
             name: count_mismatches(value, ours.gradients[name], theirs.gradients[name])
-            for name, value in truth.gradients.items()
+            for name, value in result.gradients.items()
         }
     unequal = outputs + inputs + sum(wrong.values())
     numbers = Numbers(case.tensors, case.x, case.cotangent)
@@ -213,15 +213,15 @@ def compare_exactly(
         dtype=rung.dtype,
         taps=case.taps,
         seed=case.seed,
-        largest=certified.largest,
-        outputs=truth.output.size,
+        largest=truth.largest,
+        outputs=result.output.size,
         mismatches=outputs,
-        distinct=certified.distinct,
+        distinct=truth.distinct,
         gradients={"tensors": len(wrong), "mismatches": sum(wrong.values())},
-        input_gradient={"values": truth.input_gradient.size, "mismatches": inputs},
+        input_gradient={"values": result.input_gradient.size, "mismatches": inputs},
         first_wrong=next((name for name, count in wrong.items() if count), ""),
         fault=at_fault[0] if at_fault else None,
-        refused="; ".join(certified.refusals),
+        refused="; ".join(truth.refusals),
     )
 
 

@@ -43,7 +43,7 @@ class JaxRun:
 
     Args:
         mesh: of `make_mesh`: the devices that share a pass; without it there is one.
-        once: as of `compile_jax`.
+        unoptimised: as of `compile_jax`.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class JaxRun:
         precision: Any = "highest",
         quick: bool = True,
         mesh: Mesh | None = None,
-        once: bool = False,
+        unoptimised: bool = False,
     ):
         self.config, self.dtype, self.mesh = config, dtype, mesh
         with jax.enable_x64(dtype == "float64"):
             numerics = Numerics(jnp.dtype(dtype), jnp.dtype(dtype), precision)
             run = _make_pass(config, numerics, train)
-        self._run = compile_jax(run, dtype, quick=quick, once=once) if jit else run
+        self._run = compile_jax(run, dtype, quick=quick, unoptimised=unoptimised) if jit else run
 
     def __call__(
         self, tensors: Tensors, x: np.ndarray, cotangent: np.ndarray, *, keep: Masks = (None, None)
@@ -122,7 +122,12 @@ def _make_pass(config: UNetConfig, numerics: Numerics, train: bool) -> Callable[
 
 
 def compile_jax(
-    run: Callable[..., Any], dtype: str, *, quick: bool = True, once: bool = False, **options: Any
+    run: Callable[..., Any],
+    dtype: str,
+    *,
+    quick: bool = True,
+    unoptimised: bool = False,
+    **options: Any,
 ) -> Any:
     """Compile a function as `jax.jit` does.
 
@@ -130,10 +135,10 @@ def compile_jax(
         quick: for float64, which nobody trains in, leave LLVM's optimisations out: on CPU they
             take five times as long as the rest of a compilation. Convolutions of large maps
             then run five times as long.
-        once: leave them out in any type, for what runs once or twice on integers, in which no
-            optimisation changes a bit.
+        unoptimised: leave them out in any type, for what runs once or twice on integers, of which
+            no optimisation changes a bit.
     """
-    if (once or (dtype == "float64" and quick)) and jax.default_backend() == "cpu":
+    if (unoptimised or (dtype == "float64" and quick)) and jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
     return jax.jit(run, **options)
 

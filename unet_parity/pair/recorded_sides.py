@@ -23,6 +23,7 @@ from unet_spec.recipe import Recipe
 MOST_BYTES = 2**26
 """The operations on inputs of another size are recorded up to so many bytes."""
 Side = TypeVar("Side")
+PassSide = TypeVar("PassSide", ReferenceSide, PortSide)
 Answer = TypeVar("Answer")
 
 
@@ -74,15 +75,11 @@ class Memory(Generic[Side]):
             )
 
 
-class RecordedReference:
-    """The torch side of a pair, by its recording."""
+class _RecordedPasses(Generic[PassSide]):
+    """What is asked of either side."""
 
-    def __init__(self, memory: Memory[ReferenceSide]) -> None:
-        self._memory = memory
-        self.state = memory.ask("tensors", lambda side: side.state)
-        self.tied = memory.ask("tied tensors", lambda side: side.tied)
-        self.trained = memory.ask("trained tensors", lambda side: side.trained)
-        self.has_statistics = memory.ask("has statistics", lambda side: side.has_statistics)
+    def __init__(self, memory: Memory[PassSide]) -> None:
+        self._memory: Memory[PassSide] = memory
 
     def run(self, numbers: Numbers, *, dtype: str, train: bool) -> PairPass:
         """Return a pass, forward and backward."""
@@ -91,6 +88,27 @@ class RecordedReference:
             lambda side: side.run(numbers, dtype=dtype, train=train),
             numbers,
         )
+
+    def take_steps(
+        self, tensors: Tensors, batches: Batches, recipe: Recipe, *, train: bool
+    ) -> Iterable[TakenStep]:
+        """Return training steps."""
+        return self._memory.ask(
+            f"steps in {_name_mode(train)}",
+            lambda side: tuple(side.take_steps(tensors, batches, recipe, train=train)),
+            _name_batches(tensors, batches),
+        )
+
+
+class RecordedReference(_RecordedPasses[ReferenceSide]):
+    """The torch side of a pair, by its recording."""
+
+    def __init__(self, memory: Memory[ReferenceSide]) -> None:
+        super().__init__(memory)
+        self.state = memory.ask("tensors", lambda side: side.state)
+        self.tied = memory.ask("tied tensors", lambda side: side.tied)
+        self.trained = memory.ask("trained tensors", lambda side: side.trained)
+        self.has_statistics = memory.ask("has statistics", lambda side: side.has_statistics)
 
     def run_forward(self, numbers: Numbers, *, dtype: str, train: bool) -> dict[str, np.ndarray]:
         """Return the outputs by their paths."""
@@ -145,16 +163,6 @@ class RecordedReference:
         """Return other shapes of the inputs that it takes."""
         return list(self._memory.ask("sizes", lambda side: side.list_sizes(tensors, inputs)))
 
-    def take_steps(
-        self, tensors: Tensors, batches: Batches, recipe: Recipe, *, train: bool
-    ) -> Iterable[TakenStep]:
-        """Return training steps."""
-        return self._memory.ask(
-            f"steps in {_name_mode(train)}",
-            lambda side: tuple(side.take_steps(tensors, batches, recipe, train=train)),
-            _name_batches(tensors, batches),
-        )
-
     def find_momentum(self, statistic: str) -> float:
         """Return the part that a new batch has in a statistic."""
         return self._memory.ask(
@@ -162,20 +170,12 @@ class RecordedReference:
         )
 
 
-class RecordedPort:
+class RecordedPort(_RecordedPasses[PortSide]):
     """The JAX side of a pair, by its recording."""
 
     def __init__(self, memory: Memory[PortSide]) -> None:
-        self._memory = memory
+        super().__init__(memory)
         self.matching = memory.ask("matching", lambda side: side.matching)
-
-    def run(self, numbers: Numbers, *, dtype: str, train: bool) -> PairPass:
-        """Return a pass, forward and backward."""
-        return self._memory.ask(
-            f"pass in {dtype} in {_name_mode(train)}",
-            lambda side: side.run(numbers, dtype=dtype, train=train),
-            numbers,
-        )
 
     def run_forward(self, numbers: Numbers, *, train: bool) -> Arrays | None:
         """Return the outputs in float64; None where it does not run on such inputs."""
@@ -206,16 +206,6 @@ class RecordedPort:
         """Return the functions in which it computes in float32 or less, though given float64."""
         return self._memory.ask(
             f"narrowings in {_name_mode(train)}", lambda side: side.find_narrowings(train=train)
-        )
-
-    def take_steps(
-        self, tensors: Tensors, batches: Batches, recipe: Recipe, *, train: bool
-    ) -> Iterable[TakenStep]:
-        """Return training steps."""
-        return self._memory.ask(
-            f"steps in {_name_mode(train)}",
-            lambda side: tuple(side.take_steps(tensors, batches, recipe, train=train)),
-            _name_batches(tensors, batches),
         )
 
     def _find_values(
