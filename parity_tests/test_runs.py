@@ -542,11 +542,13 @@ def test_tensors_of_other_names_are_matched_by_size_norm_and_first_gradient(unet
     assert report.pairs == codes
 
 
-def record_constants(path, prefix, *, steps=2, gradients=(1.0, 2.0), noise=0.0, weight=1.0):
+def record_constants(
+    path, prefix, *, steps=2, gradients=(1.0, 2.0), noise=0.0, weight=1.0, second=3
+):
     """Record a run with two biases that begin at 0, and a kernel."""
     tensors: dict[str, Any] = {
         f"{prefix}1.kernel": np.full((2, 3), weight), f"{prefix}1.bias": np.zeros(3),
-        f"{prefix}2.bias": np.zeros(3),
+        f"{prefix}2.bias": np.zeros(second),
     }  # fmt: skip
     sizes = (1.0, *gradients)
     recorder = RunRecorder(path, tensors)
@@ -556,6 +558,14 @@ def record_constants(path, prefix, *, steps=2, gradients=(1.0, 2.0), noise=0.0, 
         tensors = {n: a - 0.1 * gradient[n] for n, a in tensors.items()}
         recorder.record(0.5 + noise, tensors, gradient)
     return path
+
+
+def test_tensors_of_one_norm_are_told_apart_by_their_sizes(tmp_path):
+    options = {"gradients": (2.0, 1.0), "second": 12}  # 3 values of 2, and 12 of 1
+    first = record_constants(tmp_path / "a.jsonl", "net.", **options)
+    again = record_constants(tmp_path / "b.jsonl", "net.", noise=1e-7, **options)
+    replay = record_constants(tmp_path / "c.jsonl", "layer", **options)
+    assert compare_runs(first, again, replay).pairs["net.2.bias"] == "layer2.bias"
 
 
 def test_tensors_that_nothing_tells_apart_are_refused_until_a_map_names_them(tmp_path):

@@ -1,9 +1,9 @@
 """How far two sides may be apart: plain numbers, which need no framework."""
 
 OUTPUT_BOUND = 1e-12
-"""Of outputs and statistics in float64, relative to the largest value."""
+"""Outputs and statistics in float64 may differ by this, relative to the largest value."""
 GRADIENT_BOUND = 1e-10
-"""Of gradients in float64, likewise."""
+"""Gradients in float64 may differ by this, likewise."""
 # healthy modules stay within 3.4 by themselves (benchmarks/results/verdicts.json), but gradients of
 # few values inherit all errors behind them, which can be small by chance in one framework: one
 # ratio in 208 cases was 8.4

@@ -26,7 +26,7 @@ from unet_spec.plain_json import read_json
 FORMAT = 1
 SCHEMA = Path(__file__).with_name("certificate.schema.json")
 MOST_BYTES = 16 * 2**20
-"""Of a certificate; that of the largest net that a file may have is smaller."""
+"""A certificate is at most so long; that of the largest net that a file may have is shorter."""
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ LARGEST_S = 10.0
 SIDE, LARGEST_PX = 128, 1024
 """The largest size is at least the first, and at most about the second."""
 LEAST_PIXELS = 4096
-"""Of a batch: over fewer values, a mean error says little."""
+"""A batch has at least so many pixels: over fewer values, a mean error says little."""
 LOCATED_PIXELS = 320 * 320
-"""Up to so many, the module at fault is looked for."""
+"""In inputs of up to so many pixels the module at fault is looked for."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 BITS = 24
-"""Of float32's significand: it holds all integers up to 2^24."""
+"""float32's significand has so many bits: it holds all integers up to 2^24."""
 
 
 class IntegerCheck(NamedTuple):

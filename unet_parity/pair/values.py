@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 MOST_AXES = 5
-"""Of more axes not all orders are tried."""
+"""Arrays of more axes are not tried in all orders."""
 TOLERANCE = 1e-9
-"""Of float64 values."""
+"""Values in float64 are the same where they are this near, relative to the largest."""
 
 
 class Values:
