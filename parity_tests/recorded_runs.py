@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 
 import unet_jax.recipe
@@ -82,7 +83,12 @@ class UNetRuns:
         batches = [batch.reverse() if is_reversed else batch for batch in self._data]
         return record_torch(path, model, recipe, batches, torch_loss)
 
-    def record_jax(self, path: Path, recipe: Recipe, change: Change | None = None) -> Path:
+    def record_jax(
+        self,
+        path: Path,
+        recipe: Recipe | optax.GradientTransformation,
+        change: Change | None = None,
+    ) -> Path:
         """Record the replay in JAX, with a bug."""
         with jax.enable_x64(self.dtype == "float64"):
             params, stats = jax_arrays(self.config, self.tensors, dtype=self.dtype)
@@ -168,17 +174,19 @@ def record_torch(
 def record_jax(
     path: Path,
     params: Any,
-    recipe: Recipe,
+    recipe: Recipe | optax.GradientTransformation,
     steps: int,
     differentiate: Callable[[int, Any], tuple[Any, Gradients]],
     change: Change | None = None,
 ) -> Path:
-    """Train parameters in JAX by a recipe and record it.
+    """Train parameters in JAX by a recipe, or by an optimizer of optax as it is, and record it.
 
     Args:
         differentiate: takes a step, from 0, and the parameters, and gives (loss, gradients).
     """
-    optimizer = unet_jax.recipe.build(recipe.for_steps(steps))
+    if isinstance(recipe, Recipe):
+        recipe = unet_jax.recipe.build(recipe.for_steps(steps))
+    optimizer: Any = recipe
     state = optimizer.init(params)
     move = jax.jit(make_update(optimizer))
     recorder = RunRecorder(path, params)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -235,7 +236,7 @@ def recording(gradient, *, update=None, weights=1.0, loss=None, precision=UNIT):
 
 def distances_of(first, again, replay=None):
     replay = first if replay is None else replay
-    return {d.kind: d for d in measure(first, again, replay, steps=first.steps)}
+    return {d.kind: d for d in measure(first, again, replay, steps=first.steps)[0]}
 
 
 def test_what_the_run_again_shows_counts_up_to_twice_the_step():
@@ -290,7 +291,7 @@ def test_an_update_may_differ_by_the_rounding_of_its_weights_and_of_its_gradient
 def test_what_is_not_finite_in_one_run_alone_is_infinitely_far():
     first = recording(np.ones(3), loss=[1, np.nan, np.nan])
     again, replay = recording(np.ones(3), loss=[1, np.nan, 1]), recording(np.ones(3))
-    loss, _, _ = measure(first, again, replay, steps=3)
+    (loss, _, _), _ = measure(first, again, replay, steps=3)
     assert loss.again[:, 0].tolist() == [0, 0, np.inf]
     assert loss.replay[:, 0].tolist() == [0, np.inf, np.inf]
 
@@ -486,6 +487,53 @@ def test_a_small_common_ratio_is_said_with_its_digits(unet, tmp_path):
         "or its schedule, or a constant of the optimizer that was rounded to float32",
         report.reasons[0],
     )
+
+
+@pytest.fixture(scope="module")
+def in_float64(tmp_path_factory):
+    """Training in float64 by a schedule, and the recordings of it and of the run again in torch."""
+    folder = tmp_path_factory.mktemp("float64")
+    recipe = Recipe(
+        Optimizer("sgd", lr=0.05, momentum=0.9), Schedule("step", step_size=4, gamma=0.7)
+    )
+    runs = UNetRuns(NETS["group norm"], steps=12, dtype="float64")
+    first, again, _ = record_three(runs, folder, recipe)
+    return runs, first, again
+
+
+OPTAX = optax.exponential_decay(0.05, 4, 0.7, staircase=True)
+
+
+def test_a_schedule_that_optax_computes_in_float32_is_a_note(in_float64, tmp_path):
+    runs, first, again = in_float64
+    right = runs.record_jax(tmp_path / "right.jsonl", optax.sgd(OPTAX, momentum=0.9))
+    report = compare_runs(first, again, right)
+    assert report.verdict == "equivalent"
+    (note,) = [reason for reason in report.reasons if "computed in float32" in reason]
+    assert re.match(
+        r"from step 1 on all updates have a factor in common that is up to [\d.]+e-08 from 1", note
+    )
+    assert report.distances[1].replay.max() > 1e-12
+
+
+@pytest.mark.parametrize(
+    ("factor", "step", "what"),
+    [(1 + 1e-6, 1, "update"), (1 + 1e-5, 5, "gradient")],
+    ids=["a rate that is another", "a gradient from step 5 on"],
+)
+def test_a_bug_that_is_larger_than_such_a_constant_is_told(
+    in_float64, factor, step, what, tmp_path
+):
+    runs, first, again = in_float64
+
+    def schedule(count):
+        return OPTAX(count) * (factor if what == "update" else 1.0)
+
+    change = scale(factor, names=["neck.conv.0.weight"]) if what == "gradient" else None
+    wrong = runs.record_jax(tmp_path / "wrong.jsonl", optax.sgd(schedule, momentum=0.9), change)
+    report = compare_runs(first, again, wrong)
+    assert report.departure is not None
+    assert (report.first_step, report.departure.what.split()[1]) == (step, what)
 
 
 def test_gradients_that_are_a_little_apart_are_not_said_to_agree():

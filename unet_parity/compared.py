@@ -24,18 +24,6 @@ class Kind(Enum):
 OF_A_LEAF = (Kind.OUTPUT, Kind.STATISTIC, Kind.INPUT_GRADIENT, Kind.PARAMETER_GRADIENT)
 
 
-def describe_at_layer(compared: "Compared") -> str:
-    """Say what was compared, in a sentence that has named the layer of the place already."""
-    path, side = compared.place
-    what = "output" if not path else side
-    match compared.kind:
-        case Kind.ARRIVING_VALUE:
-            return f"what reaches its {what}"
-        case Kind.ARRIVING_GRADIENT:
-            return f"the gradient that reaches its {what}"
-    return str(compared)
-
-
 @dataclass(frozen=True)
 class Compared:
     """What was compared.

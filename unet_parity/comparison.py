@@ -125,7 +125,7 @@ class Comparer:
             ours = self._trace_torch(numbers, "float32").result
             return _report_broken_net(mode, truth, ours, faults)
 
-    def run_whole(self, numbers: Numbers) -> Pass:
+    def _run_whole(self, numbers: Numbers) -> Pass:
         """Run JAX's net in float64."""
         if self._whole is None:
             self._whole = JaxRun(self.config, dtype="float64", train=self.train, quick=self.quick)
@@ -160,7 +160,7 @@ class Comparer:
     ) -> Comparison:
         given = numbers.tensors, numbers.x, numbers.cotangent
         say(f"  {mode}: JAX in float64")
-        port = self.run_whole(numbers)
+        port = self._run_whole(numbers)
         say(f"  {mode}: both in float32, forward and backward")
         ours = self._trace_torch(numbers, "float32")
         instruments = self._instruments_for(truth, "float32")

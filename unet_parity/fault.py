@@ -44,20 +44,11 @@ class Fault:
     allowed: float = LOCAL_BOUND
 
     def __str__(self) -> str:
-        return self.describe(self.module, str(self.compared))
-
-    def describe(self, module: str, what: str) -> str:
-        """Say it in one sentence.
-
-        Args:
-            module: what it calls the module at fault.
-            what: and what differs.
-        """
         guess = f"; it looks like {self.looks_like}" if self.looks_like else ""
         if not self.size < np.inf:
-            return f"{module}: {what} is missing, misshapen or not finite{guess}"
+            return f"{self.module}: {self.compared} is missing, misshapen or not finite{guess}"
         return (
-            f"{module}: {what} differs by {self.size:.1e} in float64, "
+            f"{self.module}: {self.compared} differs by {self.size:.1e} in float64, "
             f"{self.allowed:.0e} allowed{guess}"
         )
 

@@ -6,9 +6,7 @@ float64 truth than the other? Sums taken in another order give errors of the sam
 gives one that is larger by orders of magnitude.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -50,24 +48,9 @@ class Agreement:
     problems: tuple[str, ...]
 
 
-class Float64Agreement(NamedTuple):
-    """How far two float64 passes are from one another; the fields are those of `Agreement`."""
-
-    output: float
-    input_gradient: float
-    gradients: dict[str, float]
-    statistics: dict[str, float]
-    problems: tuple[str, ...]
-
-
-def measure_float64(
-    truth: Pass, port: Pass, *, label: Callable[[str], str] = str
-) -> Float64Agreement:
-    """Measure the agreement of two float64 passes, torch's and JAX's.
-
-    Args:
-        label: how the problems call a tensor.
-    """
+def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
+    """Measure the agreement of two float64 passes, torch's and JAX's, and two float32 passes,
+    likewise."""
     output = difference(truth.output, port.output)
     input_gradient = difference(truth.input_gradient, port.input_gradient)
     scales = module_scales(truth.gradients)
@@ -83,23 +66,14 @@ def measure_float64(
         ("the input's gradient", input_gradient, GRADIENT_BOUND),
     ]
     bounded += [
-        (f"the gradient of {label(name)}", value, GRADIENT_BOUND)
-        for name, value in gradients.items()
+        (f"the gradient of {name}", value, GRADIENT_BOUND) for name, value in gradients.items()
     ]
-    bounded += [(label(name), value, OUTPUT_BOUND) for name, value in statistics.items()]
+    bounded += [(name, value, OUTPUT_BOUND) for name, value in statistics.items()]
     problems = [
         f"{what} differs by {value:.1e} in float64, {bound:.0e} allowed"
         for what, value, bound in bounded
         if not value <= bound
     ]
-    return Float64Agreement(output, input_gradient, gradients, statistics, tuple(problems))
-
-
-def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode: str) -> Agreement:
-    """Measure the agreement of two float64 passes, torch's and JAX's, and two float32 passes,
-    likewise."""
-    float64 = measure_float64(truth, port)
-    problems = list(float64.problems)
     torch_error, jax_error = (rms(p.output - truth.output) for p in (ours, theirs))
     scale = rms(truth.output)
     ratio = error_ratio(torch_error, jax_error, scale)
@@ -109,8 +83,8 @@ def measure_agreement(truth: Pass, port: Pass, ours: Pass, theirs: Pass, *, mode
             f"{FACTOR:g} allowed"
         )
     return Agreement(
-        mode, float64.output, float64.input_gradient, float64.gradients, float64.statistics,
-        scale, torch_error, jax_error, tuple(problems),
+        mode, output, input_gradient, gradients, statistics, scale, torch_error, jax_error,
+        tuple(problems),
     )  # fmt: skip
 
 

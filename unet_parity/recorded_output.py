@@ -98,7 +98,7 @@ def judge_recorded(
     """
     outputs = Outputs(*(_finish(config, logits) for logits in comparison.outputs))
     floats = [outputs.torch32, outputs.jax32]
-    run = runs_of(config, numbers, floats)
+    run = _make_run(config, numbers, floats)
     truths = {"torch": outputs.torch64, "jax": outputs.jax64}
     judgements = {
         name: judge_output(recorded, truth, run)
@@ -112,7 +112,7 @@ def judge_recorded(
     return RecordedOutput(judgements[nearer], explained_by, *errors)
 
 
-def runs_of(
+def _make_run(
     config: UNetConfig, numbers: Numbers, floats: list[np.ndarray]
 ) -> Callable[[str], list[np.ndarray]]:
     """Return how both twins run in a type of numbers, for `judge_output`.

@@ -33,8 +33,8 @@ def show(report: ParityReport, console: Console) -> None:
     for comparison in report.comparisons:
         console.print(_agreement_table(comparison.agreement))
         _show_layers(comparison, console)
-    for own in report.owns:
-        console.print(Text(str(own)))
+    if report.own is not None:
+        console.print(Text(str(report.own)))
     for row in report.sizes:
         console.print(_describe_size(row))
     if report.prediction is not None:

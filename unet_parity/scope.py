@@ -53,8 +53,8 @@ class Scope:
         ]
         if self.reference:
             parts.append(
-                "your --reference and JAX's net with the same weights and input in float64, layer "
-                f"by layer and as a whole, forward and gradients, in {' and '.join(self.reference)}"
+                "your --reference and JAX's net as a pair, forward and gradients, in "
+                f"{' and '.join(self.reference)}"
             )
         if self.other_sizes:
             listed = ", ".join(map(_size, self.other_sizes))
@@ -70,10 +70,8 @@ class Scope:
     def not_compared(self) -> str:
         """Say in one sentence what the verdict says nothing of."""
         parts = ["sizes other than these" if self.other_sizes else "other sizes"]
-        if self.reference:
-            if self.no_training:
-                parts.append(f"your --reference in training, where {self.no_training}")
-            parts.append("your --reference in training steps and in the exact proof")
+        if self.no_training:
+            parts.append(f"your --reference in training, where {self.no_training}")
         if self.precision != "highest" and self.steps:
             parts.append(f"training steps in precision {self.precision}")
         parts.append(

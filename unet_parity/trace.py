@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unet_parity.torch_twin import run_module, torch_model
 from unet_parity.twins import Masks, Pass
-from unet_spec import InputError, UNetConfig
+from unet_spec import UNetConfig
 from unet_spec.parameters import Tensors
 
 Maps = tuple[np.ndarray, ...]  # each (b, c, h, w)
@@ -97,7 +97,7 @@ def trace_torch(
     hooks = Hooks(replace)
     for path, module in model.named_modules():
         if path:
-            hooks.add(path, module, leaf=not list(module.children()))
+            hooks.add(path, module)
     return Trace(run_module(model, x, cotangent, keep), hooks.read_calls())
 
 
@@ -106,20 +106,15 @@ class Hooks:
 
     Args:
         replace: as of `trace_torch`.
-        copies: keep the maps as they are at the call, for a net that changes them in place later.
     """
 
-    def __init__(self, replace: Replace | None = None, *, copies: bool = False):
-        self.replace, self.copies = replace, copies
+    def __init__(self, replace: Replace | None):
+        self.replace = replace
         self.calls: dict[str, _Hooked] = {}
 
-    def add(self, path: str, module: nn.Module, *, leaf: bool, name: str = "") -> None:
-        """Watch a module.
-
-        Args:
-            name: what a refusal calls it; the path without one.
-        """
-        _Hooked(path, module, self, leaf, name or path)
+    def add(self, path: str, module: nn.Module) -> None:
+        """Watch a module."""
+        _Hooked(path, module, self)
 
     def read_calls(self) -> dict[str, Call]:
         """Return what the hooks saw, in the order in which the calls began."""
@@ -144,8 +139,9 @@ class _SharedViews:
 class _Hooked:
     """The hooks of one module, and the tensors that they saw."""
 
-    def __init__(self, path: str, module: nn.Module, hooks: Hooks, leaf: bool, name: str):
-        self.path, self.module, self.hooks, self.leaf, self.name = path, module, hooks, leaf, name
+    def __init__(self, path: str, module: nn.Module, hooks: Hooks):
+        self.path, self.module, self.hooks = path, module, hooks
+        self.leaf = not list(module.children())
         self.inputs: list[Tensor] = []
         self.masks: list[Tensor | None] = []
         self.outputs: list[Tensor] = []
@@ -154,19 +150,14 @@ class _Hooked:
         module.register_forward_hook(self._leave)
 
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self.path in self.hooks.calls:
-            raise InputError(
-                f"the reference calls {self.name} twice, so its layers cannot be matched one to "
-                "one; give every call a module of its own"
-            )
         self.hooks.calls[self.path] = self
         passed: list[Any] = []
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.is_floating_point():
                 # a tensor of its own, so that its gradient is that through this module alone
-                argument = self._part(argument)
+                argument = argument.view_as(argument)
                 self._watch("input", len(self.inputs), argument)
-                self.inputs.append(self._keep(argument))
+                self.inputs.append(argument)
             elif argument is None or isinstance(argument, Tensor):
                 self.masks.append(argument)
             passed.append(argument)
@@ -177,19 +168,11 @@ class _Hooked:
             other = self.hooks.replace(self.path, module, arguments)
             output = output if other is None else other
         # here too: what is used inside the module as well would count twice
-        parts = [self._part(t) for t in (output if isinstance(output, tuple) else (output,))]
+        parts = [t.view_as(t) for t in (output if isinstance(output, tuple) else (output,))]
         for position, tensor in enumerate(parts):
             self._watch("output", position, tensor)
-        self.outputs = list(map(self._keep, parts))
+        self.outputs = parts
         return tuple(parts) if isinstance(output, tuple) else parts[0]
-
-    def _part(self, tensor: Tensor) -> Tensor:
-        """Return the same values as a tensor of its own; one that is changed in place is no view,
-        because a view's gradient then has another shape."""
-        return tensor.clone() if self.hooks.copies else tensor.view_as(tensor)
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().clone() if self.hooks.copies else tensor
 
     def _watch(self, side: str, position: int, tensor: Tensor) -> None:
         if tensor.requires_grad:

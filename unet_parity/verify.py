@@ -15,7 +15,7 @@ from unet_jax.functional import to_arrays
 from unet_jax.model import UNet as JaxUNet
 from unet_parity import exact, integer_cases, oracle, precision, subnormal, training
 from unet_parity.certificate import pad_otherwise
-from unet_parity.comparison import Comparer, Comparison, Numbers, draw_numbers
+from unet_parity.comparison import Comparer, Comparison, draw_numbers
 from unet_parity.differences import hash_tensors
 from unet_parity.exact import ExactRow
 from unet_parity.float32_errors import GRADIENT_FACTOR, LOCAL_FACTOR
@@ -26,9 +26,8 @@ from unet_parity.other_sizes import (
     compare_predictions,
     compare_sizes,
 )
-from unet_parity.own_comparison import OwnComparison, blame, choose_size, compare_own
-from unet_parity.own_module import OwnModule, match_module
-from unet_parity.recorded_output import RecordedOutput, judge_recorded, runs_of
+from unet_parity.own_net import OwnPair, OwnReport, choose_size, match_module
+from unet_parity.recorded_output import RecordedOutput, judge_recorded
 from unet_parity.scope import Scope
 from unet_parity.subnormal import Subnormal
 from unet_parity.training import Trajectory
@@ -37,7 +36,6 @@ from unet_spec import InputError, UNetConfig, geometry, layout, memory
 from unet_spec.environment import environment
 from unet_spec.errors import ConfigError
 from unet_spec.origin import Origin
-from unet_spec.outputs import apply_output
 from unet_spec.parameters import Tensors, parameter_count, parameters
 from unet_spec.ranges import STEPS_OF_A_PROOF, check_number
 from unet_spec.recipe import Optimizer, Recipe
@@ -65,7 +63,7 @@ class ParityReport:
         structure: numbers of tensors, values and convolutions, and what does not match.
         exact: the exact proof, a row for each rung and padding.
         comparisons: ordinary weights, for each mode.
-        owns: likewise of somebody's own module, where one was given.
+        own: somebody's own module and JAX's net, where a module was given.
         sizes: outputs for inputs of other sizes; none where the twins differ already.
         prediction: both `predict`s on one image; None without weights of one's own.
         steps: training steps of both twins side by side, in float64 and in float32.
@@ -84,7 +82,7 @@ class ParityReport:
     structure: dict[str, Any]
     exact: tuple[ExactRow, ...]
     comparisons: tuple[Comparison, ...]
-    owns: tuple[OwnComparison, ...]
+    own: OwnReport | None
     sizes: tuple[SizeRow, ...]
     prediction: PredictionRow | None
     steps: tuple[Trajectory, ...]
@@ -129,7 +127,7 @@ class ParityReport:
                 {"mode": c.agreement.mode, "torch": c.flips[0], "jax": c.flips[1]}
                 for c in self.comparisons
             ],
-            "reference": [own.to_json() for own in self.owns],
+            "reference": None if self.own is None else self.own.to_json(),
             "sizes": [asdict(row) for row in self.sizes],
             "prediction": None if self.prediction is None else asdict(self.prediction),
             "steps": [asdict(trajectory) for trajectory in self.steps],
@@ -219,8 +217,8 @@ def _verify(
     numbers = draw_numbers(config, tensors, x=x, size=size)
     x = numbers.x
     _refuse_single_values(config, x)
+    own_pair = None if own is None else OwnPair(own, x, precision=jax_precision)
     subnormals = subnormal.count_given(tensors, x)
-    no_training = "" if own is None else _explain_no_training(own, x)
     say("structure: names, shapes, layouts")
     structure = check_structure(config)
     if structure["problems"]:
@@ -238,12 +236,15 @@ def _verify(
         for train in ((False, True) if stateful else (False,))
     ]
     comparisons = tuple(comparer(numbers, say=say) for comparer in comparers)
-    owns = (
-        ()
-        if own is None
-        else tuple(_compare_own(own, numbers, comparers, comparisons, no_training, say))
-    )
-    theirs = None if recorded is None else judge_recorded(config, numbers, comparisons[0], recorded)
+    surroundings = {**environment(), **precision.describe_precision(jax_precision)}
+    theirs = None
+    if own_pair is not None:
+        say("your module and JAX's net, as a pair")
+        theirs = own_pair.compare(
+            steps=steps, other_sizes=other_sizes, environment=surroundings,
+            say=lambda text: say(f"  {text}"),
+        )  # fmt: skip
+    output = None if recorded is None else judge_recorded(config, numbers, comparisons[0], recorded)
     sizes: tuple[SizeRow, ...] = ()
     prediction = None
     if other_sizes and not any(c.problems for c in comparisons):
@@ -255,15 +256,15 @@ def _verify(
     trajectories = tuple(_train_both(config, tensors, comparisons, steps, size, say))
     bits = precision.significand_bits(jax_precision)
     verdict, reasons = judge(
-        config, structure, rows, comparisons, trajectories, theirs, owns, sizes, prediction,
+        config, structure, rows, comparisons, trajectories, output, theirs, sizes, prediction,
         own_weights=weights is not None, bits=bits,
     )  # fmt: skip
     scope = replace(
         scope,
         input_size=(x.shape[2], x.shape[3]),
         modes=tuple(c.agreement.mode for c in comparisons),
-        reference=tuple(own.mode for own in owns),
-        no_training=no_training,
+        reference=() if theirs is None else theirs.modes,
+        no_training="" if theirs is None else theirs.no_training,
         steps=len(trajectories[0].parameters) if trajectories else 0,
         step_size=(trajectories[0].batch[2], trajectories[0].batch[3]) if trajectories else None,
         exact_sizes=tuple(dict.fromkeys((r.padding, r.size) for r in rows if not r.refused)),
@@ -271,10 +272,10 @@ def _verify(
         predicted=None if prediction is None else prediction.size,
     )
     return ParityReport(
-        verdict, reasons, config, structure, rows, comparisons, owns, sizes, prediction,
-        trajectories, theirs, x,
+        verdict, reasons, config, structure, rows, comparisons, theirs, sizes, prediction,
+        trajectories, output, x,
         {"weights": hash_tensors(tensors), "input": hash_tensors({"x": x})},
-        {**environment(), **precision.describe_precision(jax_precision)}, scope, bits, subnormals,
+        surroundings, scope, bits, subnormals,
     )  # fmt: skip
 
 
@@ -362,7 +363,7 @@ def _report_structure(
     """Report on twins whose names or shapes differ already."""
     verdict, reasons = judge(config, structure, (), (), own_weights=True)
     return ParityReport(
-        verdict, reasons, config, structure, (), (), (), (), None, (), None, x,
+        verdict, reasons, config, structure, (), (), None, (), None, (), None, x,
         {"weights": hash_tensors(tensors), "input": hash_tensors({"x": x})},
         {**environment(), **precision.describe_precision()}, scope, precision.significand_bits(),
         subnormals,
@@ -376,7 +377,7 @@ def judge(
     comparisons: tuple[Comparison, ...],
     trajectories: tuple[Trajectory, ...] = (),
     recorded: RecordedOutput | None = None,
-    owns: tuple[OwnComparison, ...] = (),
+    own: OwnReport | None = None,
     sizes: tuple[SizeRow, ...] = (),
     prediction: PredictionRow | None = None,
     *,
@@ -384,8 +385,9 @@ def judge(
     bits: int = precision.FLOAT32_BITS,
 ) -> tuple[str, tuple[str, ...]]:
     """Return the verdict and its reasons, the module at fault first."""
-    faults = list(_list_own_faults(owns, comparisons))
-    faults += [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
+    twins = [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
+    faults = [] if own is None else own.list_problems(has_fault=bool(twins))
+    faults += twins
     faults += [row.problem for row in sizes if row.problem]
     if prediction is not None and prediction.problem:
         faults.append(prediction.problem)
@@ -417,55 +419,6 @@ def judge(
     if own_weights or refused:
         return "equivalent", (ROUNDING, *refused, *left_out)
     return "identical", (f"{BIT_FOR_BIT} {ROUNDING}", *left_out)
-
-
-def _compare_own(
-    own: OwnModule,
-    numbers: Numbers,
-    comparers: list[Comparer],
-    comparisons: tuple[Comparison, ...],
-    no_training: str,
-    say: Callable[[str], None],
-) -> Iterator[OwnComparison]:
-    """Compare somebody's own module in every mode in which it can be."""
-    outputs = comparisons[0].outputs
-    floats = [apply_output(own.config, o, axis=1) for o in (outputs.torch32, outputs.jax32)]
-    run = runs_of(own.config, numbers, floats)
-    for comparer, comparison in zip(comparers, comparisons, strict=True):
-        if comparer.train and no_training:
-            continue
-        yield compare_own(
-            own, numbers, comparer, torch_logits=comparison.outputs.torch64, run=run, say=say
-        )
-
-
-def _explain_no_training(own: OwnModule, x: np.ndarray) -> str:
-    """Say why a module cannot be compared in training; empty if it can.
-
-    Raises:
-        InputError: it cannot be compared in inference either.
-    """
-    if own.is_random(x, train=False):
-        raise InputError(
-            "the reference gives another output each time, also in inference: nothing can be said "
-            "of it; a dropout in its code needs training=self.training"
-        )
-    try:
-        return "it drops values at random" if own.is_random(x, train=True) else ""
-    except InputError:  # in training many nets give several outputs, or want the truth too
-        return "it does not run as in inference"
-
-
-def _list_own_faults(
-    owns: tuple[OwnComparison, ...], comparisons: tuple[Comparison, ...]
-) -> Iterator[str]:
-    """List what is wrong with somebody's own module, and behind the first which net it is."""
-    twins = {c.agreement.mode: c.problems for c in comparisons}
-    for own in owns:
-        for number, problem in enumerate(own.problems):
-            yield f"{own.mode}, your module: {problem}"
-            if number == 0 and (sentence := blame(own, twins[own.mode])):
-                yield f"{own.mode}: {sentence}"
 
 
 @dataclass(frozen=True)

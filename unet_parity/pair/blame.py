@@ -55,8 +55,16 @@ def find_fault(log: ForwardLog, outputs: Sequence[Source], values: PortValues) -
         values: of the port, in float64.
     """
     unlike = _walk_back(log.operations, outputs, values)
+    # a recording has no operations of torch, with which mistakes are tried
+    computed = values if log.calls and isinstance(values, ComputedValues) else None
     if not unlike:
-        return Blame(NET, "its output is computed, but given in another place or order")
+        what = "its output is computed, but given in another place, order or form"
+        if computed is None:
+            return Blame(NET, what)
+        from unet_parity.pair.guess import guess_end
+
+        tensors = [log.calls[number].outputs[which] for number, which in outputs]
+        return Blame(NET, what, guess_end(tensors, computed))
     first = min(
         number
         for number in unlike
@@ -65,11 +73,11 @@ def find_fault(log: ForwardLog, outputs: Sequence[Source], values: PortValues) -
     operation = log.operations[first]
     word = WORDS.get(operation.name, operation.name.strip("_"))
     blame = Blame(operation.module or NET, f"its {word} differs")
-    if not log.calls or not isinstance(values, ComputedValues):
+    if computed is None:
         return blame
     from unet_parity.pair.guess import guess_mistake
 
-    return guess_mistake(blame, log.calls, first, values)
+    return guess_mistake(blame, log.calls, first, computed)
 
 
 def _walk_back(

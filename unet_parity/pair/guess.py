@@ -10,7 +10,7 @@ from unet_parity.differences import NET, module_of
 from unet_parity.pair.blame import Blame
 from unet_parity.pair.operations import Operation, widen
 from unet_parity.pair.values import ComputedValues, Values
-from unet_parity.pair.variants import list_variants
+from unet_parity.pair.variants import ACTIVATIONS, NO_ACTIVATION, list_variants
 
 VIEWS = (
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze",
@@ -38,6 +38,21 @@ def guess_mistake(
             module = module_of(blame.module) or NET if variant.is_wiring else blame.module
             return replace(blame, module=module, looks_like=variant.text)
     return blame
+
+
+def guess_end(outputs: Sequence[Tensor], computed: ComputedValues) -> str:
+    """Say behind which activation a port gives what the reference gives as it is; empty if none.
+
+    Args:
+        outputs: of the reference, in float64.
+        computed: by the port, in float64.
+    """
+    for text, function in ACTIVATIONS.items():
+        if text != NO_ACTIVATION and all(
+            _contains(computed.given, function(output)) for output in outputs
+        ):
+            return f"{text} behind it"
+    return ""
 
 
 class _Port(NamedTuple):

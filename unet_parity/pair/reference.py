@@ -48,12 +48,8 @@ class Reference:
     """
 
     def __init__(self, module: nn.Module):
-        self.module = deepcopy(module)
+        self.module = copy_without_dropout(module)
         for part in self.module.modules():
-            if isinstance(part, DROPOUTS):
-                part.p = 0.0
-            elif isinstance(part, nn.RNNBase):
-                part.dropout = 0.0
             if hasattr(part, "inplace"):  # values that are overwritten cannot be looked at
                 setattr(part, "inplace", False)  # noqa: B010  no class of torch declares it
         tensors = self.module.state_dict(keep_vars=True)
@@ -179,6 +175,17 @@ class Reference:
     ) -> tuple[list[Operation], Mapping[int, Source], list[Tensor]]:
         model, leaves = self._enter(numbers, dtype="float64", train=train)
         return log_forward(model, partial(call_reference, model, [x.detach() for x in leaves]))
+
+
+def copy_without_dropout(module: nn.Module) -> nn.Module:
+    """Return a copy of a module whose dropouts drop nothing."""
+    copy = deepcopy(module)
+    for part in copy.modules():
+        if isinstance(part, DROPOUTS):
+            part.p = 0.0
+        elif isinstance(part, nn.RNNBase):
+            part.dropout = 0.0
+    return copy
 
 
 def open_reference(

@@ -13,8 +13,9 @@ from torch import Tensor
 from unet_parity.pair.operations import Operation
 
 EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+NO_ACTIVATION = "no activation"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "no activation": lambda x: x,
+    NO_ACTIVATION: lambda x: x,
     "ReLU": F.relu,
     "ReLU6": F.relu6,
     "leaky ReLU of slope 0.01": F.leaky_relu,
@@ -307,6 +308,9 @@ def _list_inputs(operation: Operation, before: Sequence[Operation]) -> Iterator[
         if not tensor.is_floating_point() or tensor.ndim == 0:
             continue
         yield from _try(operation, "one input missing", place, torch.zeros_like(tensor))
+        if operation.inputs[place] is not None:  # a value that the net has computed
+            for text, function in ACTIVATIONS.items():
+                yield from _try(operation, f"{text} in front of it", place, function(tensor))
         for axis in range(1, tensor.ndim):
             turned = tensor.flip(axis)
             yield from _try(operation, f"an input reversed along axis {axis}", place, turned)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unet_parity.runs.distances import (
+    FACTOR,
     Distances,
     find_near_tie,
     find_worst_kind,
@@ -53,7 +54,7 @@ def compare_runs(
     pairs = {theirs: third.names[n] for theirs, n in zip(one.names, order, strict=True)}
     third = _sort_tensors(third, order)
     steps = min(run.steps for run in (one, other, third))
-    distances = measure(one, other, third, steps=steps)
+    distances, constants = measure(one, other, third, steps=steps)
     departure = _find_departure(one, third, distances)
     if departure is None:
         reasons = _describe_agreement(distances, steps)
@@ -64,6 +65,7 @@ def compare_runs(
         reasons=(
             *reasons,
             *_describe_near_tie(distances[1], departure),
+            *_describe_constants(constants, departure),
             *_list_notes((one, other, third), steps),
         ),
         distances=distances,
@@ -212,6 +214,25 @@ def _describe_near_tie(gradient: Distances, departure: Departure | None) -> list
         "apart, more than the run again shows, and the loss agrees: a value near the kink of a "
         "ReLU, or two near one another in a pool, fell to the other side, or the backward pass has "
         "a small mistake; recordings in float64 tell which"
+    ]
+
+
+def _describe_constants(constants: np.ndarray, departure: Departure | None) -> list[str]:
+    """Say where all updates first have a small factor in common; empty where they never do.
+
+    Args:
+        constants: as of `find_rounded_constants`.
+        departure: from there on other differences follow from it.
+    """
+    steps = np.flatnonzero(constants)
+    if not steps.size or (departure is not None and departure.step <= steps[0] + 1):
+        return []
+    return [
+        f"from step {steps[0] + 1} on all updates have a factor in common that is up to "
+        f"{constants[-1]:.1e} from 1: a constant of the optimizer is computed in float32, as optax "
+        "does with linear, exponential and warm-up schedules; so nothing below "
+        f"{FACTOR * constants[-1]:.0e} is told after that. To see smaller differences, give both "
+        "a constant rate, or a function of the step in plain Python"
     ]
 
 

@@ -30,6 +30,10 @@ float32. Of 3 right replays on images of 48 x 64 pixels, 3 levels deep, 2 had su
 0.045; that was 144 times what the run again showed."""
 NOTHING_BUT_ROUNDING = 0.1
 """A gradient of which this part is rounding says nothing of where Adam moves the tensor."""
+CONSTANT = 2.0**-22
+"""Up to here a factor that all updates have in common is a constant of the optimizer that one side
+computes in float32: a few roundings of 2^-24. optax does so with linear, exponential and warm-up
+schedules, whatever the type of the parameters."""
 WINDOW = 10
 """Differences are related to the largest norm in so many steps: that of one step may be small by
 chance, where large parts cancel, and its rounding is not."""
@@ -95,14 +99,78 @@ def list_values(kind: str, run: Recording) -> np.ndarray:
 
 def measure(
     first: Recording, again: Recording, replay: Recording, *, steps: int
-) -> tuple[Distances, ...]:
-    """Return the distances of the loss, the gradients and the updates.
+) -> tuple[tuple[Distances, ...], np.ndarray]:
+    """Return the distances of the loss, the gradients and the updates, and for each step how far
+    from 1 a factor is that all updates have in common by rounding.
 
     Args:
         again: with the tensors in the order of the first run.
         replay: likewise.
         steps: of each, from the first one.
     """
+    distances = _measure(first, again, replay, constants=np.zeros(steps))
+    constants = find_rounded_constants(distances[2], first, replay)
+    if constants.any():
+        distances = _measure(first, again, replay, constants=constants)
+    return distances, constants
+
+
+def find_rounded_constants(update: Distances, first: Recording, replay: Recording) -> np.ndarray:
+    """Return for each step the largest factor, less 1, that all updates up to it had in common and
+    that a constant of the optimizer in float32 explains; 0 where there is none.
+
+    Args:
+        update: the distances of the updates.
+        replay: with the tensors in the order of the first run.
+    """
+    constants = np.zeros(len(update.share))
+    largest = 0.0
+    for step in range(len(constants)):
+        # the weights are off by that factor already, and so the gradients are
+        least = FACTOR * largest
+        ratio = find_common_ratio(update, first, replay, step, least=least)
+        if ratio is not None and (update.share[step] > 1).any() and abs(ratio - 1) <= CONSTANT:
+            largest = max(largest, abs(ratio - 1))
+        constants[step] = largest
+    return constants
+
+
+def find_common_ratio(
+    kind: Distances, first: Recording, replay: Recording, step: int, *, least: float = 0.0
+) -> float | None:
+    """Return the ratio of all norms of the replay to those of the first run; None if they have
+    none in common.
+
+    Args:
+        kind: the distances of gradients or updates.
+        step: its place, from 0.
+        least: a relative difference that any two norms may have.
+    """
+    ours, theirs = replay.norms[kind.kind][step], first.norms[kind.kind][step]
+    # what is nothing but rounding has no ratio
+    is_known = np.isfinite(kind.allowed[step]) & np.isfinite(ours) & (theirs > 0)
+    if not is_known.any():
+        return None
+    ratios = np.where(is_known, ours / np.where(theirs > 0, theirs, 1), np.nan)
+    ratio = float(np.nanmedian(ratios))
+    if ratio == 0 or not np.isfinite(ratio):
+        return None
+    # divided by the ratio, a norm may differ as much as one of a right replay
+    apart = np.abs(np.where(is_known, ours, 0) / ratio - np.where(is_known, theirs, 0))
+    bounds = kind.measured if kind.kind == GRADIENT else kind.allowed
+    bounds = np.maximum(bounds[step], least) * kind.scale[step] * max(1, 1 / ratio)
+    return ratio if (apart[is_known] <= bounds[is_known]).all() else None
+
+
+def _measure(
+    first: Recording, again: Recording, replay: Recording, *, constants: np.ndarray
+) -> tuple[Distances, ...]:
+    """Return the distances, where constants of the optimizer may have been rounded.
+
+    Args:
+        constants: of each step, as of `find_rounded_constants`.
+    """
+    steps = len(constants)
     values = {
         kind: [list_values(kind, run)[:steps] for run in (first, again, replay)]
         for kind in (LOSS, GRADIENT, UPDATE)
@@ -112,11 +180,13 @@ def measure(
     scales[LOSS] = _scale(values[LOSS][0], [""])
     unit = max(run.precision for run in (first, again, replay))
     near_tie = NEAR_TIE if unit > np.finfo(np.float64).eps else 0.0
+    before = np.concatenate([[0.0], constants])[:-1, None]
     gradient = _measure_kind(
         GRADIENT, first.names, values[GRADIENT], scales[GRADIENT], unit=unit,
-        uncertain=near_tie * scales[GRADIENT],
+        uncertain=np.maximum(near_tie, FACTOR * before) * scales[GRADIENT],
     )  # fmt: skip
     noise = _estimate_noise_of_updates(gradient, values)
+    noise = np.maximum(noise, FACTOR * constants[:, None] * _keep_finite(values[UPDATE][0]))
     loss = _measure_kind(
         LOSS, ("",), values[LOSS], scales[LOSS], unit=unit,
         uncertain=_follow_noise(noise, values),

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unet_parity.runs.distances import GRADIENT, LOSS, Distances, find_worst_kind
+from unet_parity.runs.distances import (
+    GRADIENT,
+    LOSS,
+    Distances,
+    find_common_ratio,
+    find_worst_kind,
+)
 from unet_parity.runs.recording import Recording
 from unet_spec.wording import list_names
 
@@ -43,32 +49,6 @@ def explain_step(
             f"{_explain_update(ratio, zeros)}, or like what the gradients differ by"
         )
     return "the loss and the gradients agree, and " + _explain_update(ratio, zeros)
-
-
-def find_common_ratio(
-    kind: Distances, first: Recording, replay: Recording, step: int
-) -> float | None:
-    """Return the ratio of all norms of the replay to those of the first run; None if they have
-    none in common.
-
-    Args:
-        kind: the distances of gradients or updates.
-        step: its place, from 0.
-    """
-    ours, theirs = replay.norms[kind.kind][step], first.norms[kind.kind][step]
-    # what is nothing but rounding has no ratio
-    is_known = np.isfinite(kind.allowed[step]) & np.isfinite(ours) & (theirs > 0)
-    if not is_known.any():
-        return None
-    ratios = np.where(is_known, ours / np.where(theirs > 0, theirs, 1), np.nan)
-    ratio = float(np.nanmedian(ratios))
-    if ratio == 0 or not np.isfinite(ratio):
-        return None
-    # divided by the ratio, a norm may differ as much as one of a right replay
-    apart = np.abs(np.where(is_known, ours, 0) / ratio - np.where(is_known, theirs, 0))
-    bounds = kind.measured if kind.kind == GRADIENT else kind.allowed
-    bounds = bounds[step] * kind.scale[step] * max(1, 1 / ratio)
-    return ratio if (apart[is_known] <= bounds[is_known]).all() else None
 
 
 def _explain_gradient(ratio: float | None, zeros: str) -> str:
