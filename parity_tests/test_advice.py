@@ -602,6 +602,17 @@ ADVICE = (
          "{1} pair.py:convert",),
     ),
     Advice(
+        "a recording of a net, not a weight file", "unet verify ours.safetensors",
+        r"compare it with the other side's: (unet verify --recorded) ours\.safetensors",
+        ("{0} ours.safetensors linear.safetensors",),
+    ),
+    Advice(
+        "it is no certificate; name a file that", "unet check own.npz",
+        r"name a file that (unet verify) (--certificate) wrote",
+        ("{0} cells.safetensors --steps 0 --no-other-sizes {1} named.json",
+         "unet check named.json cells.safetensors --framework torch"),
+    ),
+    Advice(
         "--recorded takes two recordings of a pair", "unet verify --recorded ours.safetensors",
         r"(--recorded) takes two recordings of a pair, .* got 1; give both",
         ("unet verify {0} ours.safetensors linear.safetensors",),
@@ -642,6 +653,7 @@ OTHERWISE = {
     "the original drops values in training": "a training with --net.dropout is in test_train.py",
     "there is no file {}; name it": "the rows with --reference above name one",
     "is only a part of its net": "the rows with --reference above name a whole net",
+    "their paddings or their classes differ": "test_own_module.py gives it such a net",
     "or name a size that it takes with --size": "test_own_module.py gives it sizes",
     "store each class as": "storing masks anew is no command; MASKS above are stored so",
     "no line gives": "docs/your-own-net.md has a whole map, and its test takes it",

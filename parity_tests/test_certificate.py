@@ -275,7 +275,7 @@ def test_what_is_no_certificate_is_refused(folder, content, edit, message):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("check cells.safetensors", "it is no certificate in JSON"),
+        ("check cells.safetensors", "it is no certificate; name a file"),
         ("check nothing.json", "nothing.json: there is no such file"),
         ("check .", "a folder, and a file is needed"),
         ("check net.json cells.safetensors", "of an architecture, and of no weights; leave"),

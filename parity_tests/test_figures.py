@@ -236,6 +236,7 @@ def bounds() -> Iterator[Figure]:
     )
     yield "docs/any-net.md", f"may be {distances.FACTOR:g} times as far from the run"
     yield "docs/any-net.md", f"less than {100 * distances.NEAR_TIE:.0f} % off"
+    yield "docs/any-net.md", f"a factor of up to 1 + {distances.CONSTANT:.1e} that all updates"
     yield "README.md", f"agree to {output} (gradients to {gradient})"
     yield (
         "README.md",

@@ -155,7 +155,8 @@ BUGS: dict[str, tuple[str, Callable[[nn.Module], object], str, str]] = {
         "shared", _pad_by_reflection, "enc2_b: its reflection_pad2d differs", "",
     ),
     "missing sigmoid": (
-        "shared", lambda net: setattr(net, "end", lambda x: x), "the net: its output differs",
+        "shared", lambda net: setattr(net, "end", lambda x: x),
+        "the net: its output is computed, but given in another place, order or form",
         "sigmoid behind it",
     ),
     "two sigmoids": (

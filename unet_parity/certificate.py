@@ -157,12 +157,19 @@ def read(path: Path) -> tuple[Certificate, str]:
         InputError: it is none, or of a newer version.
     """
     refuse_no_file(path)
+    no_certificate = (
+        f"{path}: it is no certificate; name a file that unet verify --certificate wrote"
+    )
     try:
         with open_plain(path, most_bytes=MOST_BYTES) as stream:
             content = read_json(stream.read())
+    except UnicodeDecodeError:
+        raise InputError(no_certificate) from None
     except ValueError as error:
-        raise InputError(f"{path}: it is no certificate in JSON: {error}") from error
-    version = content.get("format") if isinstance(content, dict) else None
+        raise InputError(f"{no_certificate} ({error})") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(no_certificate)
+    version = content["format"]
     if isinstance(version, int) and version > FORMAT:
         raise InputError(
             f"{path}: a certificate of format {version}, and this version reads {FORMAT}; install "

@@ -130,6 +130,11 @@ def from_card(card: Mapping[str, Any], tensors: Tensors, *, source: Path) -> Wei
     Raises:
         InputError: damaged metadata, or not exactly the tensors of its config.
     """
+    if "recording" in card:
+        raise InputError(
+            f"{source}: a recording of a net, not a weight file; compare it with the other side's: "
+            f"unet verify --recorded {source} OTHER.safetensors"
+        )
     try:
         names = card["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
