@@ -518,6 +518,25 @@ def test_a_dropout_that_is_a_module_is_switched_off():
     assert compared.modes == ("inference", "training")
 
 
+def test_a_module_without_dropout_says_nothing_of_a_dropout(dropping):
+    """JAX's net and PyTorch's differ in training alone, and the module was not asked there."""
+    own = OWN["named"]
+    healthy = replace(dropping.own, no_training="")
+    wrong = replace(dropping.comparisons[1], problems=("a dropout",))
+    for config, modes, said in (
+        (replace(own.config, dropout=0.5), ("inference", "training"), False),
+        (own.config, ("inference",), False),
+        (own.config, ("inference", "training"), True),
+    ):
+        pairs = tuple(replace(healthy.pair.comparisons[0], mode=mode) for mode in modes)
+        pair = replace(healthy.pair, comparisons=pairs)
+        _, reasons = verify.judge(
+            config, dropping.structure, (), (dropping.comparisons[0], wrong), (), None,
+            replace(healthy, pair=pair), own_weights=True,
+        )  # fmt: skip
+        assert any("so the fault is in PyTorch's net" in reason for reason in reasons) == said
+
+
 class Deep(Named):
     """Gives a second output in training."""
 

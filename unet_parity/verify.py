@@ -385,9 +385,8 @@ def judge(
     bits: int = precision.FLOAT32_BITS,
 ) -> tuple[str, tuple[str, ...]]:
     """Return the verdict and its reasons, the module at fault first."""
-    twins = [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
-    faults = [] if own is None else own.list_problems(has_fault=bool(twins))
-    faults += twins
+    faults = [] if own is None else _list_own_problems(own, config, comparisons)
+    faults += [f"{c.agreement.mode}: {problem}" for c in comparisons for problem in c.problems]
     faults += [row.problem for row in sizes if row.problem]
     if prediction is not None and prediction.problem:
         faults.append(prediction.problem)
@@ -419,6 +418,21 @@ def judge(
     if own_weights or refused:
         return "equivalent", (ROUNDING, *refused, *left_out)
     return "identical", (f"{BIT_FOR_BIT} {ROUNDING}", *left_out)
+
+
+def _list_own_problems(
+    own: OwnReport, config: UNetConfig, comparisons: tuple[Comparison, ...]
+) -> list[str]:
+    """Say what is wrong with somebody's own module, and which of the three nets it is."""
+    if own.pair.verdict != "different":
+        # that it agrees with JAX's net says nothing of what it was not asked, such as a dropout
+        comparisons = tuple(
+            c
+            for c in comparisons
+            if c.agreement.mode in own.modes
+            and (c.agreement.mode == "inference" or not config.dropout)
+        )
+    return own.list_problems(has_fault=any(c.problems for c in comparisons))
 
 
 @dataclass(frozen=True)
