@@ -1,6 +1,7 @@
 """Passes through a port in its own layout, compiled."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from unet_parity.jax_twin import compile_jax, fetch_tree
 from unet_parity.pair.passes import Arrays
 from unet_parity.pair.port import Leaves, Port, is_float, name_leaves
+from unet_parity.twins import is_small
 from unet_spec import InputError
 
 
@@ -22,9 +24,12 @@ class PortRun:
 
     def __init__(self, port: Port, prepare: Callable[[Arrays], Arrays], *, dtype: str, train: bool):
         self.port, self.prepare, self.dtype, self.train = port, prepare, dtype, train
-        with jax.enable_x64(dtype == "float64"):
-            self._forward = compile_jax(self._run_forward, dtype)
-            self._both = compile_jax(self._run_both, dtype)
+
+        @cache
+        def compile_run(run: Callable[..., Any], quick: bool) -> Callable[..., Any]:
+            return compile_jax(run, dtype, quick=quick)
+
+        self._compile = compile_run
 
     def list_outputs(self, leaves: Leaves, inputs: Arrays) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the outputs by their paths, in order.
@@ -57,14 +62,16 @@ class PortRun:
         parameters and inputs, all as the port lays them out."""
         with jax.enable_x64(self.dtype == "float64"):
             arguments = [jnp.asarray(c, self.dtype) for c in cotangents]
-            result = self._both(*self._enter(leaves, inputs), arguments)
+            run = self._compile(self._run_both, _are_small(inputs))
+            result = run(*self._enter(leaves, inputs), arguments)
         outputs, after, of_leaves, of_inputs = map(fetch_tree, result)
         return tuple(outputs), after, of_leaves, tuple(of_inputs)
 
     def run_forward(self, leaves: Leaves, inputs: Arrays) -> Arrays:
         """Return the outputs alone, as the port lays them out."""
         with jax.enable_x64(self.dtype == "float64"):
-            outputs, _ = self._forward(*self._enter(leaves, inputs))
+            run = self._compile(self._run_forward, _are_small(inputs))
+            outputs, _ = run(*self._enter(leaves, inputs))
         return tuple(fetch_tree(outputs))
 
     def trace(self, leaves: Leaves, inputs: Arrays) -> tuple[Any, list[Any]]:
@@ -106,6 +113,11 @@ class PortRun:
         outputs, pull, after = jax.vjp(forward, moved, [inputs[i] for i in places], has_aux=True)
         arguments = [c.astype(y.dtype) for c, y in zip(cotangents, outputs, strict=True)]
         return outputs, after, *pull(arguments)
+
+
+def _are_small(inputs: Arrays) -> bool:
+    """Say whether a pass takes less than its optimised compilation, which only images change."""
+    return all(is_small(x) for x in inputs if x.ndim == 4)
 
 
 def name_arrays(outputs: Any) -> Leaves:
