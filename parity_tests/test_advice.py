@@ -576,6 +576,15 @@ ADVICE = (
         r"(--reference net\.py:UNet)", (f"{VERIFY} {{0}}",),
     ),
     Advice(
+        "name the weight file of the reference too",
+        f"{VERIFY_NET} --reference my_unet.py:UNet --reference-arguments 1,2",
+        r"name the weight file of the reference too, which (unet convert) makes",
+        ("{0} milesial.pth mine.safetensors --reference my_unet.py:UNet "
+         "--reference-arguments 1,2",
+         "unet verify mine.safetensors --reference my_unet.py:UNet --reference-arguments 1,2 "
+         "--steps 0 --no-other-sizes"),
+    ),
+    Advice(
         "--certificate needs the exact proof",
         f"{VERIFY_NET} --config.norm batch --certificate new.json", "leave it out",
         (f"{VERIFY_NET} --config.norm batch",),

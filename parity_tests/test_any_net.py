@@ -336,7 +336,7 @@ def compare_masked(**changes):
     ("changes", "reason"),
     [
         ({}, ""),
-        ({"act": jax.nn.relu}, "the net: its tanh differs; it looks like ReLU"),
+        ({"act": jax.nn.relu}, "the net: its tanh differs; the port seems to have ReLU"),
         ({"fill": 0.0}, "the net: its mask differs"),
         ({"fill": -1.0}, "the net: its mask differs"),
     ],
@@ -473,7 +473,7 @@ def test_the_document_shows_what_comes_and_its_test_leaves_a_page(tmp_path):
     printed = run_python(tmp_path, "-c", first.text, status=0)
     assert listing.text in printed
     command = ("-m", "pytest", "-q", "--parity-pages", "PAGES", "test_series.py")
-    assert "its GELU differs; it looks like GELU by tanh" in run_python(
+    assert "its GELU differs; the port seems to have GELU by tanh" in run_python(
         tmp_path, *command, status=1
     )
     (page,) = (tmp_path / "PAGES").iterdir()
@@ -580,8 +580,8 @@ def test_a_dropout_drops_nothing_in_training_on_either_side():
     }
     report = verify_pair(reference, DropsInTraining(), inputs=[X], names=names)
     assert report.reasons[0] == (
-        "0: its running_var after a pass in training differs; it looks like a variance over n in "
-        "place of n - 1, for n = 4"
+        "0: its running_var after a pass in training differs; the port seems to have a variance "
+        "over n in place of n - 1, for n = 4"
     )
 
 
@@ -681,12 +681,14 @@ def test_an_assertion_carries_the_report_and_leaves_a_page(tmp_path, monkeypatch
             reference, lambda p, x: x @ p["w"].T + p["b"], convert=convert, inputs=[X]
         )
     text = str(failure.value)
-    assert text.startswith("different.\nthe net: its linear layer differs; it looks like a trans")
+    assert text.startswith(
+        "different.\nthe net: its linear layer differs; the port seems to have a trans"
+    )
     page = re.search(r"the page: (.*)$", text)
     assert page is not None
     assert page[1].endswith("test_an_assertion_carries_the_report_and_leaves_a_page.html")
     html = (tmp_path / "pages" / page[1].rpartition("/")[2]).read_text()
-    assert "it looks like a transposed weight" in html
+    assert "the port seems to have a transposed weight" in html
     assert html.count('class="fault"') >= 1
 
 

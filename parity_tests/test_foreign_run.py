@@ -202,11 +202,11 @@ def test_numbers_of_batches_come_back(folder, tmp_path):
     ("plant", "sentence"),
     [
         (("BatchNorm2d(outputs)", "BatchNorm2d(outputs, eps=1e-3)"),
-         r"original: inc\.double_conv\.1: .*looks like eps=1e-05 in place of 0\.001"),
+         r"original: inc\.double_conv\.1: .*seems to have eps=1e-05 in place of 0\.001"),
         (("return self.outc(x)", "return self.outc(x) + x[:, :1]"),
          "original: the net: its slice differs"),
         (("nn.ReLU(inplace=True)", "nn.GELU()"),
-         r"original: inc\.double_conv\.2: its GELU differs; it looks like ReLU"),
+         r"original: inc\.double_conv\.2: its GELU differs; the port seems to have ReLU"),
     ],
     ids=["eps", "a sum at the end", "GELU"],
 )  # fmt: skip

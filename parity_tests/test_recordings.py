@@ -35,7 +35,7 @@ PROCESSES = {
 }  # fmt: skip
 """What is recorded or compared, and what cannot be imported there."""
 X = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-GUESS = r"; it looks like [^;(]*"
+GUESS = r"; the port seems to have [^;(]*"
 
 
 def run_processes(folder):

@@ -80,7 +80,7 @@ def verify(
 
         module = references.build(reference, reference_arguments)
         if origin is None:
-            references.check_names(module, config, place=reference)
+            _check_names(module, config, place=reference, has_weights=loaded is not None)
     console = Console()
     if note:
         console.print(note)
@@ -109,6 +109,24 @@ def verify(
         certificates.write(certificate, certify(found, is_of_weights=loaded is not None))
         console.print(f"the certificate: {certificate}", markup=False)
     return int(found.verdict == "different")
+
+
+def _check_names(module: Any, config: UNetConfig, *, place: str, has_weights: bool) -> None:
+    """Refuse a module of other tensors than this net's.
+
+    Raises:
+        InputError: it names what is missing, unexpected or mis-shaped.
+    """
+    from unet_torch import reference as references
+
+    try:
+        references.check_names(module, config, place=place)
+    except InputError as error:
+        if has_weights:
+            raise
+        raise InputError(
+            f"{error}; name the weight file of the reference too, which unet convert makes"
+        ) from error
 
 
 def _read_input(

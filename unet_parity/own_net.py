@@ -6,6 +6,7 @@ Their code says how the net computes, our tensors with what.
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from unet_parity.differences import difference
 from unet_parity.pair.matched_port import match_port
 from unet_parity.pair.procedure import (
     RECIPE,
+    SEEDS,
     compare_pair,
     compare_seed,
     make_comparers,
@@ -37,7 +39,6 @@ from unet_spec.wording import list_names
 from unet_torch.reference import find_prefix, take_output
 
 COUNT = "num_batches_tracked"  # a tensor that files of an old torch do not have
-SEEDS = 2
 SIDES = (64, 96, 128, 256, 512)  # sizes to try, in pixels, where a module does not take small ones
 
 
@@ -215,7 +216,7 @@ class OwnReport:
         return tuple(dict.fromkeys(each.mode for each in self.pair.comparisons))
 
     def list_problems(self, *, has_fault: bool) -> list[str]:
-        """Say what is wrong, and behind the first fault which of three nets it is.
+        """Say what is wrong, with the first fault also which of three nets it is in.
 
         Args:
             has_fault: PyTorch's net here and JAX's differ.
@@ -224,7 +225,7 @@ class OwnReport:
         if self.pair.verdict != "different":
             return [net] if net else []
         first, *others = [f"JAX's net beside your module: {reason}" for reason in self.pair.reasons]
-        return [first, *([net] if net else []), *others]
+        return [f"{first}; {net}" if net else first, *others]
 
     def _name_net_at_fault(self, has_fault: bool) -> str:
         """Say which of three nets differs from the two others; empty if that is not one."""
@@ -270,13 +271,14 @@ class OwnPair:
                 "convert the weights with --reference, which finds out what the net is"
             )
         self.no_training = own.explain_no_training(x)
-        ends_in_training = bool(self.no_training) or _ends_in_training(own, x)
         reference, inputs = open_reference(own.module, [x])
         outputs = run_given(reference, inputs)
+        trains = reference.has_statistics and not self.no_training
+        ends_in_training = trains and _ends_in_training(own, x)
+        net = make_port(own.config, precision=precision, ends_in_training=ends_in_training)
         port = match_port(
-            reference,
-            make_port(own.config, precision=precision, ends_in_training=ends_in_training),
-            inputs, outputs, convert=own.convert, channels_last=True,
+            reference, net if trains else partial(_run_inference, net), inputs, outputs,
+            convert=own.convert, channels_last=True,
         )  # fmt: skip
         self.comparers, self.outputs = make_comparers(reference, port), tuple(outputs.values())
         self.to_torch = difference(given, apply_output(own.config, logits, axis=1))
@@ -296,13 +298,11 @@ class OwnPair:
             other_sizes: compare the outputs at other sizes too.
             environment: as of `PairReport`.
         """
-        no_training = self.no_training if self.comparers[-1].train else ""
         pair = compare_pair(
-            self.comparers[:1] if no_training else self.comparers, (self.x,), self.outputs,
-            seeds=SEEDS, steps=steps, recipe=RECIPE, environment=environment, say=say,
-            other_sizes=other_sizes,
+            self.comparers, (self.x,), self.outputs, seeds=SEEDS, steps=steps, recipe=RECIPE,
+            environment=environment, say=say, other_sizes=other_sizes,
         )  # fmt: skip
-        return OwnReport(pair, self.to_torch, no_training)
+        return OwnReport(pair, self.to_torch, self.no_training)
 
     def name_first_difference(self) -> str:
         """Say where the module first does something else in inference; empty where it does not."""
@@ -332,6 +332,10 @@ def make_port(config: UNetConfig, *, precision: str, ends_in_training: bool) -> 
         return (output, {**trained, **moved}) if train else output
 
     return run
+
+
+def _run_inference(net: Callable[..., Any], params: Any, x: jax.Array) -> Any:
+    return net(params, x)
 
 
 def _ends_in_training(own: OwnNet, x: np.ndarray) -> bool:

@@ -23,6 +23,7 @@ SENTENCES = {
     "equivalent": f"PyTorch and JAX compute the same net. {ROUNDING}",
     "different": "PyTorch and JAX do not compute the same net.",
 }
+OTHER_MODULE = "Your module is another net than the one of these weights."
 WORST = 5
 LABELS, NARROW_LABELS = 8, 3  # of an axis, at most; a label needs about 3 rem
 
@@ -37,7 +38,7 @@ def make_page(report: ParityReport, *, command: str = "") -> str:
         Path(__file__).with_name("page.html"),
         report=report,
         command=command,
-        sentence=SENTENCES[report.verdict],
+        sentence=_summarise(report),
         tf32=exact.explain_tf32(report.bits),
         no_proof=integer_cases.explain_no_proof(report.config),
         modes=[_describe_mode(comparison, report.x) for comparison in report.comparisons],
@@ -48,6 +49,14 @@ def make_page(report: ParityReport, *, command: str = "") -> str:
             "local": LOCAL_FACTOR, "gradient_factor": GRADIENT_FACTOR, "steps": BOUND,
         },
     )  # fmt: skip
+
+
+def _summarise(report: ParityReport) -> str:
+    """Return the sentence with which the page begins."""
+    is_other = report.own is not None and report.own.pair.verdict == "different"
+    if is_other and not any(comparison.problems for comparison in report.comparisons):
+        return OTHER_MODULE
+    return SENTENCES[report.verdict]
 
 
 def _describe_mode(comparison: Comparison, x: np.ndarray) -> dict[str, Any]:

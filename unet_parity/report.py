@@ -161,7 +161,7 @@ def _describe_steps(trajectory: Trajectory) -> str:
         text += (
             f"; with sums in another order torch is {trajectory.torch_yardstick[-1]:.1e} from "
             f"itself, JAX {trajectory.jax_yardstick[-1]:.1e}; up to {training.FACTOR:g} x the "
-            "larger is allowed"
+            f"larger is allowed, or {training.FACTOR * training.RESOLUTION:.0e}"
         )
     else:
         text += f"; up to {training.BOUND:.0e} is allowed"

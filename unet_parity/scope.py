@@ -53,12 +53,12 @@ class Scope:
         ]
         if self.reference:
             parts.append(
-                "your --reference and JAX's net as a pair, forward and gradients, in "
+                "your --reference and JAX's net as a pair, as it is said above, in "
                 f"{' and '.join(self.reference)}"
             )
         if self.other_sizes:
             listed = ", ".join(map(_size, self.other_sizes))
-            parts.append(f"outputs for inputs of {listed} pixels")
+            parts.append(f"outputs of PyTorch's net here and JAX's for inputs of {listed} pixels")
         if self.predicted is not None:
             parts.append(f"predict on a random image of {_size(self.predicted)} pixels")
         parts.append(self._steps)

@@ -339,7 +339,8 @@ def _parse_arguments(arguments: str) -> tuple[list[Any], dict[str, Any]]:
 def _check_call(place: str, made: Any, positional: list[Any], named: dict[str, Any]) -> None:
     """Refuse arguments that the class does not take, before its own code is run."""
     if not callable(made):
-        raise InputError(f"{place}: it is a {type(made).__name__}, not a torch.nn.Module")
+        kind = "Python module" if inspect.ismodule(made) else type(made).__name__
+        raise InputError(f"{place}: it is a {kind}, not a torch.nn.Module")
     try:
         signature = inspect.signature(made)
     except (TypeError, ValueError):  # some callables have none

@@ -68,7 +68,7 @@ def describe(bug: Bug, comparison: PairComparison) -> str:
 def main() -> None:
     """Write the table."""
     lines = [
-        "| pair | mistake | it is in | named | it looks like |",
+        "| pair | mistake | it is in | named | the port seems to have |",
         "|---|---|---|---|---|",
     ]
     named = 0

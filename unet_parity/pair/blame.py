@@ -42,7 +42,7 @@ class Blame:
     looks_like: str = ""
 
     def __str__(self) -> str:
-        guess = f"; it looks like {self.looks_like}" if self.looks_like else ""
+        guess = f"; the port seems to have {self.looks_like}" if self.looks_like else ""
         return f"{self.module}: {self.what}{guess}"
 
 

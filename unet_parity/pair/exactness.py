@@ -12,7 +12,9 @@ from unet_parity.torch_twin import run_backward
 
 _PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
 _EXACT = {
-    *_PRODUCTS, "relu", "threshold_backward", "max_pool2d_with_indices",
+    *_PRODUCTS, "relu", "threshold_backward", "hardtanh", "hardtanh_backward",
+    "reflection_pad2d", "reflection_pad2d_backward", "replication_pad2d",
+    "replication_pad2d_backward", "max_pool2d_with_indices",
     "max_pool2d_with_indices_backward", "add", "sub", "neg", "mul", "sum", "abs", "cat", "stack",
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice",
     "slice_backward", "select", "select_backward", "split", "split_with_sizes",

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from unet_parity.differences import NET, module_of
 from unet_parity.pair.blame import Blame
 from unet_parity.pair.operations import Operation, widen
 from unet_parity.pair.values import ComputedValues, Values
-from unet_parity.pair.variants import ACTIVATIONS, NO_ACTIVATION, list_variants
+from unet_parity.pair.variants import ACTIVATIONS, list_variants
 
 VIEWS = (
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze",
@@ -48,9 +49,9 @@ def guess_end(outputs: Sequence[Tensor], computed: ComputedValues) -> str:
         computed: by the port, in float64.
     """
     for text, function in ACTIVATIONS.items():
-        if text != NO_ACTIVATION and all(
-            _contains(computed.given, function(output)) for output in outputs
-        ):
+        changed = [function(output) for output in outputs]
+        is_other = not all(map(torch.equal, changed, outputs))
+        if is_other and all(_contains(computed.given, output) for output in changed):
             return f"{text} behind it"
     return ""
 

@@ -9,6 +9,9 @@ import numpy as np
 from unet_parity.differences import hash_tensors
 from unet_parity.pair.passes import Arrays
 
+LARGE = 8.0
+"""Every second draw of the inputs has so much larger values: ReLU6 differs from ReLU above 6, and a
+mask of -1e4 from one of -inf where values are large."""
 Shapes = tuple[tuple[int, ...], ...]
 """Of all inputs, in order."""
 
@@ -48,7 +51,7 @@ def draw_numbers(
     return Numbers(
         f"seed {seed}",
         state if seed == 0 else draw_tensors(state, seed=seed),
-        inputs if seed == 0 else draw_inputs(inputs, seed),
+        inputs if seed == 0 else draw_inputs(inputs, seed, spread=1.0 if seed % 2 else LARGE),
         tuple(rng.standard_normal(y.shape).astype(np.float32) for y in outputs),
     )
 
@@ -80,11 +83,15 @@ def draw_tensors(state: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.
     return drawn
 
 
-def draw_inputs(inputs: Arrays, seed: int) -> Arrays:
-    """Draw inputs of the same shapes and spread; integers stay as they are."""
+def draw_inputs(inputs: Arrays, seed: int, *, spread: float = 1.0) -> Arrays:
+    """Draw inputs of the same shapes; integers stay as they are.
+
+    Args:
+        spread: of the values, as a multiple of that of the given ones.
+    """
     rng = np.random.default_rng((seed, 2))
     return tuple(
-        (x.mean() + (x.std() or 1.0) * rng.standard_normal(x.shape)).astype(x.dtype)
+        (x.mean() + spread * (x.std() or 1.0) * rng.standard_normal(x.shape)).astype(x.dtype)
         if x.dtype.kind == "f"
         else x
         for x in inputs

@@ -186,7 +186,7 @@ def _list_notes(
     if matching.unused:
         yield f"nothing of the reference is in the port's {list_names(matching.unused, 4)}"
     if matching.has_training and not comparer.train:
-        yield "the port's training mode was not run: the reference computes nothing else in its own"
+        yield "the port was not run in training, because there the reference computes the same"
 
 
 def _describe_scope(
@@ -201,8 +201,7 @@ def _describe_scope(
     modes = " and ".join("training" if c.train else "inference" for c in comparers)
     draws = f", and {seeds - 1} draw{'s' * (seeds > 2)} of both" if seeds > 1 else ""
     parts = [
-        f"the reference's weights on the given inputs of {shapes}{draws}, forward and gradients, "
-        f"in {modes}"
+        f"the reference's weights on inputs of {shapes}{draws}, forward and gradients, in {modes}"
     ]
     if sizes:
         listed = [size.size for size in sizes if size.output is not None]

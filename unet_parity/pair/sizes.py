@@ -21,8 +21,9 @@ MOST_VALUES = 2**22
 def list_sizes(takes: Callable[[Shapes], bool], inputs: Arrays) -> list[Shapes]:
     """Return other shapes of the inputs that the reference takes.
 
-    For each free length it is one more and one fewer, and for all of them together twice as much,
-    as often as there is time for.
+    For each free length it is one more and one fewer, or the next one that it takes, as a net whose
+    pools halve its maps takes no odd length; and for all of them together twice as much, as often
+    as there is time for.
 
     Args:
         takes: runs the reference on inputs of such shapes, and says whether it takes them.
@@ -44,19 +45,32 @@ def list_sizes(takes: Callable[[Shapes], bool], inputs: Arrays) -> list[Shapes]:
         for group in groups:
             others = [_change(shapes, group, length + step) for step in (1, -1) if length + step]
             taken = [other for other in others if takes(other)]
+            if not taken:
+                longer = (_change(shapes, group, length + step) for step in list_steps(length))
+                taken = [other for other in longer if takes(other)][:1]
             sizes += taken
             if taken:
                 free.append(group)
     free = [group for group in free if min(axis for _, axis in group) > 0]  # batches stay
-    largest = _find_largest(takes, inputs, free)
-    return sizes if largest is None else [*sizes, largest]
+    return [*sizes, *_list_larger(takes, inputs, free)]
 
 
-def _find_largest(
+def list_steps(length: int) -> list[int]:
+    """Return the powers of 2 from 2 to a length.
+
+    >>> list_steps(12)
+    [2, 4, 8]
+    """
+    return [2**power for power in range(1, length.bit_length()) if 2**power <= length]
+
+
+def _list_larger(
     takes: Callable[[Shapes], bool], inputs: Arrays, free: list[list[tuple[int, int]]]
-) -> Shapes | None:
-    """Return the largest shapes for which there is time; None where no length is free."""
-    largest, factor = None, 2
+) -> list[Shapes]:
+    """Return shapes twice as long, and the largest for which there is time; none where no length is
+    free."""
+    larger: list[Shapes] = []
+    factor = 2
     while free:
         shapes = tuple(x.shape for x in inputs)
         for group in free:
@@ -67,11 +81,11 @@ def _find_largest(
             break
         if not takes(shapes):
             break
-        largest = shapes
+        larger = [*larger[:1], shapes]
         if (time.monotonic() - start) * 2 ** len(free) > LARGEST_S:
             break
         factor *= 2
-    return largest
+    return larger
 
 
 def _change(shapes: Shapes, group: list[tuple[int, int]], length: int) -> Shapes:

@@ -13,9 +13,8 @@ from torch import Tensor
 from unet_parity.pair.operations import Operation
 
 EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-NO_ACTIVATION = "no activation"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    NO_ACTIVATION: lambda x: x,
+    "no activation": lambda x: x,
     "ReLU": F.relu,
     "ReLU6": F.relu6,
     "leaky ReLU of slope 0.01": F.leaky_relu,
@@ -310,7 +309,9 @@ def _list_inputs(operation: Operation, before: Sequence[Operation]) -> Iterator[
         yield from _try(operation, "one input missing", place, torch.zeros_like(tensor))
         if operation.inputs[place] is not None:  # a value that the net has computed
             for text, function in ACTIVATIONS.items():
-                yield from _try(operation, f"{text} in front of it", place, function(tensor))
+                changed = function(tensor)
+                if not torch.equal(changed, tensor):
+                    yield from _try(operation, f"{text} in front of it", place, changed)
         for axis in range(1, tensor.ndim):
             turned = tensor.flip(axis)
             yield from _try(operation, f"an input reversed along axis {axis}", place, turned)

@@ -186,7 +186,8 @@ def _measure(
         uncertain=np.maximum(near_tie, FACTOR * before) * scales[GRADIENT],
     )  # fmt: skip
     noise = _estimate_noise_of_updates(gradient, values)
-    noise = np.maximum(noise, FACTOR * constants[:, None] * _keep_finite(values[UPDATE][0]))
+    # an update that is small by chance inherits what larger ones before it have moved
+    noise = np.maximum(noise, FACTOR * constants[:, None] * scales[UPDATE])
     loss = _measure_kind(
         LOSS, ("",), values[LOSS], scales[LOSS], unit=unit,
         uncertain=_follow_noise(noise, values),

@@ -15,6 +15,8 @@ from unet_parity.runs.recording import Recording
 from unet_spec.wording import list_names
 
 SHOWN = 3
+MUCH = 1e-3
+"""Adam enlarges a difference of the gradients, where they are small, but by no more than this."""
 SMALL = 1e-3
 """A ratio that is nearer to 1 may come of a constant that was rounded to float32."""
 
@@ -44,10 +46,11 @@ def explain_step(
     gradients = next(one for one in distances if one.kind == GRADIENT)
     apart = gradients.replay[step].max()
     if (gradients.replay[step] > gradients.measured[step]).any():
-        return (
-            f"the loss agrees, the gradients are up to {apart:.1e} apart, and "
-            f"{_explain_update(ratio, zeros)}, or like what the gradients differ by"
-        )
+        text = f"the loss agrees, the gradients are up to {apart:.1e} apart, and "
+        text += _explain_update(ratio, zeros)
+        if ratio is None or apart > MUCH * abs(ratio - 1):
+            text += ", or like what the gradients differ by"
+        return text
     return "the loss and the gradients agree, and " + _explain_update(ratio, zeros)
 
 
