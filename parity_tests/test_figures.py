@@ -16,6 +16,7 @@ from parity_tests.shown import DOCUMENTS, ROOT
 from unet_convert import names_map
 from unet_image import array_file, jpeg_file, tiff_file
 from unet_parity import exact, fault, float32_errors, integer_cases, oracle, training, verify
+from unet_parity.pair import numbers
 from unet_parity.runs import distances
 from unet_spec import config, judgement, recorded, safetensors_file
 from unet_spec.preprocessing import LARGEST_GB
@@ -235,6 +236,7 @@ def bounds() -> Iterator[Figure]:
         f"Outputs agree to {output}, gradients of every parameter and input to {gradient}",
     )
     yield "docs/any-net.md", f"may be {distances.FACTOR:g} times as far from the run"
+    yield "docs/any-net.md", f"inputs that are {numbers.LARGE:g} times as large"
     yield "docs/any-net.md", f"less than {100 * distances.NEAR_TIE:.0f} % off"
     yield "docs/any-net.md", f"a factor of up to 1 + {distances.CONSTANT:.1e} that all updates"
     yield "README.md", f"agree to {output} (gradients to {gradient})"
