@@ -580,9 +580,7 @@ ADVICE = (
         f"{VERIFY_NET} --reference my_unet.py:UNet --reference-arguments 1,2",
         r"name the weight file of the reference too, which (unet convert) makes",
         ("{0} milesial.pth mine.safetensors --reference my_unet.py:UNet "
-         "--reference-arguments 1,2",
-         "unet verify mine.safetensors --reference my_unet.py:UNet --reference-arguments 1,2 "
-         "--steps 0 --no-other-sizes"),
+         "--reference-arguments 1,2",),
     ),
     Advice(
         "--certificate needs the exact proof",

@@ -55,7 +55,7 @@ SIZES = {
         "--data.batch 2 --data.crop-px 32 --steps 22 --validate-every 2 --mesh.data 1"
     ),
     'unet verify start.safetensors --reference my_unet.py:UNet --reference-arguments "1, 2"': (
-        "--steps 2"
+        "--steps 2 --no-other-sizes"
     ),
 }
 """Flags that are appended to a command, which make it small and nothing else. Continuous
