@@ -184,9 +184,9 @@ def record_jax(
     Args:
         differentiate: takes a step, from 0, and the parameters, and gives (loss, gradients).
     """
-    if isinstance(recipe, Recipe):
-        recipe = unet_jax.recipe.build(recipe.for_steps(steps))
     optimizer: Any = recipe
+    if isinstance(recipe, Recipe):
+        optimizer = unet_jax.recipe.build(recipe.for_steps(steps))
     state = optimizer.init(params)
     move = jax.jit(make_update(optimizer))
     recorder = RunRecorder(path, params)

@@ -18,7 +18,8 @@ from parity_tests import planted
 from parity_tests.own_nets import NAMED, OWN, WIDTHS, Dropping, Named, Own, Shared
 from parity_tests.slides import UNet as SlidesUNet
 from unet_parity import oracle, page, report, verify
-from unet_parity.own_net import OwnNet, OwnPair, OwnReport, choose_size, match_module
+from unet_parity.own_net import OwnNet, choose_size, match_module
+from unet_parity.own_pair import OwnPair, OwnReport
 from unet_spec import InputError, UNetConfig
 from unet_spec.origin import Origin
 from unet_spec.weight_file import WeightFile
@@ -558,6 +559,36 @@ def test_a_module_that_cannot_be_compared_in_training_has_its_reason():
         assert match(own, make()).explain_no_training(x) == sentence
 
 
+class DroppingShared(Shared):
+    """With a dropout in the code, and nothing else that training changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.3, self.training))
+
+
+def test_a_net_without_statistics_says_too_that_it_drops_values():
+    compared = compare(OWN["shared"], DroppingShared())
+    assert (compared.pair.verdict, compared.modes) == ("equivalent", ("inference",))
+    assert compared.no_training == "it drops values at random"
+    assert not any("computes the same" in reason for reason in compared.pair.reasons)
+
+
+class PositiveLogits(Shared):
+    """Gives its logits, which are above 0, so that a ReLU behind them changes nothing."""
+
+    def end(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_function_that_changes_no_value_is_no_guess():
+    own = OWN["shared"]
+    raised = {n: t + 20 * (n == "out.bias") for n, t in tensors_of(own.config).items()}
+    matched = match_module(own.config, PositiveLogits(), raised, own.origin())
+    x = 0.1 * oracle.random_input(own.config, seed=0)[0]
+    assert matched.run(x).min() > 0
+    assert OwnPair(matched, x).name_first_difference().endswith("seems to have sigmoid behind it")
+
+
 class AlwaysDropping(Named):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.dropout(x, 0.3))
@@ -618,7 +649,10 @@ def test_what_shows_in_large_values_alone_is_told(name):
     matched = match_module(config, make(), quiet, own.origin())
     pair = OwnPair(matched, 0.1 * oracle.random_input(config, seed=0)[0])
     assert pair.to_torch < 1e-13, "the given values show nothing"
-    assert pair.compare(steps=0, other_sizes=False).pair.verdict == "different"
+    report = pair.compare(steps=0, other_sizes=False).pair
+    assert report.verdict == "different"
+    if name == "shared":
+        assert not report.integers.refused, "ReLU6 rounds no integer"
 
 
 class Larger(Shared):

@@ -514,6 +514,33 @@ def test_a_schedule_that_optax_computes_in_float32_is_a_note(in_float64, tmp_pat
         r"from step 1 on all updates have a factor in common that is up to [\d.]+e-08 from 1", note
     )
     assert report.distances[1].replay.max() > 1e-12
+    assert not any("kink of a ReLU" in reason for reason in report.reasons)
+
+
+def test_a_small_update_inherits_what_a_rounded_constant_has_moved():
+    """Adam's update passes zero now and then, and its difference does not."""
+    unit = np.finfo(np.float64).eps
+    size = np.array([1, 1, 1, 1e-4, 1])
+    moved = size * (1 + 1e-7)
+    moved[3] += 1e-7
+    first, again = (recording(np.ones(5), update=u, precision=unit) for u in (size, size + unit))
+    replay = recording(np.ones(5), update=moved, precision=unit)
+    distances = distances_of(first, again, replay)
+    assert (distances["update"].share <= 1).all()
+    wrong = size * (1 + 1e-7)
+    wrong[3] += 1e-4
+    distances = distances_of(first, again, recording(np.ones(5), update=wrong, precision=unit))
+    assert (distances["update"].share[3] > 1).all()
+
+
+def test_gradients_are_no_cause_where_they_are_much_nearer_than_the_updates():
+    first = recording(np.ones(3), update=np.ones(3))
+    for apart, said in ((1e-2, True), (1e-4, False)):
+        replay = recording([1, 1 + apart, 1], update=[1, 1.5, 1])
+        distances = tuple(distances_of(first, recording(np.ones(3)), replay).values())
+        text = explain_step(first, replay, distances, 1)
+        assert "every update is 1.5 times as large" in text
+        assert text.endswith("or like what the gradients differ by") == said
 
 
 @pytest.mark.parametrize(

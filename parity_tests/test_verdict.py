@@ -273,8 +273,7 @@ def test_the_scope_is_in_the_json(healthy):
         ),
         (
             Scope((8, 12), reference=BOTH),
-            "your --reference and JAX's net as a pair, as it is said above, in inference and "
-            "training;",
+            "your --reference and JAX's net as a pair, in inference and training;",
         ),
         (
             Scope((8, 12), reference=("inference",), no_training="it drops values at random"),

@@ -215,7 +215,8 @@ def _name_difference(structure: Structure, case: Case, fields: Sequence[str], pa
     if importlib.util.find_spec("jax") is None:
         return ""
     from unet_parity.oracle import random_input
-    from unet_parity.own_net import OwnPair, choose_size, match_module
+    from unet_parity.own_net import choose_size, match_module
+    from unet_parity.own_pair import OwnPair
     from unet_torch import hidden, reference
 
     names = [(case.theirs[name], ours) for name, ours in structure.names]
@@ -227,6 +228,6 @@ def _name_difference(structure: Structure, case: Case, fields: Sequence[str], pa
         own = match_module(nearest.config, case.module, tensors, origin)
         x, _, _ = random_input(nearest.config, seed=0, size=choose_size(own, None))
         difference = OwnPair(own, x).name_first_difference()
-        return difference and f"JAX's net beside the original: {difference}"
     except InputError as error:
         return str(error)
+    return f"JAX's net beside the original: {difference}" if difference else ""

@@ -53,8 +53,7 @@ class Scope:
         ]
         if self.reference:
             parts.append(
-                "your --reference and JAX's net as a pair, as it is said above, in "
-                f"{' and '.join(self.reference)}"
+                f"your --reference and JAX's net as a pair, in {' and '.join(self.reference)}"
             )
         if self.other_sizes:
             listed = ", ".join(map(_size, self.other_sizes))

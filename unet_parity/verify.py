@@ -26,7 +26,8 @@ from unet_parity.other_sizes import (
     compare_predictions,
     compare_sizes,
 )
-from unet_parity.own_net import OwnPair, OwnReport, choose_size, match_module
+from unet_parity.own_net import choose_size, match_module
+from unet_parity.own_pair import OwnPair, OwnReport
 from unet_parity.recorded_output import RecordedOutput, judge_recorded
 from unet_parity.scope import Scope
 from unet_parity.subnormal import Subnormal

@@ -101,5 +101,6 @@ def _keep_values(operations: Sequence[Operation]) -> Values:
 
 
 def _contains(values: Values, tensor: Tensor) -> bool:
-    """Say whether a tensor is among the values of a port."""
-    return values.contains(widen(tensor))
+    """Say whether a tensor is among some values; one of equal values proves no guess."""
+    array = widen(tensor)
+    return array.size > 0 and bool((array != array.flat[0]).any()) and values.contains(array)

@@ -100,8 +100,8 @@ def list_values(kind: str, run: Recording) -> np.ndarray:
 def measure(
     first: Recording, again: Recording, replay: Recording, *, steps: int
 ) -> tuple[tuple[Distances, ...], np.ndarray]:
-    """Return the distances of the loss, the gradients and the updates, and for each step how far
-    from 1 a factor is that all updates have in common by rounding.
+    """Return the distances of the loss, the gradients and the updates, and the result of
+    `find_rounded_constants`.
 
     Args:
         again: with the tensors in the order of the first run.
@@ -116,8 +116,8 @@ def measure(
 
 
 def find_rounded_constants(update: Distances, first: Recording, replay: Recording) -> np.ndarray:
-    """Return for each step the largest factor, less 1, that all updates up to it had in common and
-    that a constant of the optimizer in float32 explains; 0 where there is none.
+    """Return for each step how far from 1 the common factor of all updates has been so far, as long
+    as a constant of the optimizer in float32 explains it; 0 where there is no such factor.
 
     Args:
         update: the distances of the updates.

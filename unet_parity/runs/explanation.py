@@ -15,8 +15,9 @@ from unet_parity.runs.recording import Recording
 from unet_spec.wording import list_names
 
 SHOWN = 3
-MUCH = 1e-3
-"""Adam enlarges a difference of the gradients, where they are small, but by no more than this."""
+CAUSE = 1e-3
+"""Gradients that are apart by less than this part of what the updates are apart by did not move
+these: so much smaller differences only follow from rounding in the steps before."""
 SMALL = 1e-3
 """A ratio that is nearer to 1 may come of a constant that was rounded to float32."""
 
@@ -48,7 +49,7 @@ def explain_step(
     if (gradients.replay[step] > gradients.measured[step]).any():
         text = f"the loss agrees, the gradients are up to {apart:.1e} apart, and "
         text += _explain_update(ratio, zeros)
-        if ratio is None or apart > MUCH * abs(ratio - 1):
+        if ratio is None or apart > CAUSE * abs(ratio - 1):
             text += ", or like what the gradients differ by"
         return text
     return "the loss and the gradients agree, and " + _explain_update(ratio, zeros)
