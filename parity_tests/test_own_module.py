@@ -639,20 +639,25 @@ class NormedSix(Named):
             return super().forward(x)
 
 
-@pytest.mark.parametrize("name", ["named", "shared"])
-def test_what_shows_in_large_values_alone_is_told(name):
-    own = OWN[name]
-    make = NormedSix if name == "named" else SixAndMore
+def pair_of_small_values(own: Own, module: nn.Module) -> OwnPair:
+    """The pair of a net of which no value comes near 6 on its given input."""
     config = replace(own.config, output="logits")
-    quiet = {n: t / 4 if n.endswith("weight") and name == "shared" else t
-             for n, t in tensors_of(own.config).items()}  # fmt: skip
-    matched = match_module(config, make(), quiet, own.origin())
+    small = {n: t / 8 if n.endswith("weight") else t for n, t in tensors_of(own.config).items()}
+    matched = match_module(config, module, small, own.origin())
     pair = OwnPair(matched, 0.1 * oracle.random_input(config, seed=0)[0])
-    assert pair.to_torch < 1e-13, "the given values show nothing"
-    report = pair.compare(steps=0, other_sizes=False).pair
-    assert report.verdict == "different"
-    if name == "shared":
-        assert not report.integers.refused, "ReLU6 rounds no integer"
+    assert pair.to_torch < 1e-13
+    return pair
+
+
+def test_what_shows_in_large_values_alone_is_told_by_the_large_draw():
+    report = pair_of_small_values(OWN["named"], NormedSix()).compare(steps=0, other_sizes=False)
+    seeds = [c.seed for c in report.pair.comparisons if c.problems and c.mode == "inference"]
+    assert seeds == [2], "the first draw has small inputs"
+
+
+def test_what_shows_in_large_values_alone_is_told_by_integers():
+    report = pair_of_small_values(OWN["shared"], SixAndMore()).compare(steps=0, other_sizes=False)
+    assert report.pair.integers.unequal
 
 
 class Larger(Shared):

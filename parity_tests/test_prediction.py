@@ -1,3 +1,5 @@
+import importlib
+import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -791,7 +793,16 @@ def test_shape_of_the_input_is_the_one_that_the_net_gets(monkeypatch, axes, sett
     assert shapes == {shape}
 
 
-def test_what_is_compiled_ahead_is_compiled_once_and_predicts_the_same():
+def test_what_is_compiled_ahead_is_compiled_once_and_predicts_the_same(monkeypatch):
+    module = importlib.import_module("unet_jax.predict")  # `unet_jax.predict` is the function
+    plain = module.functional
+
+    def slow(*arguments, **settings):  # so that the threads are sure to ask at the same time
+        time.sleep(0.2)
+        return plain(*arguments, **settings)
+
+    monkeypatch.setattr(module, "functional", slow)
+    module._compile.cache_clear()
     _, port = twins(replace(GRAY, classes=5), preprocessing=Preprocessing("none"))
     images = [picture(size, np.float32) for size in ((13, 23), (14, 21), (40, 9))]
     settings = {"config": port.config, "preprocessing": port.preprocessing}

@@ -79,11 +79,14 @@ def compile_ahead(model: UNet, shapes: Iterable[Shape]) -> Iterator[None]:
     Args:
         shapes: (b, h, w, in_channels), as `unet_spec.prediction.input_shape` returns them.
     """
-    config, arrays = model.config, to_arrays(model)
+    _compile(
+        model.config
+    )  # two threads that ask at once would get two functions, with programs each
+    arrays = to_arrays(model)
     workers = ThreadPoolExecutor(max_workers=usable_cores())
     try:
         for shape in dict.fromkeys(shapes):
-            workers.submit(_compile_for, config, arrays, shape)
+            workers.submit(_compile_for, model.config, arrays, shape)
         yield
     finally:
         workers.shutdown(cancel_futures=True)
