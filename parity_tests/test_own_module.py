@@ -642,9 +642,9 @@ class NormedSix(Named):
 def pair_of_small_values(own: Own, module: nn.Module) -> OwnPair:
     """The pair of a net of which no value comes near 6 on its given input."""
     config = replace(own.config, output="logits")
-    small = {n: t / 8 if n.endswith("weight") else t for n, t in tensors_of(own.config).items()}
+    small = {n: t / 2 if n.endswith("weight") else t for n, t in tensors_of(own.config).items()}
     matched = match_module(config, module, small, own.origin())
-    pair = OwnPair(matched, 0.1 * oracle.random_input(config, seed=0)[0])
+    pair = OwnPair(matched, 0.3 * oracle.random_input(config, seed=0)[0])
     assert pair.to_torch < 1e-13
     return pair
 

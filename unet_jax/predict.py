@@ -79,10 +79,8 @@ def compile_ahead(model: UNet, shapes: Iterable[Shape]) -> Iterator[None]:
     Args:
         shapes: (b, h, w, in_channels), as `unet_spec.prediction.input_shape` returns them.
     """
-    _compile(
-        model.config
-    )  # two threads that ask at once would get two functions, with programs each
     arrays = to_arrays(model)
+    _compile(model.config)  # of two threads that ask at once, each would get a function of its own
     workers = ThreadPoolExecutor(max_workers=usable_cores())
     try:
         for shape in dict.fromkeys(shapes):
