@@ -802,7 +802,7 @@ def test_what_is_compiled_ahead_is_compiled_once_and_predicts_the_same(monkeypat
         return plain(*arguments, **settings)
 
     monkeypatch.setattr(module, "functional", slow)
-    module._compile.cache_clear()
+    module._make_function.cache_clear()
     _, port = twins(replace(GRAY, classes=5), preprocessing=Preprocessing("none"))
     images = [picture(size, np.float32) for size in ((13, 23), (14, 21), (40, 9))]
     settings = {"config": port.config, "preprocessing": port.preprocessing}

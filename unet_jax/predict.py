@@ -16,6 +16,7 @@ from unet_spec.garbage import pause_garbage_collection
 
 Shape = tuple[int, ...]
 _tracing = threading.Lock()
+_making = threading.Lock()
 
 
 def predict(model: UNet, image: np.ndarray, *, threshold: float | None = None) -> np.ndarray:
@@ -79,12 +80,11 @@ def compile_ahead(model: UNet, shapes: Iterable[Shape]) -> Iterator[None]:
     Args:
         shapes: (b, h, w, in_channels), as `unet_spec.prediction.input_shape` returns them.
     """
-    arrays = to_arrays(model)
-    _compile(model.config)  # of two threads that ask at once, each would get a function of its own
+    config, arrays = model.config, to_arrays(model)
     workers = ThreadPoolExecutor(max_workers=usable_cores())
     try:
         for shape in dict.fromkeys(shapes):
-            workers.submit(_compile_for, model.config, arrays, shape)
+            workers.submit(_compile_for, config, arrays, shape)
         yield
     finally:
         workers.shutdown(cancel_futures=True)
@@ -94,7 +94,7 @@ def _compile_for(config: UNetConfig, arrays: Arrays, shape: Shape) -> None:
     """Compile a net for a shape of its input, and leave the program where JAX looks for it."""
     # Python traces one at a time in any case, and so the first is done first
     with _tracing, pause_garbage_collection():
-        lowered = _compile(config).lower(arrays, jax.ShapeDtypeStruct(shape, np.float32))
+        lowered = _jit(config).lower(arrays, jax.ShapeDtypeStruct(shape, np.float32))
     lowered.compile()
 
 
@@ -103,12 +103,18 @@ def _make_forward(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
     arrays = to_arrays(model)
 
     def forward(x: np.ndarray) -> np.ndarray:
-        return np.asarray(_compile(model.config)(arrays, x), np.float32)
+        return np.asarray(_jit(model.config)(arrays, x), np.float32)
 
     return forward
 
 
+def _jit(config: UNetConfig):
+    """Return the one function of a net: two would each compile their own programs."""
+    with _making:  # `lru_cache` alone calls a function twice for two threads that ask at once
+        return _make_function(config)
+
+
 @lru_cache(maxsize=8)
-def _compile(config: UNetConfig):
+def _make_function(config: UNetConfig):
     apply = functional(config, numerics=Numerics(precision="highest")).apply  # without TF32
     return jax.jit(lambda arrays, x: apply(arrays, x))
