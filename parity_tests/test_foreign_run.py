@@ -304,3 +304,17 @@ def test_code_that_resizes_odd_maps_is_converted_for_even_sizes(folder, tmp_path
     )
     assert result.weights.config.fit == "error"
     assert any("no option here does; such sizes are refused" in s for s in result.sentences())
+
+
+def test_code_that_takes_multiples_of_64_alone_is_converted(folder, tmp_path):
+    theirs = Theirs(folder)
+    theirs.save(tmp_path / "run.pt")
+    code = (folder / "my_unet.py").read_text()
+    head, body, tail = code.rpartition("    def forward(self, x):\n")
+    check = "        assert x.shape[2] % 64 == 0 and x.shape[3] % 64 == 0\n"
+    (tmp_path / "other.py").write_text(head + body + check + tail)
+    evidence = Evidence(reference=f"{tmp_path / 'other.py'}:UNet", arguments="1, 3, width=2")
+    result = conversion.convert(
+        tmp_path / "run.pt", tmp_path / "a", evidence=evidence, weights_only=True
+    )
+    assert result.weights.config.fit == "error"

@@ -138,19 +138,20 @@ BUGS: dict[str, tuple[str, Callable[[nn.Module], object], str, str]] = {
         "a momentum of 0.1 in place of 0.01",
     ),
     "another slope": (
-        "shared", lambda net: setattr(net, "slope", 0.2), "the net: its leaky_relu differs", "ReLU",
+        "shared", lambda net: setattr(net, "slope", 0.2),
+        "the net: its leaky_relu, number 1 of 10, differs", "ReLU",
     ),
     "missing ReLU": (
         "shared", lambda net: setattr(net, "without", "enc2_a"),
         "enc2_b: its convolution differs", "ReLU in front of it",
     ),
     "missing ReLU before a pool": (
-        "shared", lambda net: setattr(net, "without", "enc2_b"), "pool: its max-pool differs",
-        "ReLU in front of it",
+        "shared", lambda net: setattr(net, "without", "enc2_b"),
+        "pool: its max-pool, number 2 of 2, differs", "ReLU in front of it",
     ),
     "average pool": (
-        "shared", lambda net: setattr(net, "pool", nn.AvgPool2d(2)), "pool: its avg_pool2d differs",
-        "a max-pool",
+        "shared", lambda net: setattr(net, "pool", nn.AvgPool2d(2)),
+        "pool: its avg_pool2d, number 1 of 2, differs", "a max-pool",
     ),
     "padding by reflection": (
         "shared", _pad_by_reflection, "enc2_b: its reflection_pad2d differs", "",
@@ -162,7 +163,7 @@ BUGS: dict[str, tuple[str, Callable[[nn.Module], object], str, str]] = {
     ),
     "two sigmoids": (
         "shared", lambda net: setattr(net, "end", lambda x: x.sigmoid().sigmoid()),
-        "the net: its sigmoid differs", "no activation",
+        "the net: its sigmoid, number 2 of 2, differs", "no activation",
     ),
     "skip without a gradient": (
         "shared", lambda net: setattr(net, "detaches", True),

@@ -116,6 +116,9 @@ def _record(module: "nn.Module", config: UNetConfig, place: str) -> list["Pair"]
         height = geometry.next_legal(strict, 2 ** (config.depth + 1))
         width = geometry.next_legal(strict, height + 1)
         even = try_size(height, width)
+        if even is None and geometry.is_legal(strict, 64):  # nets that take multiples of 64 alone
+            height, width = 64, 128
+            even = try_size(height, width)
         if even is not None:
             odd = try_size(height + 1, width + 2**config.depth - 1)
             trained = None

@@ -71,13 +71,22 @@ def find_fault(log: ForwardLog, outputs: Sequence[Source], values: PortValues) -
         if not any(source and source[0] in unlike for source in log.operations[number].inputs)
     )
     operation = log.operations[first]
-    word = WORDS.get(operation.name, operation.name.strip("_"))
-    blame = Blame(operation.module or NET, f"its {word} differs")
+    blame = Blame(operation.module or NET, f"its {_describe(operation, log.operations)} differs")
     if computed is None:
         return blame
     from unet_parity.pair.guess import guess_mistake
 
     return guess_mistake(blame, log.calls, first, computed)
+
+
+def _describe(operation: LoggedOperation, all_of_them: Sequence[LoggedOperation]) -> str:
+    """Return what people call an operation, and which of its module's it is if there are more."""
+    word = WORDS.get(operation.name, operation.name.strip("_"))
+    alike = [o for o in all_of_them if (o.module, o.name) == (operation.module, operation.name)]
+    if len(alike) == 1:
+        return word
+    place = 1 + next(number for number, other in enumerate(alike) if other is operation)
+    return f"{word}, number {place} of {len(alike)},"
 
 
 def _walk_back(
