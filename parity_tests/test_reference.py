@@ -54,6 +54,17 @@ def test_a_file_is_built_with_its_neighbours_and_leaves_nothing_behind(place):
     assert (sys.path, set(sys.modules), sorted(place.parent.iterdir())) == (path, modules, files)
 
 
+@pytest.mark.parametrize("text", ["def net(): return Conv2d(1, 2, 3)", "net = Conv2d(1, 2, 3)"])
+def test_weights_that_a_file_draws_are_the_same_each_time(tmp_path, text):
+    (tmp_path / "net.py").write_text(f"from torch.nn import Conv2d\n{text}")
+    first = reference.build(f"{tmp_path}/net.py:net").state_dict()
+    torch.rand(1)
+    before = torch.get_rng_state()
+    again = reference.build(f"{tmp_path}/net.py:net").state_dict()
+    assert torch.equal(first["weight"], again["weight"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_files_of_one_name_are_told_apart(tmp_path):
     for width in (2, 3):
         (tmp_path / str(width)).mkdir()
