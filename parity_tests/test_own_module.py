@@ -20,6 +20,7 @@ from parity_tests.slides import UNet as SlidesUNet
 from unet_parity import oracle, page, report, verify
 from unet_parity.own_net import OwnNet, choose_size, match_module
 from unet_parity.own_pair import OwnPair, OwnReport
+from unet_parity.pair import sizes
 from unet_spec import InputError, UNetConfig
 from unet_spec.origin import Origin
 from unet_spec.weight_file import WeightFile
@@ -669,8 +670,9 @@ class Larger(Shared):
         return 2 * y if name == "enc1" and x.shape[-1] > 16 else y
 
 
-def test_what_shows_at_a_larger_size_alone_is_told():
+def test_what_shows_at_a_larger_size_alone_is_told(monkeypatch):
     """Its pools take no odd size, so the next size that it takes is compared."""
+    monkeypatch.setattr(sizes, "MOST_VALUES", 2**12)
     compared = pair_up(OWN["shared"], Larger()).compare(steps=0)
     assert first_problem(compared).startswith("for inputs of (2, 3, ")
     assert "its product differs" in first_problem(compared)
