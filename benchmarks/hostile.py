@@ -700,7 +700,7 @@ def another_kind(folder: Path, rng: Rng) -> Path:
     """A file of another kind has the name of weights."""
     zipped, tarred, arrays = io.BytesIO(), io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("word/document.xml", "<x/>")
+        archive.writestr(zipfile.ZipInfo("word/document.xml"), "<x/>")
     with tarfile.open(fileobj=tarred, mode="w") as tar:
         for name in ("sys_info", "pickle", "storages", "tensors"):  # torch once wrote such ones
             tar.addfile(tarfile.TarInfo(name))
