@@ -46,7 +46,7 @@ from unet_spec.weight_file import WeightFile
 COMMAND = "python -m benchmarks.wrong_input"
 RESULT = RESULTS / "wrong_input.json"
 COUNTS = {"weights": 3000, "images": 3000, "pairs": 300, "runs": 400, "commands": 1500}
-QUICK_COUNTS = {"weights": 80, "images": 60, "pairs": 10, "runs": 12, "commands": 24}
+QUICK_COUNTS = {"weights": 130, "images": 100, "pairs": 10, "runs": 10, "commands": 20}
 _NO_DAYS: dict[str, Any] = {"cases": {}, "counts": {}, "details": [], "largest_growth_mb": 0}
 BESIDE = ("beside the net, ", "left out, ")  # so begin the sentences about what is not the net's
 SHARE_OF_DAMAGE = 0.4  # of weights and images; the others are hostile
