@@ -110,7 +110,7 @@ def _reseal_zip(content: bytes, rng: np.random.Generator) -> bytes:
             data = old.read(entry)
             if index == chosen:
                 data = _damage_part(data, rng)
-            new.writestr(zipfile.ZipInfo(entry.filename), data)  # a bare name brings today's time
+            new.writestr(zipfile.ZipInfo(entry.filename), data)  # a name adds the time
     return written.getvalue()
 
 

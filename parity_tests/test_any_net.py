@@ -347,6 +347,39 @@ def test_mistakes_around_a_mask_of_integers_are_named(changes, reason):
     assert report.reasons[0].startswith(reason)
 
 
+class SharedLayer(nn.Module):
+    """Calls one layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear_pair()[0]
+
+    def forward(self, x):
+        y = torch.sigmoid(x)
+        return self.layer(torch.tanh(x)) * self.layer(y) + y
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"bias": 0.0}, "layer: its linear layer, number 2 of 2, differs; the port seems to have a"
+                        " missing bias"),
+        ({"act": jnp.tanh}, "the net: its linear layer differs; the port seems to have another"
+                            " value in the place of an input, that of the net's tanh"),
+    ],
+)  # fmt: skip
+def test_the_call_of_a_layer_is_counted_in_the_layer_and_not_in_what_gives_its_input(wrong, reason):
+    def port(p, x, act=jax.nn.sigmoid, bias=1.0):
+        first, second = jnp.tanh(x) @ p["w"] + p["b"], act(x) @ p["w"] + bias * p["b"]
+        return first * second + jax.nn.sigmoid(x)
+
+    def convert(state):
+        return linear_pair()[1]({n.removeprefix("layer."): t for n, t in state.items()})
+
+    report = verify_pair(SharedLayer(), partial(port, **wrong), convert=convert, inputs=[X])
+    assert report.reasons[0] == reason
+
+
 def test_a_port_that_computes_in_float32_is_judged_by_float32_and_told_so():
     class Attention(nn.Module):
         def forward(self, q, k, v):

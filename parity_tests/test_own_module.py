@@ -125,7 +125,7 @@ BUGS: dict[str, tuple[str, Callable[[nn.Module], object], str, str]] = {
         "narrow", _swap, "up1: its concatenation differs", "a concatenation in the other order",
     ),
     "corners that are not aligned": (
-        "narrow", _leave_corners, "up1.up: its upsample_bilinear2d differs",
+        "narrow", _leave_corners, "up1.up: its interpolation differs",
         "bilinear interpolation with aligned corners",
     ),
     "crop for pad": ("odd", _crop, "up1: its concatenation differs", ""),
@@ -140,7 +140,7 @@ BUGS: dict[str, tuple[str, Callable[[nn.Module], object], str, str]] = {
     ),
     "another slope": (
         "shared", lambda net: setattr(net, "slope", 0.2),
-        "the net: its leaky_relu, number 1 of 10, differs", "ReLU",
+        "the net: its leaky ReLU, number 1 of 10, differs", "ReLU",
     ),
     "missing ReLU": (
         "shared", lambda net: setattr(net, "without", "enc2_a"),
@@ -152,7 +152,7 @@ BUGS: dict[str, tuple[str, Callable[[nn.Module], object], str, str]] = {
     ),
     "average pool": (
         "shared", lambda net: setattr(net, "pool", nn.AvgPool2d(2)),
-        "pool: its avg_pool2d, number 1 of 2, differs", "a max-pool",
+        "pool: its average pool, number 1 of 2, differs", "a max-pool",
     ),
     "padding by reflection": (
         "shared", _pad_by_reflection, "enc2_b: its reflection_pad2d differs", "",

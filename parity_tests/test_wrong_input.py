@@ -251,10 +251,16 @@ def test_readings_that_differ_or_are_not_finite_are_faults():
         wrong_input.compare_readings(broken, broken)
 
 
-@pytest.mark.parametrize("kind", ["images", "weights"])
-def test_the_same_seed_damages_the_same_bytes_and_every_way_damages(tmp_path, monkeypatch, kind):
-    minutes = itertools.count(0, 60)  # as between two runs, since an archive may hold the time
+@pytest.fixture
+def passing_minutes(monkeypatch):
+    """Lets a minute pass whenever the time is read, because an archive may hold it."""
+    minutes = itertools.count(0, 60)
     monkeypatch.setattr(time, "time", lambda: 1.7e9 + next(minutes))
+
+
+@pytest.mark.parametrize("kind", ["images", "weights"])
+@pytest.mark.usefixtures("passing_minutes")
+def test_the_same_seed_damages_the_same_bytes_and_every_way_damages(tmp_path, kind):
     cases = wrong_input.draw_cases(kind, 375, tmp_path / "whole", seed=3)[:150]
     assert {way for _, way in (case.arguments for case in cases)} == set(damage.DAMAGES)
     changed = 0
@@ -266,6 +272,7 @@ def test_the_same_seed_damages_the_same_bytes_and_every_way_damages(tmp_path, mo
 
 
 @pytest.mark.parametrize("kind", ["images", "weights", "pairs"])
+@pytest.mark.usefixtures("passing_minutes")
 def test_the_same_seed_makes_the_same_hostile_files(tmp_path, kind):
     makers = wrong_input.KINDS[kind]
     cases = wrong_input.draw_cases(kind, 3 * len(makers), tmp_path / "whole", seed=3)
@@ -279,6 +286,19 @@ def test_the_same_seed_makes_the_same_hostile_files(tmp_path, kind):
             wrong_input.make_file(case, folder)
             contents.append(list_content(folder))
         assert contents[0] == contents[1], case.what
+
+
+@pytest.mark.usefixtures("passing_minutes")
+def test_a_file_of_another_kind_holds_no_time(tmp_path):
+    written = set()
+    for seed in range(40):
+        first, again = (
+            hostile.another_kind(tmp_path, np.random.default_rng(seed)).read_bytes()
+            for _ in range(2)
+        )
+        assert first == again
+        written.add(first[:4])
+    assert b"PK\3\4" in written
 
 
 def list_content(folder):

@@ -109,8 +109,8 @@ def _make_forward(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _jit(config: UNetConfig):
-    """Return the one function of a net: two would each compile their own programs."""
-    with _making:  # `lru_cache` alone calls a function twice for two threads that ask at once
+    """Return the function of a net, one for all threads: two would compile every program twice."""
+    with _making:  # of two threads that ask at once, `lru_cache` alone makes a function for each
         return _make_function(config)
 
 

@@ -11,20 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unet_parity.differences import NET
-from unet_parity.pair.logs import ForwardLog, LoggedOperation, Source
+from unet_parity.pair.logs import ForwardLog, LoggedOperation, Source, translate_operator
 from unet_parity.pair.values import ComputedValues, PortValues
-
-WORDS = {
-    "convolution": "convolution", "addmm": "linear layer", "mm": "matrix product",
-    "bmm": "matrix product", "native_layer_norm": "layer norm", "_softmax": "softmax",
-    "native_batch_norm": "batch norm", "_native_batch_norm_legit": "batch norm",
-    "_native_batch_norm_legit_no_training": "batch norm", "native_group_norm": "group norm",
-    "cat": "concatenation", "add": "sum", "mul": "product", "div": "quotient", "sub": "difference",
-    "max_pool2d_with_indices": "max-pool", "upsample_nearest2d": "interpolation",
-    "_adaptive_avg_pool2d": "average pool", "mean": "mean", "gelu": "GELU", "relu": "ReLU",
-    "masked_fill": "mask", "_scaled_dot_product_flash_attention_for_cpu": "attention",
-}  # fmt: skip
-"""What people call torch's operators."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ def find_fault(log: ForwardLog, outputs: Sequence[Source], values: PortValues) -
         if not any(source and source[0] in unlike for source in log.operations[number].inputs)
     )
     operation = log.operations[first]
-    blame = Blame(operation.module or NET, f"its {_describe(operation, log.operations)} differs")
+    blame = Blame(operation.module or NET, _say_what_differs(operation, log.operations))
     if computed is None:
         return blame
     from unet_parity.pair.guess import guess_mistake
@@ -79,14 +67,17 @@ def find_fault(log: ForwardLog, outputs: Sequence[Source], values: PortValues) -
     return guess_mistake(blame, log.calls, first, computed)
 
 
-def _describe(operation: LoggedOperation, all_of_them: Sequence[LoggedOperation]) -> str:
-    """Return what people call an operation, and which of its module's it is if there are more."""
-    word = WORDS.get(operation.name, operation.name.strip("_"))
-    alike = [o for o in all_of_them if (o.module, o.name) == (operation.module, operation.name)]
-    if len(alike) == 1:
-        return word
-    place = 1 + next(number for number, other in enumerate(alike) if other is operation)
-    return f"{word}, number {place} of {len(alike)},"
+def _say_what_differs(operation: LoggedOperation, operations: Sequence[LoggedOperation]) -> str:
+    """Name an operation by its kind, and by its place where its module has several of that kind."""
+    numbers = [
+        other.number
+        for other in operations
+        if (other.module, other.name) == (operation.module, operation.name)
+    ]
+    word = translate_operator(operation.name)
+    if len(numbers) == 1:
+        return f"its {word} differs"
+    return f"its {word}, number {1 + numbers.index(operation.number)} of {len(numbers)}, differs"
 
 
 def _walk_back(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unet_parity.differences import NET, module_of
 from unet_parity.pair.blame import Blame
+from unet_parity.pair.logs import translate_operator
 from unet_parity.pair.operations import Operation, widen
 from unet_parity.pair.values import ComputedValues, Values
 from unet_parity.pair.variants import ACTIVATIONS, list_variants
@@ -34,10 +35,13 @@ def guess_mistake(
     for variant in list_variants(operations[first], operations[:first]):
         if not variant.tensors or not all(_contains(port.values, t) for t in variant.tensors):
             continue
-        if variant.is_later or port.goes_on(operations, (first, 0), variant.tensors[0]):
-            # a layer that is right, and is given what comes from elsewhere, is not at fault
-            module = module_of(blame.module) or NET if variant.is_wiring else blame.module
-            return replace(blame, module=module, looks_like=variant.text)
+        if not variant.is_later and not port.goes_on(operations, (first, 0), variant.tensors[0]):
+            continue
+        if not variant.is_wiring:
+            return replace(blame, looks_like=variant.text)
+        # a layer that is right, and is given what comes from elsewhere, is not at fault
+        what = f"its {translate_operator(operations[first].name)} differs"
+        return Blame(module_of(blame.module) or NET, what, variant.text)
     return blame
 
 
@@ -101,6 +105,6 @@ def _keep_values(operations: Sequence[Operation]) -> Values:
 
 
 def _contains(values: Values, tensor: Tensor) -> bool:
-    """Say whether a tensor is among some values; one of equal values proves no guess."""
+    """Say whether a tensor is among some values, and proves something: a constant does not."""
     array = widen(tensor)
     return array.size > 0 and bool((array != array.flat[0]).any()) and values.contains(array)

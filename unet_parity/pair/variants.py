@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unet_parity.pair.logs import translate_operator
 from unet_parity.pair.operations import Operation
 
 EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -338,5 +339,5 @@ def _try(
 
 
 def _describe(operation: Operation) -> str:
-    name = operation.name.strip("_")
-    return f"{operation.module}'s {name}" if operation.module else name
+    word = translate_operator(operation.name)
+    return f"{operation.module}'s {word}" if operation.module else f"the net's {word}"

@@ -16,8 +16,8 @@ from unet_spec.wording import list_names
 
 SHOWN = 3
 CAUSE = 1e-3
-"""Gradients that are apart by less than this part of what the updates are apart by did not move
-these: so much smaller differences only follow from rounding in the steps before."""
+"""Gradients are no cause where their distance is less than this part of that of the updates: so
+small a distance follows from the steps before."""
 SMALL = 1e-3
 """A ratio that is nearer to 1 may come of a constant that was rounded to float32."""
 
