@@ -14,22 +14,22 @@ Source = tuple[int, int]
 """(number of an operation, which of its outputs)."""
 
 WORDS = {
-    "convolution": "convolution", "addmm": "linear layer", "mm": "matrix product",
-    "bmm": "matrix product", "native_layer_norm": "layer norm", "_softmax": "softmax",
-    "native_batch_norm": "batch norm", "_native_batch_norm_legit": "batch norm",
-    "_native_batch_norm_legit_no_training": "batch norm", "native_group_norm": "group norm",
-    "cat": "concatenation", "add": "sum", "mul": "product", "div": "quotient", "sub": "difference",
+    "addmm": "linear layer", "mm": "matrix product", "bmm": "matrix product",
+    "native_layer_norm": "layer norm", "native_group_norm": "group norm",
+    "native_batch_norm": "batch norm", "native_batch_norm_legit": "batch norm",
+    "native_batch_norm_legit_no_training": "batch norm", "cat": "concatenation", "add": "sum",
+    "mul": "product", "div": "quotient", "sub": "difference", "masked_fill": "mask",
     "max_pool2d_with_indices": "max-pool", "avg_pool2d": "average pool",
-    "_adaptive_avg_pool2d": "average pool", "mean": "mean", "upsample_nearest2d": "interpolation",
+    "adaptive_avg_pool2d": "average pool", "upsample_nearest2d": "interpolation",
     "upsample_bilinear2d": "interpolation", "gelu": "GELU", "relu": "ReLU",
-    "leaky_relu": "leaky ReLU", "masked_fill": "mask",
-    "_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "leaky_relu": "leaky ReLU", "scaled_dot_product_flash_attention_for_cpu": "attention",
 }  # fmt: skip
 
 
 def translate_operator(name: str) -> str:
-    """Return what people call an operator of torch."""
-    return WORDS.get(name, name.strip("_"))
+    """Return what people call an operator of torch; in place it has the same name and a `_`."""
+    plain = name.strip("_")
+    return WORDS.get(plain, plain)
 
 
 @dataclass(frozen=True, eq=False)
